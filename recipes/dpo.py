@@ -1,0 +1,40 @@
+"""Direct preference optimisation: fit a LoRA policy to chosen/rejected pairs, no reward model.
+
+accelerate launch --config_file accelerate_configs/single.yaml \
+    recipes/dpo.py --config recipes/demo/dpo.yaml
+"""
+
+from trl import DPOConfig, DPOTrainer, ModelConfig, get_peft_config, get_quantization_config
+
+from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
+from rlhf_recipes.models import base_path, init_kwargs, open_tokenizer
+from rlhf_recipes.plan import training_plan
+from rlhf_recipes.preferences import load_prepared
+from rlhf_recipes.training import Run
+
+ARGUMENTS = (RecipeArguments, DPOConfig, ModelConfig)
+
+
+def main() -> None:
+    """Train the policy on the pairs; the base with the adapter off is the reference."""
+    recipe, training, model = parse_recipe(*ARGUMENTS)
+    dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
+    if recipe.plan:
+        print(training_plan("dpo", recipe, training, model, dataset))
+        return
+    stage = Run("dpo", recipe, training, model)
+    training.model_init_kwargs = init_kwargs(model)
+    trainer = DPOTrainer(
+        model=base_path(model.model_name_or_path),
+        args=training,
+        train_dataset=dataset["train"],
+        eval_dataset=dataset["validation"],
+        processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),
+        peft_config=get_peft_config(model),
+        quantization_config=get_quantization_config(model),
+    )
+    stage.train_and_save(trainer)
+
+
+if __name__ == "__main__":
+    run(main)

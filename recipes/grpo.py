@@ -1,0 +1,41 @@
+"""Group relative policy optimisation: a LoRA policy against the reward model, without a value.
+
+accelerate launch --config_file accelerate_configs/single.yaml \
+    recipes/grpo.py --config recipes/demo/grpo.yaml
+"""
+
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
+
+from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
+from rlhf_recipes.models import base_path, init_kwargs, open_tokenizer
+from rlhf_recipes.plan import training_plan
+from rlhf_recipes.preferences import load_prepared, unique_prompts
+from rlhf_recipes.rewards import RewardModel
+from rlhf_recipes.training import Run
+
+ARGUMENTS = (RecipeArguments, RewardArguments, GRPOConfig, ModelConfig)
+
+
+def main() -> None:
+    """Train the policy on groups of its own completions, scored by the reward adapter."""
+    recipe, reward, training, model = parse_recipe(*ARGUMENTS)
+    dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
+    if recipe.plan:
+        print(training_plan("grpo", recipe, training, model, dataset))
+        return
+    stage = Run("grpo", recipe, training, reward, model)
+    training.model_init_kwargs = init_kwargs(model)
+    trainer = GRPOTrainer(
+        model=base_path(model.model_name_or_path),
+        reward_funcs=RewardModel.load(reward.reward_model_path).to(training.device),
+        args=training,
+        train_dataset=unique_prompts(dataset["train"]),
+        processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),
+        peft_config=get_peft_config(model),
+        quantization_config=get_quantization_config(model),
+    )
+    stage.train_and_save(trainer)
+
+
+if __name__ == "__main__":
+    run(main)

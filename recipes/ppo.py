@@ -1,0 +1,44 @@
+"""Proximal policy optimisation: policy, value, reward and reference as adapters on one base.
+
+accelerate launch --config_file accelerate_configs/single.yaml \
+    recipes/ppo.py --config recipes/demo/ppo.yaml
+"""
+
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
+from rlhf_recipes.models import init_kwargs, open_base, open_tokenizer
+from rlhf_recipes.plan import training_plan
+from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.trainer import PPOTrainer
+from rlhf_recipes.preferences import load_prepared, unique_prompts
+from rlhf_recipes.training import Run
+
+ARGUMENTS = (RecipeArguments, RewardArguments, PPOConfig, ModelConfig)
+
+
+def main() -> None:
+    """Train policy and value on rollouts of the policy, scored by the reward adapter."""
+    recipe, reward, training, model = parse_recipe(*ARGUMENTS)
+    dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
+    if recipe.plan:
+        print(training_plan("ppo", recipe, training, model, dataset))
+        return
+    stage = Run("ppo", recipe, training, reward, model)
+    trainer = PPOTrainer(
+        model=open_base(
+            model.model_name_or_path,
+            **init_kwargs(model),
+            quantization_config=get_quantization_config(model),
+        ),
+        reward_model_path=reward.reward_model_path,
+        args=training,
+        train_dataset=unique_prompts(dataset["train"]),
+        processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),
+        peft_config=get_peft_config(model),
+    )
+    stage.train_and_save(trainer)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,32 @@
+"""Prepare preference data: any usual shape -> balanced training and validation pairs.
+
+python recipes/prepare_data.py --config recipes/demo/prepare_data.yaml
+"""
+
+import os
+from pathlib import Path
+
+from rlhf_recipes.arguments import parse_recipe, run
+from rlhf_recipes.preference_preparation import check_writable, prepare, size_table, write_prepared
+from rlhf_recipes.preferences import DataArguments
+
+
+def main() -> None:
+    (arguments,) = parse_recipe(DataArguments)
+    out = Path(arguments.output_dir)
+    outputs = f"{out / 'data'}, {out / 'dataset_stats.json'}, {out / 'dataset_distribution.png'}"
+    if arguments.plan:
+        print(size_table(prepare(arguments)))
+        print(f"\nWould write {outputs}")
+        return
+    if os.getenv("RANK", "0") != "0":  # of several launched processes one is enough
+        return
+    check_writable(arguments)
+    prepared = prepare(arguments)
+    write_prepared(prepared, arguments)
+    print(size_table(prepared))
+    print(f"\nWrote {outputs}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,41 @@
+"""Reward model: a LoRA sequence classifier fitted to chosen/rejected pairs.
+
+accelerate launch --config_file accelerate_configs/single.yaml \
+    recipes/reward.py --config recipes/demo/reward.yaml
+"""
+
+from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config, get_quantization_config
+
+from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
+from rlhf_recipes.evaluation.collect import review_reward_model
+from rlhf_recipes.models import base_path, init_kwargs, open_tokenizer
+from rlhf_recipes.plan import training_plan
+from rlhf_recipes.preferences import load_prepared
+from rlhf_recipes.training import Run
+
+ARGUMENTS = (RecipeArguments, RewardConfig, ModelConfig)
+
+
+def main() -> None:
+    """Train the reward model, then score the validation pairs and look into the wrong ones."""
+    recipe, training, model = parse_recipe(*ARGUMENTS)
+    dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
+    if recipe.plan:
+        print(training_plan("reward", recipe, training, model, dataset))
+        return
+    stage = Run("reward", recipe, training, model)
+    training.model_init_kwargs = init_kwargs(model)
+    trainer = RewardTrainer(
+        model=base_path(model.model_name_or_path),
+        args=training,
+        train_dataset=dataset["train"],
+        eval_dataset=dataset["validation"],
+        processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),
+        peft_config=get_peft_config(model),
+        quantization_config=get_quantization_config(model),
+    )
+    stage.train_and_save(trainer, lambda folder: review_reward_model(folder, dataset["validation"]))
+
+
+if __name__ == "__main__":
+    run(main)

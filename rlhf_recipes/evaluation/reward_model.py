@@ -1,0 +1,156 @@
+"""Where a reward model disagrees with the preference labels: how often, on what, and examples."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.evaluation.failures import refuses, words
+from rlhf_recipes.evaluation.statistics import SEED
+from rlhf_recipes.evaluation.win_rate import win_rate
+
+Pair = dict[str, Any]
+
+CONFIDENT = 10
+RANDOM = 10
+NEAR_DUPLICATE = 0.8
+MANY_TURNS = 4
+
+
+def reward_model_errors(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Accuracy with its interval, error rates by slice, and 20 wrong pairs chosen by a stated rule.
+
+    A pair is right if the chosen text scores higher; equal scores count one half. The wrong pairs
+    shown are the 10 with the largest margin against the label and 10 drawn from the others with
+    a fixed seed, or all of them if there are no more than 20.
+
+    Args:
+        pairs: Records with prompt, chosen, rejected (texts), chosen_reward, rejected_reward,
+            chosen_tokens, rejected_tokens, turns and source.
+    """
+    _require_scores(pairs)
+    described = [_describe(index, pair) for index, pair in enumerate(pairs)]
+    wrong = sorted((p for p in described if p["margin"] < 0), key=lambda p: float(p["margin"]))
+    margins = np.array([pair["margin"] for pair in described])
+    return {
+        "n": len(pairs),
+        "accuracy": _accuracy(described),
+        "margin": {
+            "mean": float(margins.mean()),
+            "quantiles": {f"{q:.2f}": float(np.quantile(margins, q)) for q in (0.05, 0.5, 0.95)},
+        },
+        "slices": _slices(described),
+        "n_wrong": len(wrong),
+        "rule": (
+            f"the {CONFIDENT} wrong pairs with the largest margin against the label, then "
+            f"{RANDOM} drawn from the rest with seed {SEED}; all if there are no more"
+        ),
+        "wrong_pairs": _chosen_by_rule(wrong),
+    }
+
+
+def near_duplicates(first: str, second: str) -> bool:
+    """Whether two texts share 80% of their words, counted with repeats (Dice's coefficient)."""
+    a, b = Counter(words(first)), Counter(words(second))
+    total = a.total() + b.total()
+    return total == 0 or 2 * (a & b).total() / total >= NEAR_DUPLICATE
+
+
+def _require_scores(pairs: Sequence[Pair]) -> None:
+    if not pairs:
+        raise RecipeError(
+            "There are no preference pairs to score. The reward model's errors cannot be counted. "
+            "Prepare data with a validation split that is not empty."
+        )
+    for index, pair in enumerate(pairs):
+        scores = pair["chosen_reward"], pair["rejected_reward"]
+        if not all(map(math.isfinite, scores)):
+            raise RecipeError(
+                f"The reward model scores pair {index} as {scores[0]} and {scores[1]}. Its weights "
+                "are broken, most likely by a diverged run. Train it with a lower learning rate."
+            )
+
+
+def _describe(index: int, pair: Pair) -> Pair:
+    gap = pair["chosen_tokens"] - pair["rejected_tokens"]
+    found = {
+        "chosen_shorter": gap < 0,
+        "refusal_in_chosen": refuses(pair["chosen"]),
+        "refusal_in_rejected": refuses(pair["rejected"]),
+        "near_duplicate": near_duplicates(pair["chosen"], pair["rejected"]),
+    }
+    return {
+        "index": index,
+        **pair,
+        "margin": pair["chosen_reward"] - pair["rejected_reward"],
+        "length_gap": gap,
+        "flags": [name for name, holds in found.items() if holds],
+    }
+
+
+def _accuracy(pairs: Sequence[Pair]) -> dict[str, Any]:
+    rate = win_rate(
+        np.array([[pair["chosen_reward"]] for pair in pairs], dtype=np.float64),
+        np.array([[pair["rejected_reward"]] for pair in pairs], dtype=np.float64),
+    )
+    counts = {"right": rate["wins"], "ties": rate["ties"], "wrong": rate["losses"]}
+    return {"value": rate["value"], "ci": rate["ci"], **counts}
+
+
+def _turns(pair: Pair) -> str:
+    turns = pair["turns"]
+    return f"{MANY_TURNS} or more" if turns >= MANY_TURNS else str(turns)
+
+
+def _length(pair: Pair) -> str:
+    gap = pair["length_gap"]
+    return "chosen shorter" if gap < 0 else "chosen longer" if gap > 0 else "equal length"
+
+
+def _flagged(flag: str) -> Callable[[Pair], str]:
+    return lambda pair: "yes" if flag in pair["flags"] else "no"
+
+
+SLICES: dict[str, Callable[[Pair], str]] = {
+    "length": _length,
+    "turns": _turns,
+    "refusal in chosen": _flagged("refusal_in_chosen"),
+    "refusal in rejected": _flagged("refusal_in_rejected"),
+    "near-duplicate": _flagged("near_duplicate"),
+    "source": lambda pair: str(pair["source"]),
+}
+
+
+def _slices(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    table = []
+    for name, value_of in SLICES.items():
+        groups: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            groups.setdefault(value_of(pair), []).append(pair)
+        for value in sorted(groups):
+            accuracy = _accuracy(groups[value])
+            table.append(
+                {
+                    "slice": name,
+                    "value": value,
+                    "n": len(groups[value]),
+                    "wrong": accuracy["wrong"],
+                    "ties": accuracy["ties"],
+                    "error_rate": 1 - accuracy["value"],
+                    "ci": [1 - accuracy["ci"][1], 1 - accuracy["ci"][0]],
+                }
+            )
+    return table
+
+
+def _chosen_by_rule(wrong: list[Pair]) -> list[Pair]:
+    if len(wrong) <= CONFIDENT + RANDOM:
+        return [pair | {"selection": "all"} for pair in wrong]
+    rest = wrong[CONFIDENT:]
+    drawn = sorted(np.random.default_rng(SEED).choice(len(rest), RANDOM, replace=False))
+    return [pair | {"selection": "most confident"} for pair in wrong[:CONFIDENT]] + [
+        rest[i] | {"selection": "random"} for i in drawn
+    ]

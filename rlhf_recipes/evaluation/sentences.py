@@ -1,0 +1,126 @@
+"""Sentences about results, each gated by its statistics: no direction is named without evidence.
+
+Numbers come from the results as they are, rounded for reading; nothing is computed here.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_recipes.evaluation import statistics
+from rlhf_recipes.evaluation.results import UNDECIDED, verdict
+
+Results = dict[str, Any]
+
+
+def number(value: float) -> str:
+    """Three significant digits, never scientific: 52.1, 0.123, 1234."""
+    if value == 0:
+        return "0"
+    decimals = min(4, max(0, 2 - math.floor(math.log10(abs(value)))))
+    text = f"{value:.{decimals}f}"
+    return "0" if float(text) == 0 else text
+
+
+def signed(value: float) -> str:
+    return f"+{number(value)}" if value > 0 else number(value)
+
+
+def gain(value: float) -> str:
+    """A gain in standard deviations of base."""
+    return f"{value:+.2f}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f}%"
+
+
+def p_value(p: float) -> str:
+    return f"{p:.2g}"
+
+
+def span(ci: Sequence[float]) -> str:
+    return f"[{number(ci[0])}, {number(ci[1])}]"
+
+
+def percent_span(ci: Sequence[float]) -> str:
+    return f"[{100 * ci[0]:.0f}, {100 * ci[1]:.0f}]"
+
+
+def rate(value: float, ci: Sequence[float]) -> str:
+    return f"{percent(value)} {percent_span(ci)}"
+
+
+def comparison_sentence(name: str, other: str, win: Results, metric: str) -> str:
+    """One policy against base or another policy, on the metric claims are made on."""
+    facts = (
+        f"{rate(win['value'], win['ci'])} of {win['n']} prompts by {metric} "
+        f"({win['wins']} won, {win['ties']} tied, {win['losses']} lost; "
+        f"Holm p = {p_value(win['p_holm'])})"
+    )
+    found = verdict(win)
+    if found != UNDECIDED:
+        return f"**{name}** is **{found}** than {other}: it wins {facts}."
+    sentence = f"**{name}** shows no detectable difference from {other}: it wins {facts}."
+    if win["detectable"]:
+        sentence += (
+            f" Only a difference of {100 * win['detectable']:.0f} points or more would be found "
+            f"{percent(statistics.POWER)} of the time."
+        )
+    return sentence
+
+
+def frontier_sentence(name: str, kl: Results, front: Results, metric: str) -> str:
+    """Whether a model is on the reward-KL frontier, and how sure that is."""
+    spent = f"**{name}** spends {number(kl['seq'])} nats a response {span(kl['ci'])} and"
+    draws = f"({percent(front['probability'])} of the bootstrap draws)"
+    if 1 - front["probability"] >= statistics.CONFIDENCE:
+        by = " and ".join(front["dominated_by"])
+        return f"{spent} is dominated by {by} on {metric}: on the frontier in {draws[1:-1]}."
+    if front["probability"] >= statistics.CONFIDENCE:
+        return f"{spent} is on the {metric} frontier {draws}."
+    return f"{spent} may be on the {metric} frontier {draws}: these prompts do not settle it."
+
+
+def over_optimisation_sentence(name: str, policy: Results) -> str:
+    """Proxy gain against gold gain; `over-optimised` only where gold fell while the proxy rose."""
+    facts = (
+        f"proxy {gain(policy['proxy_gain'])}, gold {gain(policy['gold_gain'])} sd of base, "
+        f"gap {gain(policy['gap'])} {span(policy['gap_ci'])}"
+    )
+    if policy["over_optimised"]:
+        return f"**{name}** is over-optimised: the proxy rose and gold fell ({facts})."
+    if policy["gap_ci"][0] > 0:
+        return f"**{name}** gained more on the proxy than on gold, and gold did not fall ({facts})."
+    return f"**{name}** shows no sign of over-optimisation ({facts})."
+
+
+def failure_sentences(failures: Results) -> list[str]:
+    """The failures that became more or less frequent than in base beyond doubt."""
+    sentences = []
+    for detector, found in failures.items():
+        for name, entry in found["per_model"].items():
+            if entry.get("p_holm", 1.0) >= statistics.ALPHA:
+                continue
+            low, high = entry["diff_ci"]
+            if low <= 0 <= high:
+                continue
+            direction = "more" if entry["diff_vs_base"] > 0 else "less"
+            base = found["per_model"]["base"]["rate"]
+            sentences.append(
+                f"**{name}** has {direction} `{detector}` than base: {percent(entry['rate'])} "
+                f"against {percent(base)} (difference {100 * entry['diff_vs_base']:+.0f} points "
+                f"{percent_span(entry['diff_ci'])}, Holm p = {p_value(entry['p_holm'])})."
+            )
+    return sentences or ["No failure is detectably more or less frequent than in base."]
+
+
+def control_sentence(name: str, control: Results, primary: str) -> str:
+    """The A/A control in words."""
+    win = control["win_rate"][primary]
+    outcome = "passed" if control["passed"] else "**failed**"
+    return (
+        f"A/A control `{name}` {outcome}: base sampled again wins {rate(win['value'], win['ci'])} "
+        f"against itself by {primary} (Holm p = {p_value(win['p_holm'])}), at a KL of "
+        f"{number(control['kl']['seq'])} nats (must be 0)."
+    )

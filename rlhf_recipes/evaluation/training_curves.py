@@ -1,0 +1,125 @@
+"""Training curves of all methods on one schema of names, from the logs their trainers saved."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from rlhf_recipes.evaluation.figures import colour, figure
+
+Log = Sequence[Mapping[str, Any]]
+Curves = dict[str, tuple[list[float], list[float]]]
+
+# What each trainer calls the same quantity; the first name found in a log is taken.
+SCHEMA: dict[str, tuple[str, ...]] = {
+    "reward": ("reward", "objective/scores", "score"),
+    "accuracy": ("accuracy", "rewards/accuracies"),
+    "margin": ("margin", "rewards/margins"),
+    "KL": ("kl", "objective/kl"),
+    "loss": ("loss",),
+    "entropy": ("entropy", "objective/entropy", "policy/entropy"),
+    "length (tokens)": ("completions/mean_length", "length"),
+    "gradient norm": ("grad_norm",),
+    "value loss": ("value_loss", "loss/value", "loss/value_avg"),
+    "clipped ratios": ("clip_ratio/region_mean", "clip_ratio", "policy/clipfrac", "clipfrac"),
+    "cut off at the limit": ("completions/clipped_ratio",),
+    "groups without signal": ("frac_reward_zero_std",),
+}
+COLUMNS = 4
+SMOOTHED_FROM = 60
+
+
+def curves(log: Log) -> Curves:
+    """Steps and values of each quantity of the schema in a trainer's log_history.
+
+    Values measured on held-out data have their own key, `NAME (validation)`. Entries that are
+    not finite numbers are left out.
+    """
+    found: Curves = {}
+    for name, aliases in SCHEMA.items():
+        for prefix, suffix in (("", ""), ("eval_", " (validation)")):
+            for alias in aliases:
+                points = [
+                    (float(entry["step"]), float(entry[prefix + alias]))
+                    for entry in log
+                    if "step" in entry and _is_number(entry.get(prefix + alias))
+                ]
+                if points:
+                    steps, values = zip(*points, strict=True)
+                    found[name + suffix] = list(steps), list(values)
+                    break
+    return found
+
+
+def read_logs(models_folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """log_history of every finished run in the folder, by stage: `ppo` for `ppo_model`."""
+    paths = sorted(models_folder.glob("*/trainer_state.json"))
+    stages = {path.parent.name.removesuffix("_model"): path for path in paths}
+    order = [s for s in ("reward", "ppo", "grpo", "dpo") if s in stages]
+    order += [s for s in stages if s not in order]
+    return {s: json.loads(stages[s].read_text(encoding="utf-8"))["log_history"] for s in order}
+
+
+def training_curves_figure(log_histories: Mapping[str, Log], path: Path) -> bool:
+    """Draw every run's curves as small multiples; False, and no file, if nothing was logged.
+
+    One run fills a grid with all it logged. Several take a row each, with the first four
+    quantities of the schema that they logged.
+
+    Args:
+        log_histories: `log_history` of the trainer's state, by method.
+    """
+    found = {method: curves(log) for method, log in log_histories.items()}
+    found = {method: drawn for method, drawn in found.items() if drawn}
+    if not found:
+        return False
+    panels = {method: _quantities(drawn) for method, drawn in found.items()}
+    if len(found) > 1:
+        panels = {method: names[:COLUMNS] for method, names in panels.items()}
+    columns = min(COLUMNS, max(map(len, panels.values())))
+    cells = [
+        (method, names[start : start + columns])
+        for method, names in panels.items()
+        for start in range(0, len(names), columns)
+    ]
+    text = "Line: training, every logged step (bold: moving average, where there are many); dots: "
+    text += "validation. x: optimiser step. One training seed."
+    with figure(path, 3.1 * columns + 0.4, 2.05 * len(cells) + 0.6, text) as canvas:
+        grid = canvas.subplots(len(cells), columns, squeeze=False)
+        for row, (method, names) in zip(grid, cells, strict=True):
+            for axes in row[len(names) :]:
+                axes.set_axis_off()
+            for axes, name in zip(row, names, strict=False):
+                _panel(axes, found[method], name, colour(method, list(found)))
+                axes.set_title(f"{method}: {name}", fontsize=9.5)
+    return True
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _quantities(drawn: Curves) -> list[str]:
+    return list(dict.fromkeys(name.removesuffix(" (validation)") for name in drawn))
+
+
+def _panel(axes: Axes, drawn: Curves, name: str, tint: str) -> None:
+    if name in drawn:
+        steps, values = drawn[name]
+        many = len(steps) >= SMOOTHED_FROM
+        lone = "o" if len(steps) == 1 else None
+        axes.plot(steps, values, color=tint, linewidth=1.6, alpha=0.3 if many else 1, marker=lone)
+        if many:
+            width = len(steps) // 20
+            smooth = np.convolve(values, np.ones(width) / width, mode="valid")
+            axes.plot(steps[width // 2 :][: len(smooth)], smooth, color=tint, linewidth=2)
+    if f"{name} (validation)" in drawn:
+        axes.plot(*drawn[f"{name} (validation)"], "o", color="#16191d", markersize=4.5, zorder=3)
+    axes.tick_params(labelsize=8)
+    axes.margins(x=0.04, y=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

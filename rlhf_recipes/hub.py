@@ -1,0 +1,198 @@
+"""Push the adapters of finished runs to the Hugging Face Hub, each with its model card.
+
+    python -m rlhf_recipes.hub outputs --user NAME
+
+Repositories are private unless asked otherwise. What is pushed is enough to load and to reproduce
+the adapter; checkpoints, optimiser state and sampled completions stay on the machine.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from rlhf_recipes.arguments import RecipeError, run
+from rlhf_recipes.model_card import card_text, public_base
+from rlhf_recipes.records import workspace
+
+PUSHED = (
+    "adapter_config.json",
+    "*.safetensors",
+    "tokenizer*",
+    "chat_template*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "README.md",
+    "recipe.yaml",
+    "run.json",
+    "training_curves.png",
+)
+"""Names of the files that are pushed; folders such as checkpoints never are."""
+
+
+class Upload(NamedTuple):
+    """A file of a run folder as it goes to the Hub: its own path, or its text made public."""
+
+    name: str
+    content: Path | bytes
+
+
+def write_card(run_folder: Path) -> None:
+    """Write README.md, the model card, into a run folder that has its `run.json`."""
+    text = card_text(run_folder, _read_run(run_folder))
+    (run_folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def repo_name(run_folder: Path) -> str:
+    """The name a run's repository gets on the Hub: `outputs-ppo` for outputs/models/ppo_model."""
+    stage = run_folder.name.removesuffix("_model")
+    shared = workspace(run_folder)
+    return stage if shared == run_folder else f"{shared.resolve().name}-{stage}"
+
+
+def push(run_folder: Path, repo_id: str, private: bool = True, token: str | None = None) -> str:
+    """Push a finished run to the Hub and return the URL of its repository.
+
+    A repository that exists gets another commit. One that is public already is refused while
+    `private` holds: the Hub would keep it public.
+
+    Args:
+        run_folder: Holds an adapter and its `run.json`; only a missing card is written into it.
+        repo_id: `name` or `user/name`; without a user, the token's.
+        token: Instead of HF_TOKEN or the one that `hf auth login` stored.
+    """
+    _read_run(run_folder)
+    if not _has_own_card(run_folder):
+        write_card(run_folder)
+    api = HfApi(token=token, library_name="rlhf_recipes")
+    with _hub_errors(run_folder, repo_id):
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(url.repo_id).private:
+            raise RecipeError(
+                f"{url} exists and is public, so {run_folder} was not pushed to it. Push to "
+                "another name, make that repository private in its settings, or push in public: "
+                "`make push ARGS=--public`, or `hub_private_repo: false` in a recipe."
+            )
+        operations = [
+            CommitOperationAdd(upload.name, upload.content)
+            for upload in _uploads(run_folder, url.repo_id)
+        ]
+        api.create_commit(url.repo_id, operations, commit_message=f"Push {run_folder.name}")
+    return str(url)
+
+
+def push_all(output_dir: Path, user: str, private: bool = True) -> Iterator[tuple[Path, str]]:
+    """Push each finished run of `output_dir/models`; yields its folder and its URL once it is up.
+
+    A repository is named `user/repo_name(folder)`.
+    """
+    folders = sorted(record.parent for record in output_dir.glob("models/*/run.json"))
+    if not folders:
+        raise RecipeError(
+            f"{output_dir}/models has no finished run, so there is nothing to push. "
+            "Train one first, for example with `make dpo`, or name another folder with OUT=."
+        )
+    for folder in folders:
+        yield folder, push(folder, f"{user}/{repo_name(folder)}", private)
+
+
+def _read_run(run_folder: Path) -> dict[str, Any]:
+    for name in ("run.json", "adapter_config.json"):
+        if not (run_folder / name).is_file():
+            raise RecipeError(
+                f"{run_folder} has no {name}, so it is not the folder of a finished training run. "
+                "Finish the run first, or name another folder."
+            )
+    record: dict[str, Any] = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
+    return record
+
+
+def _has_own_card(run_folder: Path) -> bool:
+    """True for a card of ours, which its owner may have edited; TRL's trainers leave theirs."""
+    card = run_folder / "README.md"
+    return card.is_file() and "rlhf_recipes" in (ModelCard.load(card).data.tags or [])
+
+
+def _uploads(run_folder: Path, repo_id: str) -> list[Upload]:
+    """The files to push; no text among them holds the path of a base on this machine."""
+    config = json.loads((run_folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    config["base_model_name_or_path"] = public_base(base)
+    uploads = []
+    for path in sorted(run_folder.iterdir()):
+        if not path.is_file() or not any(fnmatch(path.name, pattern) for pattern in PUSHED):
+            continue
+        content: Path | bytes = path
+        if path.name == "adapter_config.json":
+            content = (json.dumps(config, indent=2) + "\n").encode()
+        elif path.name == "README.md":
+            text = path.read_text(encoding="utf-8")
+            content = text.replace(f'"{run_folder.name}"', f'"{repo_id}"').encode()
+        elif path.suffix in {".json", ".yaml"} and Path(base).is_absolute():
+            text = path.read_text(encoding="utf-8")
+            content = text.replace(base, public_base(base)).encode() if base in text else path
+        uploads.append(Upload(path.name, content))
+    return uploads
+
+
+@contextmanager
+def _hub_errors(run_folder: Path, repo_id: str) -> Iterator[None]:
+    """Turn what the Hub or the network refuses into a RecipeError that says the way out."""
+    kept = f"Nothing is lost: {run_folder} is complete, and `make push` can be repeated."
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise RecipeError(
+            f"{repo_id} cannot be pushed: HF_HUB_OFFLINE is set. Unset it to push. {kept}"
+        ) from error
+    except HFValidationError as error:
+        raise RecipeError(f"`{repo_id}` cannot name a repository: {error} {kept}") from error
+    except HfHubHTTPError as error:
+        raise RecipeError(f"{_refusal(repo_id, error)} {kept}") from error
+    except (httpx2.TransportError, OSError, RuntimeError) as error:
+        # The upload of large files reports a broken connection as OSError or RuntimeError.
+        raise RecipeError(
+            f"{repo_id} cannot be pushed: the Hub does not answer ({error}). Check the network, "
+            f"and HF_ENDPOINT if it is set. {kept}"
+        ) from error
+
+
+def _refusal(repo_id: str, error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    if status == 401:
+        return (
+            f"{repo_id} cannot be pushed: there is no token, or the Hub does not know it (401). "
+            "Log in with `hf auth login`, or set HF_TOKEN to a token with write access."
+        )
+    if status == 403:
+        return (
+            f"{repo_id} cannot be pushed: the token may not write there (403). Make a token with "
+            "write access to that account at hf.co/settings/tokens and set HF_TOKEN to it, or "
+            "name your own account: HUB_USER=."
+        )
+    return f"{repo_id} cannot be pushed: the Hub answered {error}"
+
+
+def main() -> None:
+    """Push every finished run of a workspace and write the URL of each."""
+    parser = argparse.ArgumentParser(prog="python -m rlhf_recipes.hub", description=__doc__)
+    parser.add_argument("output_dir", type=Path, help="the folder that holds models/")
+    parser.add_argument("--user", required=True, help="account or organisation to push to")
+    parser.add_argument("--public", action="store_true", help="let everyone see the repositories")
+    options = parser.parse_args()
+    for folder, url in push_all(options.output_dir, options.user, private=not options.public):
+        sys.stdout.write(f"{folder} -> {url}\n")
+
+
+if __name__ == "__main__":
+    run(main)

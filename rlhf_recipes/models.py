@@ -1,0 +1,107 @@
+"""Open a base model and its tokenizer, and read what an adapter folder says of its base."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import ModelConfig
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.embedded import embedded_base
+
+
+def base_path(name: str) -> str:
+    """What `from_pretrained` is to be given for a base model's name in a recipe.
+
+    An embedded base (`demo`, `tiny`) is written to the Hugging Face cache on first use; a local
+    folder or a Hub id stands for itself.
+    """
+    return str(embedded_base(name) or name)
+
+
+def init_kwargs(model: ModelConfig) -> dict[str, Any]:
+    """What `from_pretrained` is to be told about a recipe's model, quantisation apart."""
+    return {
+        "revision": model.model_revision,
+        "dtype": model.dtype or "float32",
+        "attn_implementation": model.attn_implementation,
+    }
+
+
+def open_base(name: str, **kwargs: Any) -> PreTrainedModel:
+    """The causal language model of that name, float32 unless told otherwise, in evaluation mode."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base_path(name), **{"dtype": "float32", **kwargs}
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(_cannot_open("model", name, error)) from error
+    model.eval()
+    return model  # type: ignore[no-any-return]  # the Auto classes return Any
+
+
+def open_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a base model or run folder, with a padding token set.
+
+    Args:
+        name: Base model, or a run folder, whose tokenizer already has its chat template.
+        chat_template: A Jinja file, for a base that comes without a chat template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base_path(name))
+    except (OSError, ValueError) as error:
+        raise RecipeError(_cannot_open("tokenizer", name, error)) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise RecipeError(
+                f"`chat_template` names {chat_template}, which cannot be read "
+                f"({error.strerror}). Give the path of a Jinja file, or leave the key out."
+            ) from error
+    return tokenizer  # type: ignore[no-any-return]  # the Auto classes return Any
+
+
+def adapter_base(folder: str | Path) -> str:
+    """The base model that an adapter folder says it was trained on."""
+    config = Path(folder) / "adapter_config.json"
+    if not config.is_file():
+        raise RecipeError(
+            f"{folder} holds no adapter (there is no adapter_config.json in it). "
+            "Give the run folder of a finished training stage, for example one made by "
+            "`make reward`."
+        )
+    return str(json.loads(config.read_text())["base_model_name_or_path"])
+
+
+def assert_same_base(adapter: str | Path, base: str) -> None:
+    """Raise RecipeError unless the adapter in that folder was trained on this base."""
+    trained_on, wanted = adapter_base(adapter), base_path(base)
+    if _identity(trained_on) != _identity(wanted):
+        raise RecipeError(
+            f"{adapter} was trained on `{trained_on}`, but the recipe's base is `{wanted}`. "
+            "An adapter fits its own base only: set `model_name_or_path` to that base, or train "
+            "the adapter again on this one."
+        )
+
+
+def _identity(base: str) -> str:
+    """A local folder by its real path, so that two spellings of it are one base."""
+    return str(Path(base).resolve()) if Path(base).is_dir() else base
+
+
+def _cannot_open(what: str, name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0]
+    return (
+        f"The {what} of `{name}` cannot be opened: {reason} "
+        "Give the Hub id of a causal language model, or a local folder written by "
+        "`save_pretrained`; without a network it must be in the Hugging Face cache already."
+    )

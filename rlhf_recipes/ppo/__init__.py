@@ -1,0 +1,1 @@
+"""Proximal policy optimisation with LoRA roles on one frozen base."""

@@ -1,0 +1,218 @@
+"""Collect a rollout: sample completions, score them, and work out rewards and advantages."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_recipes.logprobs import kl_estimate
+from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.objective import (
+    Total,
+    generalized_advantages,
+    masked_mean,
+    scale_to_unit_variance,
+    token_rewards,
+    whiten,
+)
+from rlhf_recipes.rewards import RewardModel
+from rlhf_recipes.roles import Roles
+from rlhf_recipes.sampling import Completion, Prompt, pad, prompt_ids, sample
+
+POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
+
+
+@dataclass
+class Episodes:
+    """What one optimisation pass needs of some episodes; row i is episode i.
+
+    Prompts are padded on the left and completions on the right, so that the completions are the
+    last columns of `input_ids`. Shapes: `input_ids`, `mask` (batch, prompt + completion), the rest
+    (batch, completion).
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    completion_mask: Tensor
+    old_logps: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def rows(self, index: Tensor) -> "Episodes":
+        """The episodes of those rows, without the columns that only padding stands in."""
+        picked = Episodes(*(getattr(self, f.name)[index] for f in fields(self)))
+        left = int((~picked.mask).all(0).long().cumprod(0).sum())
+        longest = int(picked.completion_mask.sum(-1).max())
+        right = picked.completion_mask.shape[1] - longest
+        width = picked.mask.shape[1]
+        return Episodes(
+            *(
+                getattr(picked, f.name)[:, left : width - right]
+                if f.name in ("input_ids", "mask")
+                else getattr(picked, f.name)[:, :longest]
+                for f in fields(picked)
+            )
+        )
+
+
+@dataclass
+class RewardScale:
+    """The shift and scale that give the reference's scores mean 0 and deviation 1."""
+
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    @classmethod
+    def of(cls, scores: Tensor, total: Total) -> "RewardScale":
+        """Measured on the scores of all processes; a deviation of 0 is taken as 1."""
+        count = float(total(torch.tensor(float(len(scores)), device=scores.device)))
+        mean = float(total(scores.sum())) / count
+        variance = float(total(((scores - mean) ** 2).sum())) / max(count - 1, 1)
+        return cls(mean, variance**0.5 if variance > 0 else 1.0)
+
+
+@dataclass
+class Rollout:
+    """Episodes ready to learn from, their texts, and what is logged about them."""
+
+    episodes: Episodes
+    metrics: dict[str, float]
+    table: dict[str, list[object]]
+
+
+class RolloutWorker:
+    """Turns prompts into rollouts with the roles of one base model."""
+
+    def __init__(
+        self,
+        roles: Roles,
+        tokenizer: PreTrainedTokenizerBase,
+        reward_model: RewardModel,
+        config: PPOConfig,
+        reference: str | None,
+        total: Total,
+    ) -> None:
+        self.roles = roles
+        self.tokenizer = tokenizer
+        self.reward_model = reward_model
+        self.config = config
+        self.reference = reference
+        self.total = total
+        self.scale: RewardScale | None = None if config.normalize_rewards else RewardScale()
+
+    @torch.no_grad()
+    def collect(self, prompts: Sequence[Prompt], seed: int) -> Rollout:
+        """One completion of each prompt, and everything PPO's update needs to know of it."""
+        config = self.config
+        with self.roles.merged(POLICY) as sampler:
+            sampled = sample(
+                sampler,
+                self.tokenizer,
+                prompts,
+                max_completion_length=config.max_completion_length,
+                temperature=config.temperature,
+                batch_size=config.generation_batch_size,
+                seed=seed,
+            )
+        completions = [row[0] for row in sampled]
+        input_ids, mask, completion_mask = self.batch(prompts, completions)
+        old_logps, ref_logps, entropy, values = self.passes(input_ids, mask, completion_mask)
+        device = input_ids.device
+        raw = torch.tensor(self.reward_model(prompts, [c.text for c in completions]), device=device)
+        finished = torch.tensor([c.finished for c in completions], device=device)
+        scores = self.effective_scores(raw, finished)
+        kl = kl_estimate(old_logps, ref_logps, config.kl_estimator)
+        rewards = token_rewards(scores, kl, completion_mask, config.kl_coef)
+        if config.whiten_rewards:
+            rewards = scale_to_unit_variance(rewards, completion_mask, self.total)
+        advantages, returns = generalized_advantages(
+            rewards, values, completion_mask, config.gamma, config.lam
+        )
+        episodes = Episodes(
+            input_ids=input_ids,
+            mask=mask,
+            completion_mask=completion_mask,
+            old_logps=old_logps,
+            old_values=values,
+            advantages=whiten(advantages, completion_mask, self.total),
+            returns=returns,
+        )
+        kl_sum = torch.where(completion_mask, kl, 0.0).sum(-1)
+        metrics = {
+            "objective/kl": kl_sum.mean(),
+            "objective/entropy": torch.where(completion_mask, entropy, 0.0).sum(-1).mean(),
+            "objective/non_score_reward": (-config.kl_coef * kl_sum).mean(),
+            "objective/rlhf_reward": (scores - config.kl_coef * kl_sum).mean(),
+            "objective/scores": raw.mean(),
+            "policy/entropy_avg": masked_mean(entropy, completion_mask),
+            "val/num_eos_tokens": finished.sum(),
+            "completions/mean_length": completion_mask.sum(-1).float().mean(),
+        }
+        table = {
+            "prompt": list(prompts),
+            "completion": [c.text for c in completions],
+            "finished": finished.tolist(),
+            "score": raw.tolist(),
+            "kl": kl_sum.tolist(),
+        }
+        return Rollout(episodes, {k: float(v) for k, v in metrics.items()}, table)
+
+    def batch(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids, their mask, and the completion mask. Masks come from lengths alone."""
+        pad_token_id = self.tokenizer.pad_token_id
+        encoded = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
+        left, left_mask = pad(encoded, pad_token_id, left=True)
+        right, completion_mask = pad([c.ids for c in completions], pad_token_id, left=False)
+        device = self.roles.base.device
+        return (
+            torch.cat([left, right], 1).to(device),
+            torch.cat([left_mask, completion_mask], 1).to(device),
+            completion_mask.to(device),
+        )
+
+    def passes(
+        self, input_ids: Tensor, mask: Tensor, completion_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Policy log-probabilities, the reference's, the policy's entropy, and the values.
+
+        In micro-batches of the size that training uses: logits of a whole rollout at once are
+        the largest thing a run could hold.
+        """
+        length = completion_mask.shape[1]
+        parts: list[tuple[Tensor, ...]] = []
+        for rows in torch.arange(len(input_ids)).split(self.config.per_device_train_batch_size):
+            inputs = input_ids[rows], mask[rows], length, self.config.temperature
+            policy = self.roles(POLICY, *inputs)
+            reference = self.roles(self.reference, *inputs)
+            values = self.roles(VALUE, *inputs)
+            parts.append((policy.logps, reference.logps, policy.entropy, values))
+        old_logps, ref_logps, entropy, values = (
+            torch.cat(column) for column in zip(*parts, strict=True)
+        )
+        return old_logps, ref_logps, entropy, values
+
+    def effective_scores(self, raw: Tensor, finished: Tensor) -> Tensor:
+        """Scores as PPO maximises them: normalised, clipped, less the penalty for no end.
+
+        The scale is measured once, on the first rollout, which the reference itself sampled.
+        """
+        if self.scale is None:
+            self.scale = RewardScale.of(raw, self.total)
+            self.rescale_value_head(self.scale)
+        scores = (raw - self.scale.mean) / self.scale.deviation
+        if self.config.reward_clip is not None:
+            scores = scores.clamp(-self.config.reward_clip, self.config.reward_clip)
+        if self.config.missing_eos_penalty is not None:
+            scores = scores - self.config.missing_eos_penalty * (~finished).float()
+        return scores
+
+    def rescale_value_head(self, scale: RewardScale) -> None:
+        """Make the value head predict normalised scores: it started as the reward model's head."""
+        head = self.roles.heads[VALUE]
+        head.weight.div_(scale.deviation)
+        head.bias.sub_(scale.mean).div_(scale.deviation)

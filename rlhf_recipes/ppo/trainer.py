@@ -1,0 +1,336 @@
+"""PPO on transformers' Trainer: one frozen base, with policy, value, reward and reference as roles.
+
+The Trainer keeps the loop, the optimiser, checkpoints, logging and processes. This file adds the
+two things PPO does differently: where a batch comes from (a rollout) and what a step does with it.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from peft import LoraConfig
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.models import assert_same_base
+from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.objective import clipped_policy_loss, clipped_value_loss, entropy_bonus
+from rlhf_recipes.ppo.rollout import (
+    POLICY,
+    REFERENCE,
+    REWARD,
+    VALUE,
+    Episodes,
+    RewardScale,
+    Rollout,
+    RolloutWorker,
+)
+from rlhf_recipes.rewards import RewardModel, require_head
+from rlhf_recipes.roles import Roles, read_adapter
+
+STATE_FILE = "ppo_state.pt"
+
+
+class RolloutSampler(Sampler[int]):
+    """Prompt indices in the order PPO reads them: each rollout's, once for every micro-step.
+
+    A rollout is `rollout_size` consecutive indices of a shuffled epoch; prompts that do not fill
+    one are left for another epoch's shuffle. Every process then draws the same number of batches.
+    """
+
+    def __init__(self, num_prompts: int, rollout_size: int, repeats: int, seed: int) -> None:
+        self.num_rollouts = num_prompts // rollout_size
+        self.num_prompts = num_prompts
+        self.rollout_size = rollout_size
+        self.repeats = repeats
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the shuffle; the Trainer calls this before each epoch and when it resumes."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.num_prompts, generator=generator).tolist()
+        for rollout in range(self.num_rollouts):
+            start = rollout * self.rollout_size
+            for _ in range(self.repeats):
+                yield from order[start : start + self.rollout_size]
+
+    def __len__(self) -> int:
+        return self.num_rollouts * self.rollout_size * self.repeats
+
+
+class PPOTrainer(Trainer):
+    """Train a LoRA policy with PPO against a reward adapter on the same frozen base.
+
+    Args:
+        model: The base. All roles become adapters on it.
+        args: PPO's configuration.
+        reward_model_path: Folder of a reward adapter trained on that base; the value role starts
+            from it as well.
+        train_dataset: A `prompt` column, plain texts or conversations.
+        processing_class: The tokenizer, with the chat template for conversations.
+        peft_config: LoRA of the policy, when it starts from the base.
+        policy_path: An adapter to start the policy from; a frozen copy of it is the reference.
+            Without one the reference is the base, with all adapters off.
+    """
+
+    args: PPOConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: PPOConfig,
+        reward_model_path: str,
+        train_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        peft_config: LoraConfig | None = None,
+        policy_path: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        assert_same_base(reward_model_path, model.name_or_path)
+        require_head(reward_model_path)
+        self.roles = _build_roles(model, reward_model_path, peft_config, policy_path)
+        if args.gradient_checkpointing:
+            # The inputs of a frozen embedding need no gradient, which would cut the graph that a
+            # reentrant checkpoint records.
+            model.enable_input_require_grads()
+        if args.total_episodes is not None:
+            episodes_per_step = args.rollout_size * args.world_size
+            rollouts = -(-args.total_episodes // episodes_per_step)
+            args.max_steps = rollouts * args.num_ppo_epochs * args.num_mini_batches
+        super().__init__(
+            model=self.roles,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            data_collator=list,
+            **kwargs,
+        )
+        self.worker = RolloutWorker(
+            self.roles,
+            processing_class,
+            RewardModel(self.roles, processing_class, REWARD, args.per_device_train_batch_size),
+            args,
+            REFERENCE if policy_path else None,
+            self.total,
+        )
+        self.rollout: Rollout | None = None
+        self._micro_step: int | None = None
+        self._logged: dict[str, list[float]] = defaultdict(list)
+
+    # --- where a batch comes from -----------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of prompts: a whole rollout's on each process, once for every micro-step."""
+        dataset = self.train_dataset
+        assert isinstance(dataset, Dataset)
+        global_size = self.args.rollout_size * self.args.world_size
+        if len(dataset) < global_size:
+            raise RecipeError(
+                f"There are {len(dataset)} training prompts, and one rollout takes {global_size} "
+                f"({self.args.rollout_size} on each of {self.args.world_size} processes). Lower "
+                "`per_device_train_batch_size`, `gradient_accumulation_steps` or "
+                "`num_mini_batches`, or give more prompts."
+            )
+        sampler = RolloutSampler(
+            len(dataset), global_size, self.args.micro_steps_per_rollout, self.args.seed
+        )
+        loader = DataLoader(
+            dataset.select_columns("prompt"),  # type: ignore[arg-type]  # datasets is untyped
+            batch_size=self.args.rollout_size,
+            sampler=sampler,
+            collate_fn=list,
+            drop_last=True,
+        )
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+
+    def next_episodes(self, prompts: list[dict[str, Any]]) -> tuple[Episodes, float]:
+        """The micro-batch of this step and the tokens its minibatch has on average a process.
+
+        A new rollout is collected when the last one has served all its epochs. Each epoch visits
+        the rollout in an order of its own, drawn from the seed and the rollout's number.
+        """
+        args = self.args
+        if self._micro_step is None:  # the first step of a run, or of a resumed one
+            self._micro_step = self.state.global_step * args.gradient_accumulation_steps
+        number, step = divmod(self._micro_step, args.micro_steps_per_rollout)
+        self._micro_step += 1
+        seed = args.seed + 100_003 * number
+        if step == 0 or self.rollout is None:
+            # Every process samples with a seed of its own.
+            own_seed = seed * args.world_size + args.process_index
+            self.rollout = self.worker.collect([row["prompt"] for row in prompts], own_seed)
+            self._record_rollout(self.rollout, number)
+        episodes = self.rollout.episodes
+        epoch, within = divmod(step, args.num_mini_batches * args.gradient_accumulation_steps)
+        generator = torch.Generator().manual_seed(seed + epoch)
+        order = torch.randperm(args.rollout_size, generator=generator)
+        minibatches = order.view(args.num_mini_batches, args.gradient_accumulation_steps, -1)
+        minibatch, part = divmod(within, args.gradient_accumulation_steps)
+        rows = minibatches[minibatch]
+        tokens = episodes.completion_mask[rows.flatten()].sum().float()
+        return episodes.rows(rows[part]), float(self.total(tokens)) / args.world_size
+
+    # --- what a step does with it -----------------------------------------------------------
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Gradients of policy and value on one micro-batch; the sum of both losses, detached.
+
+        Each loss is taken back through the model before the next role is switched on: gradient
+        checkpointing recomputes activations with the adapter that is active then.
+        """
+        model.train()
+        episodes, num_tokens = self.next_episodes(inputs)
+        with self.roles.use(POLICY):
+            policy_loss = self.policy_loss(model, episodes, num_tokens)
+            self.accelerator.backward(policy_loss)
+        with self.roles.use(VALUE):
+            value_loss = self.value_loss(model, episodes, num_tokens)
+            self.accelerator.backward(value_loss)
+        return (policy_loss + value_loss).detach()
+
+    def policy_loss(self, model: nn.Module, episodes: Episodes, num_tokens: float) -> Tensor:
+        """Clipped surrogate less the entropy bonus, as this micro-batch's share."""
+        length = episodes.completion_mask.shape[1]
+        logps, entropy = model(
+            POLICY, episodes.input_ids, episodes.mask, length, self.args.temperature
+        )
+        policy = clipped_policy_loss(
+            logps,
+            episodes.old_logps,
+            episodes.advantages,
+            episodes.completion_mask,
+            self.args.cliprange,
+            num_tokens,
+        )
+        bonus = entropy_bonus(entropy, episodes.completion_mask, num_tokens)
+        self._note("loss/policy_avg", policy.loss * self.args.gradient_accumulation_steps)
+        self._note("policy/approxkl_avg", policy.approxkl)
+        self._note("policy/clipfrac_avg", policy.clipfrac)
+        self._note("val/ratio", policy.ratio)
+        return policy.loss - self.args.entropy_coef * bonus
+
+    def value_loss(self, model: nn.Module, episodes: Episodes, num_tokens: float) -> Tensor:
+        """Clipped value loss times its weight, as this micro-batch's share."""
+        length = episodes.completion_mask.shape[1]
+        value = clipped_value_loss(
+            model(VALUE, episodes.input_ids, episodes.mask, length),
+            episodes.old_values,
+            episodes.returns,
+            episodes.completion_mask,
+            self.args.cliprange_value,
+            num_tokens,
+        )
+        self._note("loss/value_avg", value.loss * self.args.gradient_accumulation_steps)
+        self._note("val/clipfrac_avg", value.clipfrac)
+        return self.args.vf_coef * value.loss
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        return self.accelerator.reduce(value, reduction="sum")  # type: ignore[no-any-return]
+
+    # --- logging ----------------------------------------------------------------------------
+
+    def _note(self, name: str, value: Tensor) -> None:
+        self._logged[name].append(float(self.total(value.detach())) / self.args.world_size)
+
+    def _record_rollout(self, rollout: Rollout, number: int) -> None:
+        for name, value in rollout.metrics.items():
+            self._note(name, torch.tensor(value, device=self.args.device))
+        if not self.args.log_completions:
+            return
+        columns = {name: gather_object(column) for name, column in rollout.table.items()}
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir) / "completions"
+            folder.mkdir(parents=True, exist_ok=True)
+            columns["rollout"] = [number] * len(columns["score"])
+            pd.DataFrame(columns).to_parquet(folder / f"completions_{number:05d}.parquet")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what has been noted since the last time, averaged, with the episodes so far."""
+        averages = {name: sum(values) / len(values) for name, values in self._logged.items()}
+        self._logged.clear()
+        if averages:
+            steps = self.args.num_ppo_epochs * self.args.num_mini_batches
+            rollouts = -(-self.state.global_step // steps)
+            averages["episode"] = rollouts * self.args.rollout_size * self.args.world_size
+        super().log({**logs, **averages}, start_time)
+
+    # --- saving and resuming ----------------------------------------------------------------
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the policy adapter, the value adapter beneath it, and the tokenizer.
+
+        A checkpoint also holds the rollout in use, so that a resumed run goes on where it was.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            self.roles.save_role(POLICY, folder)
+            self.roles.save_role(VALUE, folder / VALUE)
+            assert isinstance(self.processing_class, PreTrainedTokenizerBase)
+            self.processing_class.save_pretrained(folder)
+        if _internal_call:
+            folder.mkdir(parents=True, exist_ok=True)
+            state = {
+                "rollout": None if self.rollout is None else asdict(self.rollout),
+                "scale": None if self.worker.scale is None else asdict(self.worker.scale),
+            }
+            torch.save(state, folder / f"{self.args.process_index}_{STATE_FILE}")
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        # Private, yet the one place where the Trainer loads weights: its own version knows whole
+        # models and PEFT models, not roles.
+        folder = Path(resume_from_checkpoint)
+        self.roles.load_role(POLICY, folder)
+        self.roles.load_role(VALUE, folder / VALUE)
+        file = folder / f"{self.args.process_index}_{STATE_FILE}"
+        state = torch.load(file, map_location=self.args.device, weights_only=True)
+        if state["scale"] is not None:
+            self.worker.scale = RewardScale(**state["scale"])
+        if state["rollout"] is not None:
+            episodes = Episodes(**state["rollout"].pop("episodes"))
+            self.rollout = Rollout(episodes, **state["rollout"])
+
+
+def _build_roles(
+    base: PreTrainedModel,
+    reward_model_path: str,
+    peft_config: LoraConfig | None,
+    policy_path: str | None,
+) -> Roles:
+    roles = Roles(base)
+    if policy_path is not None:
+        assert_same_base(policy_path, base.name_or_path)
+        roles.attach_saved(POLICY, policy_path, trainable=True)
+        roles.attach_saved(REFERENCE, policy_path, trainable=False)
+    elif peft_config is not None:
+        roles.attach(POLICY, peft_config, trainable=True)
+    else:
+        raise RecipeError(
+            "PPO trains LoRA adapters on a frozen base, and the recipe has `use_peft: false`. "
+            "Set `use_peft: true`, or start from an adapter with `policy_path`."
+        )
+    roles.attach_saved(REWARD, reward_model_path, trainable=False)
+    roles.attach_saved(VALUE, reward_model_path, trainable=True)
+    # The reward model's head has no bias; the value needs one to sit at the scores' level.
+    weight = read_adapter(reward_model_path)[2]["weight"]
+    roles.attach_head(VALUE, weight, torch.zeros(1), trainable=True)
+    return roles

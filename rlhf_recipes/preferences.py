@@ -1,0 +1,131 @@
+"""Preference data as the stages know it: what a data recipe may say, and how prepared data is read.
+
+How it is made from a dataset of any usual shape is in `preference_preparation`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.preference_files import read_json_lines
+from rlhf_recipes.preference_shapes import prompt_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+__all__ = ["DataArguments", "dataset_fingerprint", "load_prepared", "prompt_text", "unique_prompts"]
+
+
+@dataclass
+class DataArguments:
+    """Where preference data comes from, and how much of it is used."""
+
+    dataset_name: str = field(
+        metadata={"help": "Hub id, folder, or .jsonl, .jsonl.gz or .parquet file."}
+    )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration on the Hub, or sub-folder of the folder."}
+    )
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str | None = field(
+        default="test",
+        metadata={
+            "help": "Split to validate on, `validation` if there is no `test`. Where neither is "
+            "there, or if this is null, a part of the training prompts is held out."
+        },
+    )
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the prompts to hold out where there is no split."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Keep so many training pairs, balanced."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Keep so many validation pairs, balanced."}
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Leave out pairs whose prompt with the longer answer is longer than this, in "
+            "tokens of model_name_or_path, or in words and punctuation marks if that is not given."
+        },
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Model whose tokenizer and chat template measure lengths."}
+    )
+    chat_template: str | None = field(
+        default=None, metadata={"help": "Jinja file, for a model that has no chat template."}
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of the split and of the subsets."})
+    output_dir: str = field(
+        default="outputs", metadata={"help": "Folder to write data/ and dataset_stats.json to."}
+    )
+    plan: bool = field(default=False, metadata={"help": "Print what would be written, and stop."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace prepared data that is there already."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_train_samples", "max_eval_samples", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(
+                    f"`{name}` is {value}, which leaves no data. "
+                    "Give at least 1, or leave it out for no limit."
+                )
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"`validation_fraction` is {self.validation_fraction}, which leaves one split "
+                "empty. Give a share between 0 and 1, such as 0.1."
+            )
+        if self.dataset_test_split == self.dataset_train_split:
+            raise ValueError(
+                f"`dataset_test_split` is `{self.dataset_test_split}`, which is the training "
+                "split too. Name another split, or set it to null to hold out training prompts."
+            )
+
+
+def load_prepared(
+    folder: str | Path, max_train_samples: int | None = None, max_eval_samples: int | None = None
+) -> "DatasetDict":
+    """Splits `train` and `validation` of prepared data: prompt, chosen, rejected, source, turns.
+
+    A sample is the beginning of its file. The files are in balanced order, so it has the same mix
+    of sources and turns as the whole, and a smaller sample is part of a larger one.
+    """
+    # Imported here because it takes a second, and scripts must show their help and errors sooner.
+    from datasets import Dataset, DatasetDict
+
+    folder = Path(folder)
+    if not (folder / "run.json").is_file():
+        raise RecipeError(
+            f"`dataset_name` is {folder}, which is not a folder of prepared data (it has no "
+            "run.json). Run `make data`, or recipes/prepare_data.py on your data, and give the "
+            "folder data/ that it writes."
+        )
+    samples = {"train": max_train_samples, "validation": max_eval_samples}
+    return DatasetDict(
+        {
+            split: Dataset.from_list(
+                [row for _, row in islice(read_json_lines(folder / f"{split}.jsonl"), count)]
+            )
+            for split, count in samples.items()
+        }
+    )
+
+
+def unique_prompts(split: "Dataset") -> "Dataset":
+    """Each prompt of a split once, in their order: what PPO, GRPO and evaluation sample on."""
+    from datasets import Dataset
+
+    seen: dict[str, object] = {prompt_text(prompt): prompt for prompt in split["prompt"]}
+    return Dataset.from_dict({"prompt": list(seen.values())})
+
+
+def dataset_fingerprint(folder: str | Path) -> str:
+    """The fingerprint that prepared data got when it was written."""
+    record = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
+    return str(record["dataset_fingerprint"])

@@ -1,0 +1,74 @@
+"""The JSON a run leaves behind: written whole or not at all, and saying what produced it."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write data to path in one step: a reader sees the old file or the new one, never half of it.
+
+    NaN and infinity are refused with ValueError: they are not JSON, and other readers stop at them.
+    """
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def run_record(stage: str, recipe: Mapping[str, object], **facts: object) -> dict[str, object]:
+    """What a run was: stage, recipe, versions, git commit and time of creation, plus the facts."""
+    return {
+        "stage": stage,
+        "recipe": dict(recipe),
+        "versions": _versions(),
+        "git_commit": _git_commit(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        **facts,
+    }
+
+
+def workspace(output_dir: Path) -> Path:
+    """The folder a run shares with the other stages: OUT for OUT/models/x, else output_dir."""
+    if output_dir.parent.name == "models":
+        return output_dir.parent.parent
+    return output_dir
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parents[1]
+    # An installed package may lie inside someone else's repository, whose commit says nothing.
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        described = subprocess.run(
+            [*command, "--exclude", "*"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()

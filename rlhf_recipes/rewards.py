@@ -1,0 +1,147 @@
+"""A reward adapter as a scoring function, scored exactly as it was trained.
+
+TRL's RewardTrainer reads a conversation through the chat template and a plain text with the
+end-of-sequence token appended, and pools at the last token that is not padding. Scoring repeats
+both, or a reward model gives other scores in use than in training.
+"""
+
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.models import adapter_base, open_base, open_tokenizer
+from rlhf_recipes.roles import Roles, read_adapter
+from rlhf_recipes.sampling import Prompt, pad
+
+RewardFunction = Callable[[list[str], list[str]], list[float]]
+"""Scores of completions, given the prompts' and the completions' texts."""
+
+
+def scored_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str) -> list[int]:
+    """The token ids the reward model sees, as TRL's RewardTrainer makes them."""
+    if not isinstance(prompt, str):
+        messages = [*prompt, {"role": "assistant", "content": completion}]
+        encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)
+        return list(encoded["input_ids"])
+    text = prompt + completion
+    if not completion.endswith(tokenizer.eos_token):
+        text += tokenizer.eos_token
+    return list(tokenizer(text=text)["input_ids"])
+
+
+def pooled_position(ids: Sequence[int], pad_token_id: int) -> int:
+    """Where a sequence classifier of transformers reads its score: the last token not padding.
+
+    With pad = eos that is the token before a final eos, in training as in scoring; a sequence of
+    padding alone is read at its first token.
+    """
+    return max((i for i, token in enumerate(ids) if token != pad_token_id), default=0)
+
+
+class RewardModel:
+    """Scores of completions by a role with a scalar head: one float each, higher is better.
+
+    Works as a reward function of TRL's GRPOTrainer as well: completions may be texts or the
+    messages of one assistant turn.
+    """
+
+    def __init__(
+        self,
+        roles: Roles,
+        tokenizer: PreTrainedTokenizerBase,
+        role: str = "reward",
+        batch_size: int = 16,
+    ) -> None:
+        self.roles = roles
+        self.tokenizer = tokenizer
+        self.role = role
+        self.batch_size = batch_size
+        self.__name__ = "reward_model"  # GRPO logs its metrics under this name
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "RewardModel":
+        """The reward model of a run folder, on a base of its own."""
+        require_head(folder)
+        roles = Roles(open_base(adapter_base(folder)))
+        roles.attach_saved("reward", folder, trainable=False)
+        roles.eval()
+        return cls(roles, open_tokenizer(str(folder)))
+
+    def to(self, device: torch.device | str) -> "RewardModel":
+        """Move the weights; returns itself."""
+        self.roles.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str | list[Mapping[str, str]]],
+        **_: object,
+    ) -> list[float]:
+        """Scores in the order given; padding and batch size do not change them."""
+        encoded = [
+            scored_ids(self.tokenizer, prompt, _text(completion))
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        scores = [0.0] * len(encoded)
+        for start in range(0, len(by_length), self.batch_size):
+            rows = by_length[start : start + self.batch_size]
+            for row, score in zip(rows, self._score([encoded[i] for i in rows]), strict=True):
+                scores[row] = score
+        return scores
+
+    def _score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        pad_token_id = self.tokenizer.pad_token_id
+        ids, mask = pad(sequences, pad_token_id, left=False)
+        device = self.roles.base.device
+        pooled = torch.tensor([pooled_position(s, pad_token_id) for s in sequences])
+        hidden = self.roles.hidden(self.role, ids.to(device), mask.to(device))
+        last = hidden[torch.arange(len(sequences)), pooled.to(device)]
+        scores: Tensor = self.roles.heads[self.role](last.float()).squeeze(-1)
+        return scores.tolist()
+
+
+def require_head(folder: str | Path) -> None:
+    """Raise RecipeError unless the folder holds a reward model: an adapter with a scalar head."""
+    _, _, head = read_adapter(folder)
+    if "weight" not in head or head["weight"].shape[0] != 1:
+        raise RecipeError(
+            f"{folder} holds an adapter without a scalar head, so it cannot score completions. "
+            "Give the folder of a reward model, as `make reward` writes it "
+            "(`lora_task_type: SEQ_CLS`)."
+        )
+
+
+def load_function(path: str) -> RewardFunction:
+    """The function that `path/to/file.py:name` stands for.
+
+    It is called with the texts of prompts and of completions and gives one float for each.
+    """
+    file, _, name = path.rpartition(":")
+    if not file or not Path(file).is_file():
+        raise RecipeError(
+            f"`{path}` names no function: there is no file `{file or path}`. "
+            "Write `path/to/file.py:function`."
+        )
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise RecipeError(
+            f"{file} has no function `{name}`. It must take the prompts and the completions as "
+            "two lists of strings and return a list of floats."
+        )
+    return function  # type: ignore[no-any-return]  # the user's code: its type is not known
+
+
+def _text(completion: str | Sequence[Mapping[str, str]]) -> str:
+    return completion if isinstance(completion, str) else completion[-1]["content"]

@@ -1,0 +1,254 @@
+"""One frozen base model in memory, every role an adapter: the only place that switches adapters.
+
+PEFT's own switches change `requires_grad` behind the caller's back: leaving `disable_adapter()`
+freezes what was trainable or thaws what was frozen, `set_adapter()` thaws. Here each parameter's
+flag is decided once, when its adapter is attached, and put back after every switch.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from peft import (
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.logprobs import TokenLogps, token_logps
+from rlhf_recipes.models import adapter_base
+from rlhf_recipes.sampling import positions
+
+HEAD_NAMES = ("score", "classifier")
+"""What transformers calls the linear head of a sequence classifier."""
+
+
+class Roles(nn.Module):
+    """A frozen causal language model with named LoRA adapters, some with a scalar head.
+
+    A role is an adapter's name; None is the base with all adapters off. Dropout is off in all
+    roles: PPO's ratio compares two passes over the same tokens.
+
+    With gradient checkpointing the backward pass computes activations again with whatever adapter
+    is active then: hold `with roles.use(role)` over forward *and* backward.
+    """
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        super().__init__()
+        self.base = base
+        self.heads = nn.ModuleDict()
+        self.active: str | None = None
+        self._peft: list[PeftModel] = []  # in a list: not a second path to the same parameters
+        self._trainable: dict[nn.Parameter, bool] = {}
+        self._fix_flags(trainable=False)
+        for module in base.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+
+    # --- attaching -----------------------------------------------------------------------------
+
+    def attach(self, role: str, config: LoraConfig, *, trainable: bool) -> None:
+        """Add a fresh adapter: B = 0, so the role starts as the base itself."""
+        config.lora_dropout = 0.0
+        # The value of a name that PEFT would read from the model: the one the user gave.
+        config.base_model_name_or_path = self.base.name_or_path
+        if self._peft:
+            self._peft[0].add_adapter(role, config)
+        else:
+            self._peft.append(PeftModel(self.base, config, adapter_name=role))
+        self._fix_flags(trainable)
+        self._activate(self.active)
+
+    def attach_saved(self, role: str, folder: str | Path, *, trainable: bool) -> None:
+        """Add an adapter from a run folder, with its scalar head where it was saved with one."""
+        config, _, head = read_adapter(folder)
+        self.attach(role, config, trainable=trainable)
+        if head:
+            self.attach_head(role, head["weight"], head.get("bias"), trainable=trainable)
+        self.load_role(role, folder)
+
+    def load_role(self, role: str, folder: str | Path) -> None:
+        """Replace the weights of an attached role by those of a run folder."""
+        _, weights, head = read_adapter(folder)
+        result = set_peft_model_state_dict(self._peft[0], dict(weights), adapter_name=role)
+        if result.unexpected_keys:
+            raise RecipeError(
+                f"The adapter in {folder} has weights that the base "
+                f"`{self.base.name_or_path}` has no place for, such as "
+                f"{result.unexpected_keys[0]}. It was trained on `{adapter_base(folder)}`: an "
+                "adapter fits its own base only."
+            )
+        if head:
+            self.heads[role].load_state_dict(dict(head))
+
+    def attach_head(
+        self, role: str, weight: Tensor, bias: Tensor | None, *, trainable: bool
+    ) -> None:
+        """Give a role the scalar head score = weight · h + bias, in float32."""
+        head = nn.Linear(weight.shape[1], 1, bias=bias is not None, device=self.base.device)
+        head.load_state_dict(
+            {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        )
+        self.heads[role] = head.requires_grad_(trainable)
+
+    def _fix_flags(self, trainable: bool) -> None:
+        for parameter in self.base.parameters():
+            self._trainable.setdefault(parameter, trainable)
+            parameter.requires_grad_(self._trainable[parameter])
+
+    # --- switching -----------------------------------------------------------------------------
+
+    @contextmanager
+    def use(self, role: str | None) -> Iterator[None]:
+        """Make a role the active one; what was active and all `requires_grad` come back."""
+        before = self.active
+        self._activate(role)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    def _activate(self, role: str | None) -> None:
+        self.active = role
+        if not self._peft:
+            assert role is None, f"no adapter `{role}`"
+            return
+        tuner = self._peft[0].base_model
+        if role is None:
+            tuner.disable_adapter_layers()
+        else:
+            tuner.enable_adapter_layers()
+            self._peft[0].set_adapter(role, inference_mode=True)
+        for parameter, trainable in self._trainable.items():
+            parameter.requires_grad_(trainable)
+
+    @contextmanager
+    def merged(self, role: str | None) -> Iterator[PreTrainedModel]:
+        """The base with a role's adapter added into its weights: the cheapest way to sample.
+
+        W' = W + (alpha / r) B A. The original weights are kept and put back, bit for bit:
+        subtracting the product again would leave rounding errors behind after every rollout.
+        """
+        originals: dict[nn.Parameter, Tensor] = {}
+        try:
+            if role is not None:
+                for layer in self._lora_layers(role):
+                    weight = layer.get_base_layer().weight
+                    originals[weight] = weight.data
+                    weight.data = weight.data + layer.get_delta_weight(role).to(weight.dtype)
+            with self.use(None):
+                yield self.base
+        finally:
+            for weight, data in originals.items():
+                weight.data = data
+
+    def _lora_layers(self, role: str) -> Iterator[LoraLayer]:
+        for module in self.base.modules():
+            if isinstance(module, LoraLayer) and role in module.lora_A:
+                yield module
+
+    # --- computing -----------------------------------------------------------------------------
+
+    def forward(
+        self,
+        role: str | None,
+        input_ids: Tensor,
+        mask: Tensor,
+        completion_length: int,
+        temperature: float = 1.0,
+    ) -> TokenLogps | Tensor:
+        """Values of a role with a head, log-probabilities of one without: completion tokens only.
+
+        A training pass goes through here, so that DistributedDataParallel sees it.
+        """
+        if role in self.heads:
+            # V(s_t) is read where token t is about to be chosen: one position before it.
+            return self.scores(role, input_ids, mask)[:, -completion_length - 1 : -1]
+        logits = self.completion_logits(role, input_ids, mask, completion_length)
+        return token_logps(logits, input_ids[:, -completion_length:], temperature)
+
+    def completion_logits(
+        self, role: str | None, input_ids: Tensor, mask: Tensor, completion_length: int
+    ) -> Tensor:
+        """Logits of the last `completion_length` tokens of each row; nothing else is computed.
+
+        Shape (batch, completion_length, vocabulary). Position t holds the logits from which
+        token t was drawn, so they come from the hidden state one position earlier.
+        """
+        hidden = self.hidden(role, input_ids, mask)[:, -completion_length - 1 : -1]
+        return self.base.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+
+    def scores(self, role: str, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """The scalar head's output at every position, shape (batch, length), float32."""
+        hidden = self.hidden(role, input_ids, mask)
+        return self.heads[role](hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
+
+    def hidden(self, role: str | None, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Last hidden states, after the final norm, shape (batch, length, width)."""
+        with self.use(role):
+            output = self.base.base_model(
+                input_ids=input_ids,
+                attention_mask=mask.long(),
+                position_ids=positions(mask),
+                use_cache=False,
+            )
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    # --- saving --------------------------------------------------------------------------------
+
+    def save_role(self, role: str, folder: str | Path) -> None:
+        """Write a role as a PEFT adapter folder that PEFT itself can load, head included."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = get_peft_model_state_dict(self._peft[0], adapter_name=role)
+        config = LoraConfig(**self._peft[0].peft_config[role].to_dict())
+        config.inference_mode = True
+        config.task_type = TaskType.CAUSAL_LM
+        if role in self.heads:
+            config.task_type = TaskType.SEQ_CLS
+            config.modules_to_save = list(HEAD_NAMES)
+            for name, tensor in self.heads[role].state_dict().items():
+                weights[f"base_model.model.{HEAD_NAMES[0]}.{name}"] = tensor
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
+            folder / "adapter_model.safetensors",
+        )
+        config.save_pretrained(folder)
+
+
+def read_adapter(
+    folder: str | Path,
+) -> tuple[LoraConfig, Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """A LoRA folder's configuration, its weights, and its scalar head's weights (may be empty).
+
+    A sequence classifier and a causal model of one architecture share their trunk, so a reward
+    adapter's LoRA weights fit the causal base as they are once its head is taken apart.
+    """
+    adapter_base(folder)  # raises a clear error where there is no adapter
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        saved = load_peft_weights(str(folder), device="cpu")
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"The adapter in {folder} cannot be read: {str(error).splitlines()[0]} "
+            "Give a folder that a finished training stage wrote."
+        ) from error
+    head, weights = {}, {}
+    for name, tensor in saved.items():
+        module, _, leaf = name.rpartition(".")
+        if module.rpartition(".")[2] in HEAD_NAMES:
+            head[leaf] = tensor.float()
+        else:
+            weights[name] = tensor
+    config.task_type = None
+    config.modules_to_save = None
+    config.inference_mode = False
+    return config, weights, head

@@ -1,0 +1,182 @@
+"""Sample completions from a causal language model: one sampler for PPO, GRPO and evaluation.
+
+The sampled distribution is the model's own, softmax(logits / temperature): no top-k, no top-p, no
+repetition penalty. Log-probabilities taken from the same logits therefore describe the sampler.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_recipes.arguments import RecipeError
+
+Prompt = str | list[Mapping[str, str]]
+"""Plain text, or the messages of a conversation that ends with the user's turn."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled completion.
+
+    `ids` are the sampled token ids, with the end-of-sequence token where it was `finished` by
+    one; `text` is their text without special tokens. An unfinished completion hit the length cap.
+    """
+
+    ids: list[int]
+    text: str
+    finished: bool
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """The token ids a completion of that prompt is conditioned on, as TRL's trainers see them."""
+    if isinstance(prompt, str):
+        return list(tokenizer(text=prompt)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise RecipeError(
+            "The prompts are conversations and the tokenizer has no chat template. Set "
+            "`chat_template` to a Jinja file; recipes/hh-rlhf/gpt2 ships one in HH's own format."
+        )
+    encoded = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    return list(encoded["input_ids"])
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token ids that end a completion: the tokenizer's and the model's own."""
+    own = model.generation_config.eos_token_id if model.generation_config else None
+    listed = own if isinstance(own, list) else [own]
+    return sorted({i for i in [tokenizer.eos_token_id, *listed] if i is not None})
+
+
+def pad(sequences: Sequence[Sequence[int]], value: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Token ids of shape (batch, longest) and their mask, True where a token is real.
+
+    The mask comes from the lengths, never from the ids: the padding token may be a real one.
+    """
+    width = max(len(s) for s in sequences)
+    ids = torch.full((len(sequences), width), value, dtype=torch.long)
+    mask = torch.zeros((len(sequences), width), dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        part = slice(width - len(sequence), width) if left else slice(0, len(sequence))
+        ids[row, part] = torch.tensor(sequence, dtype=torch.long)
+        mask[row, part] = True
+    return ids, mask
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids that count real tokens only, so that left padding does not shift them."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    max_completion_length: int,
+    num_completions: int = 1,
+    temperature: float = 1.0,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: str | None = None,
+) -> list[list[Completion]]:
+    """`num_completions` independent completions of each prompt, in the order of the prompts.
+
+    Prompts are batched by length, a prompt is prefilled once for all its completions, and rows
+    leave the batch when they end. Reproducible for a given seed, batch size and set of prompts.
+
+    Args:
+        model: Called as it stands: the caller chooses adapters and evaluation mode.
+        temperature: 0 takes the most probable token (ties: the first).
+        batch_size: Completions decoded at once.
+        progress: Title of a progress bar over completions; None shows none.
+    """
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
+    ends = end_ids(model, tokenizer)
+    prompts_at_once = max(1, batch_size // num_completions)
+    completions: list[list[Completion]] = [[] for _ in prompts]
+    with tqdm(total=len(prompts) * num_completions, desc=progress, disable=progress is None) as bar:
+        for start in range(0, len(by_length), prompts_at_once):
+            batch = by_length[start : start + prompts_at_once]
+            rows = _sample_batch(
+                model,
+                *pad([encoded[i] for i in batch], tokenizer.pad_token_id, left=True),
+                num_completions=num_completions,
+                max_completion_length=max_completion_length,
+                temperature=temperature,
+                ends=ends,
+                generator=generator,
+            )
+            for row, ids in enumerate(rows):
+                finished = ids[-1] in ends
+                text = tokenizer.decode(ids, skip_special_tokens=True)
+                completions[batch[row // num_completions]].append(Completion(ids, text, finished))
+            bar.update(len(rows))
+    return completions
+
+
+@torch.no_grad()
+def _sample_batch(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    mask: Tensor,
+    *,
+    num_completions: int,
+    max_completion_length: int,
+    temperature: float,
+    ends: list[int],
+    generator: torch.Generator,
+) -> list[list[int]]:
+    """Sampled ids of each row, `num_completions` consecutive rows a prompt."""
+    mask = mask.to(model.device)
+    cache = DynamicCache(config=model.config)
+    logits = model(
+        input_ids=input_ids.to(model.device),
+        attention_mask=mask.long(),
+        position_ids=positions(mask),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    if num_completions > 1:
+        cache.batch_repeat_interleave(num_completions)
+        logits = logits.repeat_interleave(num_completions, 0)
+        mask = mask.repeat_interleave(num_completions, 0)
+    sampled: list[list[int]] = [[] for _ in range(len(logits))]
+    alive = list(range(len(logits)))
+    end_tokens = torch.tensor(ends, device=model.device)
+    for step in range(max_completion_length):
+        tokens = _draw(logits, temperature, generator)
+        for row, token in zip(alive, tokens.tolist(), strict=True):
+            sampled[row].append(token)
+        going = ~torch.isin(tokens, end_tokens)
+        if step == max_completion_length - 1 or not going.any():
+            break
+        if not going.all():
+            kept = going.nonzero().squeeze(-1)
+            cache.batch_select_indices(kept)
+            alive = [alive[i] for i in kept.tolist()]
+            tokens, mask = tokens[kept], mask[kept]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        logits = model(
+            input_ids=tokens[:, None],
+            attention_mask=mask.long(),
+            position_ids=mask.long().sum(-1, keepdim=True) - 1,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits[:, -1]
+    return sampled
+
+
+def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)

@@ -1,0 +1,251 @@
+"""One setting of a recipe: read from a file or a command line, and checked against its field.
+
+What a whole recipe is, and what happens to its problems, is in `arguments`.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+from argparse import ArgumentError
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+# Keys of older releases and of other PPO code whose nearest spelling is not their successor.
+RENAMED = {
+    "batch_size": "per_device_train_batch_size",
+    "clip_range": "cliprange",
+    "clip_ratio": "cliprange",
+    "data_subset_size": "max_train_samples",
+    "dpo_beta": "beta",
+    "group_size": "num_generations",
+    "model": "model_name_or_path",
+    "model_name": "model_name_or_path",
+    "num_epochs": "num_train_epochs",
+    "overwrite_output_dir": "overwrite",
+    "response_length": "max_completion_length",
+    "torch_dtype": "dtype",
+    "warmup_ratio": "warmup_steps",  # below 1 it is a ratio
+}
+
+
+# Values below these end in a division by zero, or in an error, only after the model is loaded.
+MINIMUM = {
+    "learning_rate": 0,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_length": 1,
+    "max_completion_length": 1,
+    "num_generations": 1,
+    "num_mini_batches": 1,
+    "num_ppo_epochs": 1,
+    "lora_r": 1,
+    "temperature": 0,
+}
+
+
+class Setting(NamedTuple):
+    """What the user wrote for one name."""
+
+    name: str
+    value: Any  # text; list of texts; mapping; None for null; True for a flag without a value
+    place: str  # where it stands and what it says, for messages
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 in which `1e-5` is a number, inside mappings too."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_settings(argv: Sequence[str], problems: list[str]) -> Iterator[Setting]:
+    """The settings of the recipe file, then those of the command line."""
+    chunks: list[list[str]] = []
+    for token in argv:
+        if token.startswith("--") or not chunks:
+            chunks.append([])
+        chunks[-1].append(token)
+    flags = []
+    for flag, *values in chunks:
+        place = f"`{' '.join([flag, *values])}`"
+        name, equals, text = flag.removeprefix("--").partition("=")
+        values = [text, *values] if equals else values
+        if not flag.startswith("--"):
+            problems.append(f"{place}: no flag comes before it. Name a recipe with `--config`.")
+        elif name != "config":
+            value = values if len(values) > 1 else values[0] if values else True
+            flags.append(Setting(name.replace("-", "_"), value, place))
+        elif len(values) != 1:
+            problems.append(f"{place}: takes one recipe file.")
+        else:
+            yield from _recipe_settings(Path(values[0]), problems)
+    yield from flags
+
+
+def _recipe_settings(path: Path, problems: list[str]) -> Iterator[Setting]:
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        problems.append(f"`--config {path}`: cannot be read ({error.strerror}).")
+        return
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problems.append(f"{path}: is not YAML ({' '.join(str(error).split())}).")
+        return
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        problems.append(f"{path}: is not a recipe, which has lines of the form `name: value`.")
+        return
+    seen: dict[str, int] = {}
+    for key_node, node in root.value if root is not None else ():
+        name, line = str(key_node.value), key_node.start_mark.line + 1
+        value = _node_value(node)
+        place = f"{path} line {line}, `{name}: {'null' if value is None else value}`"
+        if name in seen:
+            problems.append(f"{place}: `{name}` is already given in line {seen[name]}.")
+        seen.setdefault(name, line)
+        yield Setting(name, value, place)
+
+
+def _node_value(node: yaml.Node) -> Any:
+    """The text of a scalar as the user wrote it, so that `no` stays `no`; lists and mappings."""
+    if isinstance(node, yaml.ScalarNode):
+        return None if node.tag == "tag:yaml.org,2002:null" else node.value
+    if isinstance(node, yaml.SequenceNode):
+        # Lists hold plain values; what is nested deeper is shown as it is and fits no field.
+        return [str(_node_value(item)) for item in node.value]
+    return _Loader("").construct_document(node)
+
+
+class Key(NamedTuple):
+    """What a dataclass field takes."""
+
+    name: str
+    kinds: tuple[Any, ...]  # of `list[str] | None`: (list, NoneType)
+    choices: tuple[str, ...]
+    expects: str  # in words
+
+
+class Parser(HfArgumentParser):
+    """Converts one value at a time: never asks for the others, never prints its usage."""
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """Declare a flag; none is required here."""
+        options.pop("required", None)  # what is missing is for `arguments` to say
+        return super().add_argument(*names, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print beside its usage, to exit then."""
+        raise ArgumentError(None, message)
+
+
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    dict: "a mapping (JSON, if in a flag) or the name of a JSON file",
+    type(None): "null",
+}
+
+
+def recipe_keys(dataclass_types: Sequence[type[Any]]) -> dict[str, Key]:
+    """The keys that a recipe of these dataclasses can have, by name."""
+    keys: dict[str, Key] = {}
+    for cls in dataclass_types:
+        hints = get_type_hints(cls)
+        for f in dataclasses.fields(cls):
+            if f.init:
+                assert f.name not in keys, f"two dataclasses have a field `{f.name}`"
+                keys[f.name] = _key(f, hints[f.name])
+    return keys
+
+
+def _key(f: dataclasses.Field[Any], hint: Any) -> Key:
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    kinds = tuple(get_origin(member) or member for member in members)
+    choices = [str(choice) for choice in f.metadata.get("choices", ())]
+    words = []
+    for member, kind in zip(members, kinds, strict=True):
+        if kind is Literal:
+            choices += [str(choice) for choice in get_args(member)]
+        elif isinstance(kind, type) and issubclass(kind, Enum):
+            choices += [str(choice.value) for choice in kind]
+        elif kind is list:
+            words.append(f"a list of {getattr(get_args(member)[0], '__name__', member)}")
+        elif not (kind is str and (choices or dict in kinds)):
+            words.append(_WORDS.get(kind, str(kind)))
+    if choices:
+        shown = choices if len(choices) <= 12 else [*choices[:6], "... (all are in --help)"]
+        words.insert(0, "one of " + ", ".join(shown))
+    least = f", at least {MINIMUM[f.name]}" if f.name in MINIMUM else ""
+    return Key(f.name, kinds, tuple(choices), " or ".join(words) + least)
+
+
+def convert(parser: Parser, key: Key, value: Any) -> Any:
+    """The value converted and checked; ValueError or ArgumentError where it does not fit."""
+    kinds = set(key.kinds)
+    if isinstance(value, str):
+        value = _structured(kinds, value)
+    if value is None or isinstance(value, dict | list):
+        if type(value) not in kinds:
+            raise ValueError
+        if not value or isinstance(value, dict):
+            return value
+    if isinstance(value, list) and {str, type(None)} <= kinds:
+        return value  # such a field is text alone to the parser
+    namespace, rest = parser.parse_known_args(_flag(key, value))
+    if rest:
+        raise ValueError
+    converted = getattr(namespace, key.name)
+    if key.name in MINIMUM and not converted >= MINIMUM[key.name]:
+        raise ValueError
+    return converted
+
+
+def _flag(key: Key, value: str | list[str] | Literal[True]) -> list[str]:
+    if isinstance(value, list):
+        return [f"--{key.name}", *value]
+    if value is True:
+        return [f"--{key.name}=true" if bool in key.kinds else f"--{key.name}"]
+    return [f"--{key.name}={value}"]
+
+
+def _structured(kinds: set[Any], text: str) -> str | dict[str, Any] | None:
+    """Text as it is, unless it stands for null or, where a mapping is asked for, for that."""
+    # Where text is asked for, "none" is a word of its own, as in `report_to`.
+    if text.lower() in ("none", "null") and type(None) in kinds and {dict, str} & kinds != {str}:
+        return None
+    if dict not in kinds or (str in kinds and Path(text).is_file()):
+        return text
+    mapping = json.loads(text)
+    if not isinstance(mapping, dict):
+        raise ValueError
+    return mapping
+
+
+def wrong_value(key: Key, value: Any) -> str:
+    """What the key takes, for a value that does not fit."""
+    return f"takes {key.expects}.{_suggestion(str(value), key.choices)}"
+
+
+def unknown_key(name: str, keys: dict[str, Key]) -> str:
+    """What to say of a name that is no key."""
+    successor = RENAMED.get(name, name)
+    return f"there is no such key.{_suggestion(successor if successor in keys else name, keys)}"
+
+
+def _suggestion(word: str, words: Iterable[str]) -> str:
+    """The one that starts with the word, or else the one spelt most alike."""
+    near = [w for w in words if word and w.startswith(word)] or difflib.get_close_matches(
+        word, words, n=1
+    )
+    return f" Did you mean `{near[0]}`?" if near else ""

@@ -1,0 +1,147 @@
+"""What every training stage does around its trainer: refuse, resume, train, write the run folder.
+
+A run folder is all that later stages know of a run. `run.json` is written last, so a folder that
+has one is finished.
+"""
+
+import logging
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from rlhf_recipes.arguments import RecipeArguments, RecipeError, resolved_recipe
+from rlhf_recipes.evaluation import training_curves_figure
+from rlhf_recipes.hub import push, repo_name, write_card
+from rlhf_recipes.models import adapter_base
+from rlhf_recipes.preferences import dataset_fingerprint
+from rlhf_recipes.records import run_record, workspace, write_json
+
+Review = Callable[[Path], dict[str, float]]
+"""Something to do with the trained adapter's folder before the run counts as finished."""
+
+
+class Run:
+    """One run of a training stage, from the check of its folder to its last file.
+
+    Args:
+        stage: `reward`, `ppo`, `grpo` or `dpo`.
+        recipe: Where the data is, and whether a finished run may be replaced.
+        training: The trainer's configuration. Pushing is taken out of its hands: an adapter is
+            pushed here, once its folder is finished, so that a failed push loses nothing.
+        others: The rest of the recipe's dataclasses.
+    """
+
+    def __init__(
+        self, stage: str, recipe: RecipeArguments, training: TrainingArguments, *others: Any
+    ) -> None:
+        self.stage = stage
+        self.folder = Path(training.output_dir)
+        self.recipe = recipe
+        self.training = training
+        self.resolved = resolved_recipe(recipe, training, *others)
+        self.pushes, training.push_to_hub = training.push_to_hub, False
+        _refuse_finished(self.folder, recipe.overwrite)
+        use_all_cores()
+        self.started = time.monotonic()
+
+    def train_and_save(self, trainer: Trainer, review: Review | None = None) -> None:
+        """Train, from the last checkpoint where there is one, and write the run folder."""
+        trainer.add_callback(_LogFile(workspace(self.folder) / f"training_{self.stage}.log"))
+        checkpoint = get_last_checkpoint(self.folder) if self.folder.is_dir() else None
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        if trainer.eval_dataset is not None:
+            metrics |= trainer.evaluate()
+        trainer.save_model()
+        if not trainer.is_world_process_zero():
+            return
+        if review is not None:
+            metrics |= review(self.folder)
+        trainer.save_metrics("all", metrics, combined=False)
+        trainer.save_state()
+        training_curves_figure(
+            {self.stage: trainer.state.log_history}, self.folder / "training_curves.png"
+        )
+        (self.folder / "recipe.yaml").write_text(
+            yaml.safe_dump(self.resolved, sort_keys=False), encoding="utf-8"
+        )
+        record = run_record(
+            self.stage,
+            self.resolved,
+            base_model=adapter_base(self.folder),
+            dataset_fingerprint=dataset_fingerprint(self.recipe.dataset_name),
+            seed=self.training.seed,
+            processes=self.training.world_size,
+            duration_seconds=round(time.monotonic() - self.started, 1),
+            peak_memory_gb=round(peak_memory_gb(), 2),
+            metrics=metrics,
+        )
+        write_json(self.folder / "run.json", record)
+        write_card(self.folder)
+        if self.pushes:
+            repo_id = self.training.hub_model_id or repo_name(self.folder)
+            url = push(self.folder, repo_id, private=self.training.hub_private_repo is not False)
+            logging.getLogger(__name__).warning("Pushed %s to %s", self.folder, url)
+
+
+def use_all_cores() -> None:
+    """Give each process its share of the machine's cores.
+
+    `accelerate launch` and torchrun set OMP_NUM_THREADS to 1, which suits GPUs; on a CPU it leaves
+    all cores but one idle. The cores are those this process may use (`taskset` limits them).
+    """
+    if torch.cuda.is_available():
+        return
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    processes = int(os.getenv("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(1, cores // processes))
+
+
+def peak_memory_gb() -> float:
+    """The most memory this process has held: on its GPU if it uses one, else resident, in GB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def _refuse_finished(folder: Path, overwrite: bool) -> None:
+    if not (folder / "run.json").exists():
+        return
+    if not overwrite:
+        raise RecipeError(
+            f"{folder} holds a finished run, which is never replaced unasked. "
+            "Give another `output_dir`, or `--overwrite` to delete that run and train again."
+        )
+    # Several processes start together, and each comes here.
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class _LogFile(TrainerCallback):
+    """Append what the trainer logs to a file, one line a log."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: Any,
+        control: Any,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if state.is_world_process_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+                file.write(f"{stamp} step {state.global_step}/{state.max_steps} {logs}\n")

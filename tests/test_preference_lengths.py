@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.preference_lengths import TokenRuler, WordRuler
+from rlhf_recipes.preference_shapes import Lengths, Pair
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} end {% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+CONVERSATION = Pair(
+    [{"role": "user", "content": "Hi there"}],
+    [{"role": "assistant", "content": "Hello"}],
+    [{"role": "assistant", "content": "I can't."}],
+    turns=1,
+    source="chat",
+    place="",
+)
+TEXT = Pair("Hi there", " Hello", " I can't.", turns=1, source="chat", place="")
+
+
+@pytest.fixture
+def word_model(tmp_path: Path) -> Path:
+    """A tokenizer for which every word between spaces is one token."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "end": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="end"
+    ).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_words_and_marks_are_counted_without_a_tokenizer() -> None:
+    """Hi, there | Hello | I, can, ', t, full stop."""
+    assert WordRuler()([CONVERSATION, TEXT]) == [Lengths(2, 1, 5)] * 2
+    assert Lengths(2, 1, 5).longest == 7
+
+
+def test_tokens_of_a_conversation_include_its_template(word_model: Path, tmp_path: Path) -> None:
+    """Prompt: user Hi there end assistant. Answers: Hello end; I can't. end."""
+    template = tmp_path / "chat.jinja"
+    template.write_text(TEMPLATE)
+    ruler = TokenRuler(str(word_model), str(template))
+    assert ruler([CONVERSATION]) == [Lengths(5, 2, 3)]
+    assert ruler.unit == f"tokens of {word_model}"
+
+
+def test_tokens_of_plain_text_include_the_closing_eos(word_model: Path) -> None:
+    """Prompt: Hi there. Answers: Hello eos; I can't. eos."""
+    assert TokenRuler(str(word_model), None)([TEXT]) == [Lengths(2, 2, 3)]
+
+
+def test_a_conversation_without_a_template_is_an_error(word_model: Path) -> None:
+    with pytest.raises(RecipeError, match="has no chat template"):
+        TokenRuler(str(word_model), None)([CONVERSATION])
+
+
+def test_a_template_that_refuses_the_roles_is_an_error(word_model: Path, tmp_path: Path) -> None:
+    template = tmp_path / "strict.jinja"
+    template.write_text("{{ raise_exception('no system role') }}")
+    with pytest.raises(RecipeError, match=r"refuses a conversation .*no system role"):
+        TokenRuler(str(word_model), str(template))([CONVERSATION])

@@ -1,0 +1,77 @@
+import random
+from collections import Counter
+
+import pytest
+
+from rlhf_recipes.preference_shapes import Pair
+from rlhf_recipes.preference_splits import balanced_order, hold_out, in_balanced_order, prompt_key
+
+
+def pairs_of(sizes: dict[tuple[str, int], int]) -> list[Pair]:
+    return [
+        Pair(f"{source} {turns} {i}", "yes", "no", turns, source, "")
+        for (source, turns), size in sizes.items()
+        for i in range(size)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_beginning_of_a_balanced_order_holds_each_stratum_in_proportion(seed: int) -> None:
+    """At any point t a stratum of n has given n t items within one.
+
+    A beginning of k items out of N reaches some t with k = N t + d, |d| <= the number of strata
+    S, so a stratum's count differs from n k / N by at most 1 + n S / N.
+    """
+    sizes = {"a": 60, "b": 30, "c": 9, "d": 1}
+    strata = [name for name, size in sizes.items() for _ in range(size)]
+    random.Random(seed).shuffle(strata)
+    order = balanced_order(strata, seed)
+    assert sorted(order) == list(range(100))
+    seen: Counter[str] = Counter()
+    for k, item in enumerate(order, start=1):
+        seen[strata[item]] += 1
+        for name, size in sizes.items():
+            assert abs(seen[name] - size * k / 100) <= 1 + size * len(sizes) / 100
+
+
+def test_an_order_depends_on_the_seed_alone() -> None:
+    strata = ["a", "b"] * 20
+    assert balanced_order(strata, 1) == balanced_order(strata, 1)
+    assert balanced_order(strata, 1) != balanced_order(strata, 2)
+
+
+def test_hold_out_keeps_all_pairs_and_no_prompt_on_both_sides() -> None:
+    pairs = pairs_of({("help", 1): 30, ("harm", 1): 20, ("harm", 2): 10})
+    repeated = [Pair(p.prompt, "other", "no", p.turns, p.source, "") for p in pairs[::3]]
+    train, validation = hold_out([*pairs, *repeated], 0.2, seed=0)
+    assert len(train) + len(validation) == 80
+    train_prompts = {prompt_key(p.prompt) for p in train}
+    validation_prompts = {prompt_key(p.prompt) for p in validation}
+    assert not train_prompts & validation_prompts
+    assert len(validation_prompts) == 12  # a fifth of 60 prompts
+
+
+def test_hold_out_is_balanced_by_source_and_turns() -> None:
+    _, validation = hold_out(pairs_of({("a", 1): 600, ("a", 2): 300, ("b", 1): 100}), 0.1, seed=3)
+    counts = Counter((pair.source, pair.turns) for pair in validation)
+    assert abs(counts["a", 1] - 60) <= 2
+    assert abs(counts["a", 2] - 30) <= 2
+    assert abs(counts["b", 1] - 10) <= 2
+
+
+def test_hold_out_takes_at_least_one_prompt() -> None:
+    train, validation = hold_out(pairs_of({("a", 1): 3}), 0.01, seed=0)
+    assert (len(train), len(validation)) == (2, 1)
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
+    ordered = in_balanced_order(pairs_of({("a", 1): 50, ("b", 4): 10}), seed=0)
+    assert Counter(p.source for p in ordered[:30]) == pytest.approx({"a": 25, "b": 5}, abs=2)
+
+
+def test_outer_spaces_do_not_make_another_prompt() -> None:
+    assert prompt_key(" Hi\n") == prompt_key("Hi")
+    assert prompt_key([{"role": "user", "content": "Hi "}]) == prompt_key(
+        [{"role": "user", "content": "Hi"}]
+    )
+    assert prompt_key([{"role": "user", "content": "Hi"}]) != prompt_key("Hi")

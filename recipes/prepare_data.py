@@ -10,22 +10,23 @@ from rlhf_recipes.arguments import parse_recipe, run
 from rlhf_recipes.preference_preparation import check_writable, prepare, size_table, write_prepared
 from rlhf_recipes.preferences import DataArguments
 
+ARGUMENTS = (DataArguments,)
+
 
 def main() -> None:
-    (arguments,) = parse_recipe(DataArguments)
+    """Prepare the pairs, then write them with their statistics, or say what would be written."""
+    (arguments,) = parse_recipe(*ARGUMENTS)
     out = Path(arguments.output_dir)
     outputs = f"{out / 'data'}, {out / 'dataset_stats.json'}, {out / 'dataset_distribution.png'}"
-    if arguments.plan:
-        print(size_table(prepare(arguments)))
-        print(f"\nWould write {outputs}")
-        return
     if os.getenv("RANK", "0") != "0":  # of several launched processes one is enough
+        return
+    if arguments.plan:
+        print(f"{size_table(prepare(arguments))}\n\nWould write {outputs}")
         return
     check_writable(arguments)
     prepared = prepare(arguments)
     write_prepared(prepared, arguments)
-    print(size_table(prepared))
-    print(f"\nWrote {outputs}")
+    print(f"{size_table(prepared)}\n\nWrote {outputs}")
 
 
 if __name__ == "__main__":

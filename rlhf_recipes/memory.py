@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from trl import ModelConfig
+
+from rlhf_recipes.parameter_counts import Parameters
 
 FLOAT32 = 4
 
@@ -19,22 +22,81 @@ QUANTISED_BITS_OVERHEAD = 0.5  # a float32 scale for every 64 weights
 class Memory:
     """Bytes on one process, without sharding.
 
-    `adapters` are those of all roles; `logits` include their gradient.
+    `weights` are of all copies of the base, `adapters` of all roles; `logits` include their
+    gradient; `merged` is the copy of those weights that an adapter is merged into for sampling.
     """
 
     weights: int
     adapters: int
-    gradients: int
-    optimiser: int
-    activations: int
-    logits: int
-    kv_cache: int
+    gradients: int = 0
+    optimiser: int = 0
+    activations: int = 0
+    logits: int = 0
+    kv_cache: int = 0
+    merged: int = 0
 
     @property
     def peak(self) -> int:
         """What lasts, plus the larger of what a training step and what sampling needs."""
         lasting = self.weights + self.adapters + self.gradients + self.optimiser
-        return lasting + max(self.activations + self.logits, self.kv_cache)
+        return lasting + max(self.activations + self.logits, self.kv_cache + self.merged)
+
+    def parts(self) -> dict[str, int]:
+        """The parts that are not empty, by name, and the peak."""
+        parts = {name.replace("_", " "): size for name, size in vars(self).items() if size}
+        return {**parts, "peak": self.peak}
+
+
+def training_memory(
+    stage: str,
+    base: PreTrainedModel,
+    parameters: Parameters,
+    model: ModelConfig,
+    training: Any,
+    longest: int,
+) -> Memory:
+    """The estimate for a training stage whose longest row has so many tokens.
+
+    GRPO loads the reward model on a base of its own; without LoRA, DPO and GRPO keep a reference.
+    """
+    sizes = architecture(base.config)
+    size = item_bytes(model.dtype or "float32", base.config.dtype)
+    bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
+    bases = 1 + (stage == "grpo") + (stage in ("dpo", "grpo") and not model.use_peft)
+    rows = training.train_batch_size * (2 if stage in ("reward", "dpo") else 1)
+    logits_rows = {"reward": 0, "dpo": longest}.get(
+        stage, getattr(training, "max_completion_length", 0)
+    )
+    sampled = {
+        "ppo": lambda: min(training.generation_batch_size, training.rollout_size),
+        "grpo": lambda: training.generation_batch_size // training.world_size,
+    }.get(stage, lambda: 0)()
+    trained_size = FLOAT32 if model.use_peft else size  # PEFT keeps adapters in float32
+    return Memory(
+        weights=bases * weight_bytes(base, size, bits),
+        adapters=parameters.adapters * FLOAT32,
+        gradients=parameters.trainable * trained_size,
+        optimiser=optimiser_bytes(parameters.trainable, training.optim, trained_size),
+        activations=activation_bytes(sizes, rows * longest, size, training.gradient_checkpointing),
+        logits=logits_bytes(sizes, rows * logits_rows),
+        kv_cache=kv_cache_bytes(sizes, sampled * longest, size),
+        merged=parameters.merged * size,
+    )
+
+
+def evaluation_memory(
+    base: PreTrainedModel, parameters: Parameters, arguments: Any, longest: int
+) -> Memory:
+    """The estimate for sampling, with the policy's and the reference's logits for the exact KL."""
+    sizes = architecture(base.config)
+    size = item_bytes(arguments.dtype, base.config.dtype)
+    tokens = arguments.batch_size * arguments.max_completion_length
+    return Memory(
+        weights=weight_bytes(base, size, None),
+        adapters=parameters.adapters * FLOAT32,
+        logits=2 * logits_bytes(sizes, tokens),
+        kv_cache=kv_cache_bytes(sizes, arguments.batch_size * longest, size),
+    )
 
 
 @dataclass(frozen=True)
@@ -83,20 +145,18 @@ def weight_bytes(model: PreTrainedModel, size: int, bits: int | None) -> int:
     return round(total - linear * (size - (bits + QUANTISED_BITS_OVERHEAD) / 8))
 
 
-def optimiser_bytes(trainable: int, optimiser: str) -> int:
-    """State of the optimiser: 2 float32 numbers a trainable parameter for Adam and its kin.
+def optimiser_bytes(trainable: int, optimiser: str, size: int) -> int:
+    """State of the optimiser: two numbers a trainable parameter for Adam and its kin.
 
-    2 bytes for 8-bit Adam; none for plain SGD and next to none for Adafactor, which keeps row and
-    column sums.
+    Two bytes for 8-bit Adam; none for plain SGD and next to none for Adafactor, which keeps row
+    and column sums.
     """
     if optimiser in ("sgd", "adafactor"):
         return 0
-    return trainable * 2 * (1 if "8bit" in optimiser else FLOAT32)
+    return trainable * 2 * (1 if "8bit" in optimiser else size)
 
 
-def activation_bytes(
-    sizes: Architecture, tokens: int, size: int, checkpointing: bool
-) -> int:
+def activation_bytes(sizes: Architecture, tokens: int, size: int, checkpointing: bool) -> int:
     """What a forward pass over so many tokens keeps for the backward pass.
 
     A layer keeps 6 w + 2 k + 4 m numbers a token (w: width, k: width of the keys, m: width of the
@@ -121,7 +181,7 @@ def kv_cache_bytes(sizes: Architecture, tokens: int, size: int) -> int:
     return tokens * sizes.layers * 2 * sizes.kv_width * size
 
 
-def item_bytes(dtype: str | None, own: torch.dtype | None) -> int:
-    """Bytes of one number of a recipe's `dtype`; `auto` and none stand for the model's own."""
+def item_bytes(dtype: str | None, own: Any) -> int:
+    """Bytes of one number of a recipe's `dtype`; `auto` and none stand for the model's own type."""
     chosen = own if dtype in (None, "auto") else getattr(torch, dtype)
     return int((chosen or torch.float32).itemsize)

@@ -4,58 +4,46 @@ Counts of rows, steps and parameters are exact; memory is estimated by the formu
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from datasets import Dataset
-from peft import LoraConfig, PeftConfig, get_peft_model
-from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    TrainingArguments,
-)
-from trl import ModelConfig, get_peft_config
+from transformers import PreTrainedTokenizerBase
+from trl import ModelConfig
 
 from rlhf_recipes.arguments import RecipeArguments, RecipeError
-from rlhf_recipes.memory import (
-    FLOAT32,
-    Memory,
-    activation_bytes,
-    architecture,
-    item_bytes,
-    kv_cache_bytes,
-    logits_bytes,
-    optimiser_bytes,
-    weight_bytes,
-)
-from rlhf_recipes.models import adapter_base, base_path, open_tokenizer
+from rlhf_recipes.hub import repo_name
+from rlhf_recipes.memory import Memory, evaluation_memory, training_memory
+from rlhf_recipes.models import adapter_base, open_tokenizer
+from rlhf_recipes.parameter_counts import Parameters, evaluation_parameters, stage_parameters
 from rlhf_recipes.preference_lengths import TokenRuler
 from rlhf_recipes.preference_shapes import Pair
 from rlhf_recipes.preferences import load_prepared, unique_prompts
-from rlhf_recipes.roles import read_adapter
 from rlhf_recipes.sampling import prompt_ids
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from rlhf_recipes.evaluation.collect import EvaluationArguments
 
 RUN_OUTPUTS = (
     "adapter, tokenizer, recipe.yaml, run.json, README.md",
     "trainer_state.json, all_results.json, training_curves.png",
 )
-EVALUATION_OUTPUTS = ("samples/*_samples.json", "results/, with report.html", "ANALYSIS.md")
+STAGE_OUTPUTS = {
+    "reward": ("results/reward_model_errors.json beside models/",),
+    "grpo": ("completions/*.parquet",),
+    "ppo": ("completions/*.parquet, value/ (the value role's adapter)",),
+}
+EVALUATION_OUTPUTS = ("samples/*_samples.json", "results/ with report.html", "ANALYSIS.md")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a split in use, those left out as too long, and the tokens of the longest in use.
+    """Rows of a split in use, those left out for their length, and the longest in use in tokens.
 
-    The longest counts what the model sees at most: prompt and answer, cut where the trainer cuts.
+    The longest is what the model sees at most: a prompt and its answer, cut where it will be cut.
     """
 
     used: int
@@ -64,48 +52,231 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Steps:
-    """`batch` is device x accumulation x processes; `completions` are all that are sampled."""
-
-    batch: tuple[int, int, int]
-    optimiser: int
-    completions: int
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """`trainable` of the adapters (and heads) of all roles, out of `total`, base included."""
-
-    base: int
-    adapters: int
-    trainable: int
-
-    @property
-    def total(self) -> int:
-        """Base and adapters."""
-        return self.base + self.adapters
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What a stage comes to; `steps` is None for evaluation."""
+    """What a stage comes to. Evaluation has no `batch` and no steps."""
 
     stage: str
     base_model: str
     rows: Mapping[str, Rows]
-    steps: Steps | None
+    batch: tuple[int, int, int] | None  # device, accumulation, processes
+    steps: int
     completions: int
-    max_completion_length: int
+    generated_tokens: int  # if no completion ends early
     parameters: Parameters
     memory: Memory
     output_dir: str
     outputs: tuple[str, ...]
     pushed_to: str | None
 
-    @property
-    def generated_tokens(self) -> int:
-        """Tokens sampled if no completion ends early."""
-        return self.completions * self.max_completion_length
-
     def __str__(self) -> str:
         return format_plan(self)
+
+
+def training_plan(
+    stage: str,
+    recipe: RecipeArguments,
+    training: Any,
+    model: ModelConfig,
+    dataset: "Mapping[str, Dataset]",
+    reward_model_path: str | None = None,
+) -> Plan:
+    """The plan of the stage reward, dpo, grpo or ppo.
+
+    Args:
+        training: The stage's trainer arguments: RewardConfig, DPOConfig, GRPOConfig or PPOConfig.
+        dataset: Splits train and validation, as `load_prepared` gives them.
+        reward_model_path: Tells PPO the size of the value role's LoRA. Without it, or while there
+            is no reward model yet, it is taken to be like the policy's.
+    """
+    if stage in ("grpo", "ppo"):
+        tokenizer = open_tokenizer(str(model.model_name_or_path), recipe.chat_template)
+        prompts = unique_prompts(dataset["train"])
+        rows = {"train": prompt_rows(prompts, tokenizer, training.max_completion_length)}
+    else:
+        ruler = TokenRuler(str(model.model_name_or_path), recipe.chat_template)
+        rows = {
+            split: pair_rows(stage, dataset[split], ruler, training.max_length)
+            for split in ("train", "validation")
+        }
+    epoch = micro_batches(stage, rows["train"].used, training)
+    steps = optimiser_steps(stage, epoch, training)
+    completions = completion_count(stage, epoch, steps, training)
+    meta, parameters = stage_parameters(stage, model, reward_model_path)
+    pushed_to = training.hub_model_id or repo_name(Path(training.output_dir))
+    return Plan(
+        stage=stage,
+        base_model=str(model.model_name_or_path),
+        rows=rows,
+        batch=(
+            training.train_batch_size,
+            training.gradient_accumulation_steps,
+            training.world_size,
+        ),
+        steps=steps,
+        completions=completions,
+        generated_tokens=completions * getattr(training, "max_completion_length", 0),
+        parameters=parameters,
+        memory=training_memory(stage, meta, parameters, model, training, rows["train"].longest),
+        output_dir=str(training.output_dir),
+        outputs=RUN_OUTPUTS + STAGE_OUTPUTS.get(stage, ()),
+        pushed_to=pushed_to if training.push_to_hub else None,
+    )
+
+
+def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
+    """The plan of an evaluation: every model answers the same prompts."""
+    base = adapter_base(arguments.reward_model_path)
+    policies = arguments.policies()
+    prompts = unique_prompts(load_prepared(arguments.dataset_name)["validation"])
+    prompts = prompts.select(range(min(arguments.eval_prompts, len(prompts))))
+    tokenizer = open_tokenizer(arguments.reward_model_path)
+    rows = prompt_rows(prompts, tokenizer, arguments.max_completion_length)
+    models = 1 + len(policies) + arguments.control
+    completions = models * rows.used * arguments.samples_per_prompt
+    adapters = [arguments.reward_model_path, *map(str, policies.values())]
+    meta, parameters = evaluation_parameters(base, adapters)
+    return Plan(
+        stage="evaluate",
+        base_model=base,
+        rows={"validation": rows},
+        batch=None,
+        steps=0,
+        completions=completions,
+        generated_tokens=completions * arguments.max_completion_length,
+        parameters=parameters,
+        memory=evaluation_memory(meta, parameters, arguments, rows.longest),
+        output_dir=arguments.output_dir,
+        outputs=EVALUATION_OUTPUTS,
+        pushed_to=None,
+    )
+
+
+def pair_rows(stage: str, split: "Dataset", ruler: TokenRuler, max_length: int | None) -> Rows:
+    """The pairs that TRL's trainer keeps.
+
+    RewardTrainer drops a pair of which either answer, with its prompt, is over `max_length`.
+    DPOTrainer cuts answers there and drops a pair whose prompt alone fills it.
+    """
+    limit = math.inf if max_length is None else max_length
+    lengths = ruler([Pair(**row, place="") for row in split])
+    if stage == "reward":
+        kept = [row.longest for row in lengths if row.longest <= limit]
+    else:
+        kept = [int(min(row.longest, limit)) for row in lengths if row.prompt < limit]
+    if not kept:
+        raise RecipeError(
+            f"`max_length` is {max_length} tokens, and none of {len(lengths)} pairs fits in it, so "
+            "there is nothing to train on. Raise `max_length`."
+        )
+    return Rows(len(kept), len(lengths) - len(kept), max(kept))
+
+
+def prompt_rows(
+    prompts: "Dataset", tokenizer: PreTrainedTokenizerBase, max_completion_length: int
+) -> Rows:
+    """The prompts, none of which is left out, and the longest with a whole completion."""
+    longest = max(len(prompt_ids(tokenizer, prompt)) for prompt in prompts["prompt"])
+    return Rows(len(prompts), 0, longest + max_completion_length)
+
+
+def micro_batches(stage: str, rows: int, training: Any) -> int:
+    """Forward-backward passes of one process in one epoch.
+
+    Pairs: ceil(rows / (device batch x processes)). Prompts are used in whole generation batches
+    of GRPO, whole rollouts of PPO; each serves a fixed number of passes.
+    """
+    needed: int
+    passes: int
+    if stage == "grpo":
+        needed = training.generation_batch_size // training.num_generations
+        passes = training.steps_per_generation * training.num_iterations
+    elif stage == "ppo":
+        needed = training.rollout_size * training.world_size
+        passes = training.micro_steps_per_rollout
+    else:
+        needed, passes = training.train_batch_size * training.world_size, 1
+        if not training.dataloader_drop_last:
+            return math.ceil(rows / needed)
+    if rows < needed:
+        raise RecipeError(
+            f"There are {rows} training rows, and one batch of them takes {needed} over all "
+            "processes, so there is nothing to train on. Lower `per_device_train_batch_size` or "
+            "`gradient_accumulation_steps`, or give more rows."
+        )
+    return rows // needed * passes
+
+
+def optimiser_steps(stage: str, epoch: int, training: Any) -> int:
+    """Optimiser steps of a run whose epochs have so many passes, as transformers' Trainer counts.
+
+    The last step of an epoch may have fewer passes than the others.
+    """
+    if stage == "ppo" and training.total_episodes is not None:
+        rollouts = math.ceil(
+            training.total_episodes / (training.rollout_size * training.world_size)
+        )
+        return int(rollouts * training.num_ppo_epochs * training.num_mini_batches)
+    if training.max_steps > 0:
+        return int(training.max_steps)
+    epochs: float = training.num_train_epochs
+    return math.ceil(epochs * _steps_in_epoch(epoch, training))
+
+
+def completion_count(stage: str, epoch: int, steps: int, training: Any) -> int:
+    """Completions sampled while training, over all processes."""
+    epochs, rest = divmod(steps, _steps_in_epoch(epoch, training))
+    passes = epochs * epoch + min(rest * training.gradient_accumulation_steps, epoch)
+    if stage == "grpo":
+        served = training.steps_per_generation * training.num_iterations
+        return int(math.ceil(passes / served) * training.generation_batch_size)
+    if stage == "ppo":
+        rollouts = math.ceil(passes / training.micro_steps_per_rollout)
+        return int(rollouts * training.rollout_size * training.world_size)
+    return 0
+
+
+def _steps_in_epoch(epoch: int, training: Any) -> int:
+    accumulation: int = training.gradient_accumulation_steps
+    return math.ceil(epoch / accumulation)
+
+
+def format_plan(plan: Plan) -> str:
+    """The plan as a table of two columns, at most 80 characters wide."""
+    lines = [("stage", plan.stage), ("base model", plan.base_model)]
+    for split, rows in plan.rows.items():
+        left_out = f" ({rows.left_out:,} left out: too long)" if rows.left_out else ""
+        lines.append((f"{split} rows", f"{rows.used:,}{left_out}, up to {rows.longest:,} tokens"))
+    if plan.batch is not None:
+        device, accumulation, processes = plan.batch
+        lines += [
+            (
+                "effective batch",
+                f"{math.prod(plan.batch):,} = {device} a device x {accumulation} accumulated "
+                f"x {processes} process" + "es" * (processes > 1),
+            ),
+            ("optimiser steps", f"{plan.steps:,}"),
+        ]
+    if plan.completions:
+        lines += [
+            ("completions", f"{plan.completions:,}"),
+            ("generated tokens", f"at most {plan.generated_tokens:,}"),
+        ]
+    counts = plan.parameters
+    share = counts.trainable / counts.total
+    lines.append(("parameters", f"{counts.total:,}, base {counts.base:,}"))
+    if plan.batch is not None:
+        lines.append(("trainable", f"{counts.trainable:,} ({share:.2%})"))
+    lines.append(("memory", "an estimate, for each process, without sharding"))
+    lines += [(f"  {name}", _bytes(size)) for name, size in plan.memory.parts().items()]
+    lines.append(("outputs in", plan.output_dir))
+    lines += [("", output) for output in plan.outputs]
+    lines.append(("pushed", f"to {plan.pushed_to}" if plan.pushed_to else "nothing"))
+    return "\n".join(f"{name:<17} {_shortened(value, 62)}".rstrip() for name, value in lines)
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:8.2f} GB" if size >= 1e9 else f"{size / 1e6:8.2f} MB"
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else "..." + text[len(text) - width + 3 :]

@@ -127,8 +127,8 @@ def _part_rows(part: _Part) -> Iterator[tuple[str, Mapping[str, object]]]:
 
 def _read_parquet(path: Path) -> list[dict[str, object]]:
     # Imported where it is used, like `datasets` below: it would slow down every script's start.
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow  # type: ignore[import-untyped]  # it ships no py.typed
+    import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         return list(pyarrow.parquet.read_table(path).to_pylist())
@@ -189,7 +189,7 @@ def _hub_splits(name: str, config: str | None) -> dict[str, list[_Part]]:
     try:
         splits = load_dataset(name, config)
     except (OSError, ValueError, DatasetsError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = " ".join(str(error).split())[:200]
         raise RecipeError(
             f"`dataset_name` is `{name}`: there is no such folder or file here, and it cannot be "
             f"opened as a dataset of the Hub ({reason}). Check its spelling, its `dataset_config` "

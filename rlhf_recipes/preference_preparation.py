@@ -24,6 +24,7 @@ from rlhf_recipes.preferences import DataArguments
 from rlhf_recipes.records import run_record, write_json
 
 SPLITS = ("train", "validation")
+FILES = ("train.jsonl", "validation.jsonl", "run.json")  # run.json says: finished
 COLUMNS = {"chosen", "rejected"}
 EXAMPLES_PER_REASON = 3
 EXAMPLE_CHARACTERS = 60
@@ -92,40 +93,42 @@ def prepare(arguments: DataArguments) -> Prepared:
 
 
 def write_prepared(prepared: Prepared, arguments: DataArguments) -> None:
-    """Write OUT/data and its statistics; OUT/data/run.json comes last and says it is finished."""
-    # Imported here: matplotlib is slow to start, and a plan or an error needs no figure.
-    from rlhf_recipes.preference_figure import distribution_figure
+    """Write OUT/data, OUT/dataset_stats.json and OUT/dataset_distribution.png.
 
+    The files of OUT/data are written beside it and moved when all is done, run.json last: finished
+    data that is to be replaced stays until then.
+    """
+    check_writable(arguments)
     out = Path(arguments.output_dir)
-    record = out / "data" / "run.json"
-    record.unlink(missing_ok=True)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    fingerprint = hashlib.sha256()
-    for split in SPLITS:
-        lines = [json.dumps(p.as_row(), ensure_ascii=False) + "\n" for p in prepared.pairs[split]]
-        content = "".join(lines).encode()
-        fingerprint.update(content)
-        (out / "data" / f"{split}.jsonl").write_bytes(content)
-    statistics = dataset_statistics(prepared, arguments)
-    write_json(out / "dataset_stats.json", statistics)
-    distribution_figure(statistics, out / "dataset_distribution.png")
-    facts = run_record(
-        "data",
-        resolved_recipe(arguments),
-        dataset_fingerprint=fingerprint.hexdigest(),
-        seed=arguments.seed,
-        sizes={split: len(prepared.pairs[split]) for split in SPLITS},
-        duration_seconds=round(prepared.duration_seconds, 3),
-    )
-    write_json(record, facts)
+    data, partial = out / "data", out / "data.partial"
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        _write_files(prepared, arguments, partial)
+        data.mkdir(exist_ok=True)
+        (data / "run.json").unlink(missing_ok=True)
+        for name in FILES:
+            (partial / name).replace(data / name)
+        partial.rmdir()
+    except OSError as error:
+        raise RecipeError(
+            f"{error.filename or out} cannot be written ({error.strerror}). Free disk space or "
+            "change its permissions, or set `output_dir` to another folder."
+        ) from error
 
 
 def check_writable(arguments: DataArguments) -> None:
-    """Raise RecipeError if finished data is in the way and was not told to be replaced."""
-    folder = Path(arguments.output_dir) / "data"
-    if (folder / "run.json").exists() and not arguments.overwrite:
+    """Raise RecipeError if OUT/data holds something that is not to be replaced."""
+    data = Path(arguments.output_dir) / "data"
+    if not (data / "run.json").exists():
+        taken = [name for name in FILES if (data / name).exists()]
+        if taken and not data.with_name("data.partial").exists():
+            raise RecipeError(
+                f"{data} holds {' and '.join(taken)} that were not written by this script, and "
+                "prepared data would replace them. Set `output_dir` to another folder."
+            )
+    elif not arguments.overwrite:
         raise RecipeError(
-            f"{folder} holds finished data, which is not replaced without being told to. "
+            f"{data} holds finished data, which is not replaced without being told to. "
             "Add `--overwrite`, or set `output_dir` to another folder."
         )
 
@@ -162,6 +165,30 @@ def size_table(prepared: Prepared) -> str:
     table = [f"{'':24}{'train':>12}{'validation':>12}"]
     table += [f"{name:24}{n['train']:>12,}{n['validation']:>12,}" for name, n in lines]
     return "\n".join(table)
+
+
+def _write_files(prepared: Prepared, arguments: DataArguments, folder: Path) -> None:
+    # Imported here: matplotlib is slow to start, and a plan or an error needs no figure.
+    from rlhf_recipes.preference_figure import distribution_figure
+
+    fingerprint = hashlib.sha256()
+    for split, pairs in prepared.pairs.items():
+        lines = [json.dumps(pair.as_row(), ensure_ascii=False) + "\n" for pair in pairs]
+        content = "".join(lines).encode()
+        fingerprint.update(content)
+        (folder / f"{split}.jsonl").write_bytes(content)
+    facts = run_record(
+        "data",
+        resolved_recipe(arguments),
+        dataset_fingerprint=fingerprint.hexdigest(),
+        seed=arguments.seed,
+        sizes={split: len(pairs) for split, pairs in prepared.pairs.items()},
+        duration_seconds=round(prepared.duration_seconds, 3),
+    )
+    write_json(folder / "run.json", facts)
+    statistics = dataset_statistics(prepared, arguments)
+    distribution_figure(statistics, folder.parent / "dataset_distribution.png")
+    write_json(folder.parent / "dataset_stats.json", statistics)
 
 
 class _Sieve:

@@ -28,7 +28,7 @@ class FakeHub(ThreadingHTTPServer):
         self.repos = {}
         self.blobs = {}
         self.requests = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self):
         self.shutdown()

@@ -6,12 +6,20 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard, constants
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.embedded import DEMO_FOLDER
 from rlhf_recipes.hub import push, push_all, repo_name, write_card
+from rlhf_recipes.models import base_path
 from tests.fake_hub import READ_ONLY, TOKEN, FakeHub
 
 PUSHED = {
@@ -100,6 +108,24 @@ def test_the_card_shows_how_to_load_what_it_describes(tmp_path):
         card_of(reward).text
     )
     assert "AutoPeftModelForCausalLM.from_pretrained(adapter)" in card_of(policy).text
+
+
+@pytest.mark.parametrize(("stage", "task_type"), [("reward", "SEQ_CLS"), ("dpo", "CAUSAL_LM")])
+def test_the_code_on_the_card_loads_the_adapter(tmp_path, monkeypatch, stage, task_type):
+    folder, base = make_run(tmp_path, stage), base_path("tiny")
+    opener = AutoModelForSequenceClassification if stage == "reward" else AutoModelForCausalLM
+    model = opener.from_pretrained(base, **({"num_labels": 1} if stage == "reward" else {}))
+    trained = get_peft_model(model, LoraConfig(task_type=task_type, init_lora_weights=False))
+    trained.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    write_card(folder)
+    code = card_of(folder).text.split("```python")[1].split("```")[0]
+    monkeypatch.chdir(folder.parent)
+    names = {}
+    exec(code, names)
+    ids = torch.arange(5, 12)[None]
+    torch.testing.assert_close(names["model"](ids).logits, trained.eval()(ids).logits)
+    assert names["tokenizer"].eos_token == "<|im_end|>"
 
 
 def test_the_demo_base_is_told_as_what_it_is(tmp_path):

@@ -140,8 +140,6 @@ def test_data_that_is_not_there_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, found: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # The variable HF_HUB_OFFLINE is read when `datasets` is imported, which may be long ago.
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(RecipeError, match=found):

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_recipes.arguments import RecipeError
@@ -25,9 +25,12 @@ TEXT = Pair("Hi there", " Hello", " I can't.", turns=1, source="chat", place="")
 
 @pytest.fixture
 def word_model(tmp_path: Path) -> Path:
-    """A tokenizer for which every word between spaces is one token."""
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "end": 1}, unk_token="[UNK]"))
+    """One token for every word between spaces, and a special one in front of plain text."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "end": 1, "start": 2}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="start $A", special_tokens=[("start", 2)]
+    )
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="end"
     ).save_pretrained(tmp_path / "model")
@@ -50,8 +53,8 @@ def test_tokens_of_a_conversation_include_its_template(word_model: Path, tmp_pat
 
 
 def test_tokens_of_plain_text_include_the_closing_eos(word_model: Path) -> None:
-    """Prompt: Hi there. Answers: Hello eos; I can't. eos."""
-    assert TokenRuler(str(word_model), None)([TEXT]) == [Lengths(2, 2, 3)]
+    """Prompt: start Hi there. Answers: Hello eos; I can't. eos."""
+    assert TokenRuler(str(word_model), None)([TEXT]) == [Lengths(3, 2, 3)]
 
 
 def test_a_conversation_without_a_template_is_an_error(word_model: Path) -> None:

@@ -124,6 +124,34 @@ def test_finished_data_is_replaced_only_when_told(tmp_path: Path) -> None:
     check_writable(DataArguments(str(source), output_dir=str(tmp_path), overwrite=True))
 
 
+def test_raw_data_in_the_way_is_never_replaced(tmp_path: Path) -> None:
+    """`output_dir: .` beside a folder data/ of raw files would write over them."""
+    source = dataset(tmp_path / "data", train=rows_of(10))
+    before = (source / "train.jsonl").read_bytes()
+    arguments = DataArguments(str(source), output_dir=str(tmp_path), overwrite=True)
+    with pytest.raises(RecipeError, match=r"holds train\.jsonl that were not written by this"):
+        write_prepared(prepare(arguments), arguments)
+    assert (source / "train.jsonl").read_bytes() == before
+
+
+def test_finished_data_survives_a_failed_replacement(tmp_path: Path) -> None:
+    source = dataset(tmp_path / "raw", train=rows_of(10))
+    arguments = DataArguments(str(source), output_dir=str(tmp_path / "out"), overwrite=True)
+    write_prepared(prepare(arguments), arguments)
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "data",
+        "dataset_stats.json",
+        "dataset_distribution.png",
+    }
+    figure = tmp_path / "out" / "dataset_distribution.png"
+    figure.unlink()
+    figure.mkdir()  # so that writing fails half way
+    before = {f.name: f.read_bytes() for f in (tmp_path / "out" / "data").iterdir()}
+    with pytest.raises(RecipeError, match="cannot be written"):
+        write_prepared(prepare(arguments), arguments)
+    assert {f.name: f.read_bytes() for f in (tmp_path / "out" / "data").iterdir()} == before
+
+
 def test_wrong_columns_are_named(tmp_path: Path) -> None:
     source = dataset(tmp_path / "raw", train=[{"question": "Hi", "answer": "Ho"}])
     with pytest.raises(

@@ -34,6 +34,12 @@ def test_every_beginning_of_a_balanced_order_holds_each_stratum_in_proportion(se
             assert abs(seen[name] - size * k / 100) <= 1 + size * len(sizes) / 100
 
 
+def test_a_single_item_of_its_kind_may_stand_anywhere() -> None:
+    """Its place is uniform on 0..100: the mean of 400 draws is 50 +- 1.5 (one deviation)."""
+    places = [balanced_order(["many"] * 100 + ["one"], seed).index(100) for seed in range(400)]
+    assert abs(sum(places) / 400 - 50) < 6
+
+
 def test_an_order_depends_on_the_seed_alone() -> None:
     strata = ["a", "b"] * 20
     assert balanced_order(strata, 1) == balanced_order(strata, 1)

@@ -59,10 +59,12 @@ def test_every_value_is_in_a_bin_or_beyond_the_bins(split: str) -> None:
 def test_outliers_do_not_stretch_the_bins() -> None:
     members = [pair(str(i), "yes", (0, i % 100, 1)) for i in range(1000)]
     members[0].lengths = Lengths(0, 10**6, 1)
+    members[1].lengths = Lengths(0, 100, 1)  # the upper edge of the last bin
     chosen = pair_statistics({"train": members})["train"]["lengths"]["chosen"]
     assert chosen["max"] == 10**6
-    assert chosen["histogram"]["edges"][-1] <= 105
-    assert chosen["histogram"]["above"] == 1
+    assert chosen["histogram"]["edges"][-1] == 100
+    assert chosen["histogram"]["above"] == 2
+    assert sum(chosen["histogram"]["counts"]) == 998
 
 
 def test_statistics_of_a_single_pair_are_json_without_nan() -> None:

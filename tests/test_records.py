@@ -2,6 +2,7 @@ import json
 import math
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,9 @@ def test_data_that_is_not_json_leaves_the_old_file_untouched(tmp_path: Path, val
 
 
 def test_record_names_versions_time_and_facts() -> None:
-    record = run_record("ppo", {"learning_rate": 1e-5}, seed=42, metrics={"kl": 0.5})
+    record: dict[str, Any] = run_record(
+        "ppo", {"learning_rate": 1e-5}, seed=42, metrics={"kl": 0.5}
+    )
     assert record["stage"] == "ppo"
     assert record["recipe"] == {"learning_rate": 1e-5}
     assert record["seed"] == 42

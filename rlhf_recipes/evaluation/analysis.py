@@ -23,8 +23,9 @@ Results = dict[str, Any]
 def analyse(output_dir: Path) -> Results:
     """Analyse OUT/samples and return the results, having written them, the figures and the report.
 
-    Reads samples/, models/*/trainer_state.json and, if it is there, results/reward_model_errors.json.
-    The same files give the same bytes. Raises RecipeError if the samples cannot be compared.
+    Reads samples/, models/*/trainer_state.json and, where the reward model's training left it,
+    results/reward_model_errors.json. The same files give the same bytes. Raises RecipeError if
+    the samples cannot be compared.
     """
     output_dir = Path(output_dir)
     folder = output_dir / "results"

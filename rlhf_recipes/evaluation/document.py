@@ -1,75 +1,21 @@
 """The report as sections of text, tables, figures and samples: one content, two renderings."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_recipes.evaluation import sentences as say
+from rlhf_recipes.evaluation.blocks import Code, Picture, Section, Table, Text
+from rlhf_recipes.evaluation.evidence import (
+    INTERVALS,
+    curves_section,
+    failures_section,
+    metrics_of,
+    reward_model_section,
+    samples_section,
+)
 from rlhf_recipes.evaluation.samples import FIELD, Collection
 from rlhf_recipes.evaluation.sentences import gain, number, p_value, percent, rate, signed, span
 
 Results = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Text:
-    """Sentences, each a paragraph or a bullet. Marks: `code` and **bold**."""
-
-    lines: list[str]
-    bullets: bool = True
-    kind: str = "text"
-
-
-@dataclass(frozen=True)
-class Table:
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
-    kind: str = "table"
-
-
-@dataclass(frozen=True)
-class Picture:
-    file: str
-    alt: str
-    kind: str = "picture"
-
-
-@dataclass(frozen=True)
-class Code:
-    text: str
-    kind: str = "code"
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """One text under a heading with its facts: a model's response, or a side of a pair."""
-
-    name: str
-    facts: list[str]
-    text: str
-
-
-@dataclass(frozen=True)
-class Excerpts:
-    """A prompt and texts to read side by side."""
-
-    title: str
-    prompt: str
-    texts: list[Excerpt]
-    folded: bool = False
-    kind: str = "excerpts"
-
-
-Block = Text | Table | Picture | Code | Excerpts
-
-
-@dataclass(frozen=True)
-class Section:
-    title: str
-    blocks: list[Block] = field(default_factory=list)
-
-
-INTERVALS = "Square brackets: 95% intervals over prompts."
 
 
 def document(
@@ -84,10 +30,10 @@ def document(
         _frontier(results),
         _rewards(results),
         _over_optimisation(results),
-        _failures(results, failures),
-        _reward_model(results, wrong_pairs),
-        _curves(results),
-        _samples(results, collection),
+        failures_section(results, failures),
+        reward_model_section(results, wrong_pairs),
+        curves_section(results),
+        samples_section(results, collection),
         _limits(results),
         _reproduce(results),
     ]
@@ -98,12 +44,8 @@ def _policies(results: Results) -> dict[str, Results]:
     return {name: model for name, model in results["models"].items() if name != "base"}
 
 
-def _metrics(results: Results) -> list[str]:
-    return ["gold", "proxy"] if results["config"]["primary"] == "gold" else ["proxy"]
-
-
 def _verdict(results: Results) -> Section:
-    metrics, primary = _metrics(results), results["config"]["primary"]
+    metrics, primary = metrics_of(results), results["config"]["primary"]
     lines = [
         say.comparison_sentence(name, "base", model["win_rate"][primary], primary)
         for name, model in _policies(results).items()
@@ -181,21 +123,21 @@ def _controls(results: Results) -> Section:
 def _win_rates(results: Results) -> Section:
     rows = [
         _win_row(f"{name} vs base", metric, model["win_rate"][metric])
-        for metric in _metrics(results)
+        for metric in metrics_of(results)
         for name, model in _policies(results).items()
     ]
     rows += [
         _win_row(name, metric, pair[metric])
-        for metric in _metrics(results)
+        for metric in metrics_of(results)
         for name, pair in results["pairwise"].items()
     ]
     columns = ["comparison", "by", "win rate", "won", "tied", "lost", "p", "Holm p"]
     note = f"{INTERVALS} A tie counts one half. p: exact sign test on the prompts not tied."
     primary = results["config"]["primary"]
-    lines = [
-        say.comparison_sentence(*name.split(" vs "), pair[primary], primary)
-        for name, pair in results["pairwise"].items()
-    ]
+    lines = []
+    for name, pair in results["pairwise"].items():
+        first, _, second = name.partition(" vs ")
+        lines.append(say.comparison_sentence(first, second, pair[primary], primary))
     picture = Picture("win_rates.png", "Forest plot of win rates with 95% intervals and a 50% line")
     return Section("Win rates", [picture, Text(lines), Table(columns, rows, note)])
 
@@ -207,7 +149,7 @@ def _win_row(name: str, metric: str, win: Results) -> list[str]:
 
 
 def _frontier(results: Results) -> Section:
-    metrics, primary = _metrics(results), results["config"]["primary"]
+    metrics, primary = metrics_of(results), results["config"]["primary"]
     rows = [
         [name, number(m["kl"]["seq"]), span(m["kl"]["ci"]), number(m["kl"]["token"])]
         + [percent(m["frontier"][metric]["probability"]) for metric in metrics]
@@ -227,7 +169,7 @@ def _frontier(results: Results) -> Section:
 
 def _rewards(results: Results) -> Section:
     rows = []
-    for metric in _metrics(results):
+    for metric in metrics_of(results):
         for name, model in results["models"].items():
             reward = model[FIELD[metric]]
             row = [name, metric, f"{number(reward['mean'])} {span(reward['ci'])}"]
@@ -239,8 +181,12 @@ def _rewards(results: Results) -> Section:
     columns = ["model", "by", "mean reward", "sd", "difference to base", "Holm p"]
     note = f"{INTERVALS} p: sign-flip permutation test on the differences by prompt."
     lengths = [
-        [name, f"{number(m['length']['mean'])} {span(m['length']['ci'])}"]
-        + [number(m["length"]["median"]), number(m["length"]["sd"])]
+        [
+            name,
+            f"{number(m['length']['mean'])} {span(m['length']['ci'])}",
+            number(m["length"]["median"]),
+            number(m["length"]["sd"]),
+        ]
         for name, m in results["models"].items()
     ]
     return Section(
@@ -260,8 +206,13 @@ def _over_optimisation(results: Results) -> Section:
     lines = [say.over_optimisation_sentence(n, p) for n, p in found["policies"].items()]
     rows = [["base", _correlation(found["spearman_base"]), "", "", ""]]
     rows += [
-        [name, _correlation(p["spearman"]), gain(p["proxy_gain"]), gain(p["gold_gain"])]
-        + [f"{gain(p['gap'])} {span(p['gap_ci'])}"]
+        [
+            name,
+            _correlation(p["spearman"]),
+            gain(p["proxy_gain"]),
+            gain(p["gold_gain"]),
+            f"{gain(p['gap'])} {span(p['gap_ci'])}",
+        ]
         for name, p in found["policies"].items()
     ]
     columns = ["model", "Spearman, proxy with gold", "proxy gain", "gold gain", "gap"]
@@ -276,83 +227,12 @@ def _correlation(found: Results) -> str:
     return f"{number(found['value'])} {span(found['ci'])}"
 
 
-def _failures(results: Results, failures: Results) -> Section:
-    names = list(results["models"])
-    rows = [
-        [detector] + [rate(e["rate"], e["ci"]) for e in (found["per_model"][n] for n in names)]
-        for detector, found in failures.items()
-    ]
-    examples = [
-        f"`{detector}` in {name}: " + ", ".join(f"`{example}`" for example in entry["examples"])
-        for detector, found in failures.items()
-        for name, entry in found["per_model"].items()
-        if entry["examples"]
-    ]
-    meaning = [f"`{detector}`: {found['definition']}." for detector, found in failures.items()]
-    note = f"{INTERVALS} Share of responses on which a rule fires."
-    blocks: list[Block] = [Text(say.failure_sentences(failures))]
-    blocks += [Table(["failure", *names], rows, note), Text(meaning)]
-    blocks += [Text(["Examples, by sample id:"], bullets=False), Text(examples)] if examples else []
-    return Section("Failures", blocks)
-
-
-def _reward_model(results: Results, wrong_pairs: list[Results]) -> Section:
-    model = results["reward_model"]
-    if model is None:
-        return Section("Reward model")
-    accuracy = model["accuracy"]
-    line = f"On {model['n']} held-out pairs the reward model agrees with the label on "
-    line += f"{rate(accuracy['value'], accuracy['ci'])} ({accuracy['right']} right, "
-    line += f"{accuracy['ties']} tied, {accuracy['wrong']} wrong)."
-    rows = [
-        [s["slice"], s["value"], str(s["n"]), str(s["wrong"]), rate(s["error_rate"], s["ci"])]
-        for s in model["slices"]
-    ]
-    blocks: list[Block] = [Text([line], bullets=False)]
-    note = "Square brackets: 95% intervals over pairs. A tie counts as half an error."
-    blocks.append(Table(["slice", "value", "pairs", "wrong", "error rate"], rows, note))
-    if wrong_pairs:
-        blocks.append(Text([f"Wrong pairs shown: {model['rule']}."], bullets=False))
-    for pair in wrong_pairs:
-        facts = [pair["selection"], *pair["flags"]]
-        texts = [
-            Excerpt(side, [f"reward {number(pair[f'{side}_reward'])}"], pair[side])
-            for side in ("chosen", "rejected")
-        ]
-        title = f"margin {number(pair['margin'])} ({', '.join(facts)})"
-        blocks.append(Excerpts(title, pair["prompt"], texts, folded=True))
-    return Section("Reward model", blocks)
-
-
-def _curves(results: Results) -> Section:
-    if not results["training_curves"]:
-        return Section("Training curves")
-    alt = "Training curves of " + ", ".join(results["training_curves"])
-    return Section("Training curves", [Picture("training_curves.png", alt)])
-
-
-def _samples(results: Results, collection: Collection) -> Section:
-    shown = results["samples_shown"]
-    blocks: list[Block] = [Text([f"Selection: {shown['rule']}."], bullets=False)]
-    for choice in shown["prompts"]:
-        row = choice["row"]
-        texts = []
-        for name, sample in choice["samples"].items():
-            facts = [f"{m} {number(sample[FIELD[m]])}" for m in _metrics(results)]
-            facts += [f"KL {number(sample['kl'])}"] if name != "base" else []
-            facts += [f"{sample['n_tokens']} tokens", *sample["flags"]]
-            response = collection.models[name].records[row][0]["response"]
-            texts.append(Excerpt(name, facts, response))
-        title = f"Prompt {choice['prompt_id']} ({choice['reason']})"
-        blocks.append(Excerpts(title, collection.base.records[row][0]["prompt"], texts))
-    return Section("Samples", blocks)
-
-
 def _limits(results: Results) -> Section:
     config = results["config"]
     lines = [
-        f"Intervals and tests are over {config['n_prompts']} prompts and the sampling of responses. "
-        "Each method was trained once: how much another training seed would change is not known.",
+        f"Intervals and tests are over {config['n_prompts']} prompts and the sampling of "
+        "responses. Each method was trained once: what another training seed would change is not "
+        "known.",
         "KL and rewards describe sampling as listed above, not greedy decoding.",
         "Failure rules match strings. They can miss a failure and can fire on good text.",
     ]

@@ -106,6 +106,8 @@ def _mixes_scripts(word: str) -> bool:
 
 
 class Detector(NamedTuple):
+    """A rule in words, and the rule itself."""
+
     definition: str
     fires: Callable[[Record], bool]
 

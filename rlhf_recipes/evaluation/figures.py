@@ -32,7 +32,7 @@ COLOURS = {
 OTHER_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#000000")
 MARKERS = {"base": "o", "control": "o", "ppo": "s", "grpo": "^", "dpo": "D"}
 MUTED = "#5f6670"
-STYLE = {
+STYLE: Any = {
     "font.size": 9.5,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import numpy as np
 from scipy import stats
 
 from rlhf_recipes.evaluation.samples import ModelSamples

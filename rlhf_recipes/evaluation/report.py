@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from rlhf_recipes.evaluation.document import Section
+from rlhf_recipes.evaluation.blocks import Section
 from rlhf_recipes.evaluation.figures import colour
 from rlhf_recipes.evaluation.samples import FIELD
 from rlhf_recipes.evaluation.sentences import number, percent, percent_span

@@ -15,12 +15,12 @@ from rlhf_recipes.evaluation.frontier import (
     frontier_probability,
 )
 from rlhf_recipes.evaluation.kl import kl_summary
+from rlhf_recipes.evaluation.over_optimisation import over_optimisation
 from rlhf_recipes.evaluation.samples import CONTROL, FIELD, Collection, ModelSamples
 from rlhf_recipes.evaluation.statistics import (
     Array,
     holm,
     mean_interval,
-    rank_correlation,
     sign_flip_test,
 )
 from rlhf_recipes.evaluation.win_rate import win_rate
@@ -62,7 +62,7 @@ def evaluation_results(collection: Collection) -> Results:
         "pairwise": pairwise,
         "controls": _controls(collection),
         "best_of_n": _best_of_n(collection),
-        "over_optimisation": _over_optimisation(collection, models),
+        "over_optimisation": over_optimisation(collection, models),
         "samples_shown": _samples_shown(collection),
     }
     return results | {"warnings": _warnings(results, collection)}
@@ -206,38 +206,6 @@ def _best_of_n(collection: Collection) -> list[Results]:
     return rows
 
 
-def _over_optimisation(collection: Collection, models: Results) -> Results | None:
-    """Proxy against gold. Over-optimised: the proxy rose and gold fell, both beyond doubt.
-
-    Gains are in the base's standard deviations, so the two metrics are on one scale (Gao et al.,
-    https://arxiv.org/abs/2210.10760). A gap of gains with an interval above 0 says that the proxy
-    rose more than gold, which is a sign of it and not yet the thing itself.
-    """
-    if "gold" not in collection.metrics:
-        return None
-    scale = {m: float(collection.base.values(f).std(ddof=1)) or 1.0 for m, f in FIELD.items()}
-    policies: Results = {}
-    for model in collection.policies:
-        gaps = np.zeros(len(model.records))
-        for metric, sign in (("proxy", 1), ("gold", -1)):
-            own, reference = model.values(FIELD[metric]), collection.base.values(FIELD[metric])
-            gaps += sign * (own.mean(axis=1) - reference.mean(axis=1)) / scale[metric]
-        proxy, gold = (models[model.name][FIELD[m]]["gain"] for m in ("proxy", "gold"))
-        policies[model.name] = {
-            "proxy_gain": proxy["value"],
-            "gold_gain": gold["value"],
-            "gap": float(gaps.mean()),
-            "gap_ci": list(mean_interval(gaps)),
-            "spearman": _proxy_gold_correlation(model),
-            "over_optimised": proxy["ci"][0] > 0 and gold["ci"][1] < 0,
-        }
-    return {"spearman_base": _proxy_gold_correlation(collection.base), "policies": policies}
-
-
-def _proxy_gold_correlation(model: ModelSamples) -> Results:
-    return rank_correlation(model.values("reward")[:, 0], model.values("gold")[:, 0])
-
-
 def _samples_shown(collection: Collection) -> Results:
     """Prompts to show: four at random, then the largest gain and the largest loss on average."""
     field = FIELD[collection.primary]
@@ -290,9 +258,10 @@ def _warnings(results: Results, collection: Collection) -> list[str]:
                 "standard errors. The samples may not come from the policy whose logits were used."
             )
         if model["failures"]["truncated"]["rate"] > MANY_CUT_OFF:
+            share = f"{100 * model['failures']['truncated']['rate']:.0f}%"
             found.append(
-                f"{name}: {100 * model['failures']['truncated']['rate']:.0f}% of the responses were "
-                "cut off at the length limit; rewards and KL are those of the cut-off text."
+                f"{name}: {share} of the responses were cut off at the length limit; rewards and "
+                "KL are those of the cut-off text."
             )
     if not results["controls"]:
         found.append(

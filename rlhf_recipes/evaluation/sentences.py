@@ -23,6 +23,7 @@ def number(value: float) -> str:
 
 
 def signed(value: float) -> str:
+    """The number with its sign."""
     return f"+{number(value)}" if value > 0 else number(value)
 
 
@@ -32,22 +33,27 @@ def gain(value: float) -> str:
 
 
 def percent(share: float) -> str:
+    """A share as whole percent."""
     return f"{100 * share:.0f}%"
 
 
 def p_value(p: float) -> str:
+    """Two significant digits: 0.033, 2.2e-13."""
     return f"{p:.2g}"
 
 
 def span(ci: Sequence[float]) -> str:
+    """An interval in its own unit."""
     return f"[{number(ci[0])}, {number(ci[1])}]"
 
 
 def percent_span(ci: Sequence[float]) -> str:
+    """An interval of shares, in percent."""
     return f"[{100 * ci[0]:.0f}, {100 * ci[1]:.0f}]"
 
 
 def rate(value: float, ci: Sequence[float]) -> str:
+    """A share never stands without its interval: 75% [63, 84]."""
     return f"{percent(value)} {percent_span(ci)}"
 
 

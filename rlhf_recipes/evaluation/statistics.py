@@ -1,4 +1,4 @@
-"""Intervals and tests over prompts. Every random draw is seeded: the same data, the same numbers."""
+"""Intervals and tests over prompts. Draws are seeded: the same data give the same numbers."""
 
 import math
 import warnings
@@ -19,6 +19,8 @@ SEED = 42
 
 
 class Interval(NamedTuple):
+    """Ends of a 95% interval."""
+
     low: float
     high: float
 
@@ -124,7 +126,7 @@ def detectable_effect(deviation: float, n: int) -> float:
 
 
 def rate_difference(rates: Array, reference: Array) -> tuple[float, Interval]:
-    """Difference of two paired proportions and Newcombe's (1998) hybrid score interval, method 10.
+    """Difference of two paired proportions and Newcombe's (1998) hybrid score interval.
 
     Each side's Wilson limits are combined with the correlation φ of the pairs, so that 0 of n
     against 0 of n has an interval of some width. With several samples a prompt, n stays the

@@ -15,21 +15,24 @@ from rlhf_recipes.evaluation.figures import colour, figure
 Log = Sequence[Mapping[str, Any]]
 Curves = dict[str, tuple[list[float], list[float]]]
 
-# What each trainer calls the same quantity; the first name found in a log is taken.
+# What each trainer calls the same quantity; the first name found in a log is taken. GRPO logs KL
+# as a mean over tokens and PPO as a sum over the response, so these are two quantities.
 SCHEMA: dict[str, tuple[str, ...]] = {
-    "reward": ("reward", "objective/scores", "score"),
+    "reward": ("reward", "objective/scores"),
     "accuracy": ("accuracy", "rewards/accuracies"),
     "margin": ("margin", "rewards/margins"),
-    "KL": ("kl", "objective/kl"),
+    "KL per response": ("objective/kl",),
+    "KL per token": ("kl",),
     "loss": ("loss",),
-    "entropy": ("entropy", "objective/entropy", "policy/entropy"),
-    "length (tokens)": ("completions/mean_length", "length"),
+    "entropy": ("entropy", "policy/entropy_avg"),
+    "length (tokens)": ("completions/mean_length",),
     "gradient norm": ("grad_norm",),
-    "value loss": ("value_loss", "loss/value", "loss/value_avg"),
-    "clipped ratios": ("clip_ratio/region_mean", "clip_ratio", "policy/clipfrac", "clipfrac"),
+    "value loss": ("loss/value_avg",),
+    "clipped ratios": ("clip_ratio/region_mean", "policy/clipfrac_avg"),
     "cut off at the limit": ("completions/clipped_ratio",),
     "groups without signal": ("frac_reward_zero_std",),
 }
+ORDER: tuple[str, ...] = ("reward", "ppo", "grpo", "dpo")
 COLUMNS = 4
 SMOOTHED_FROM = 60
 
@@ -60,8 +63,8 @@ def read_logs(models_folder: Path) -> dict[str, list[dict[str, Any]]]:
     """log_history of every finished run in the folder, by stage: `ppo` for `ppo_model`."""
     paths = sorted(models_folder.glob("*/trainer_state.json"))
     stages = {path.parent.name.removesuffix("_model"): path for path in paths}
-    order = [s for s in ("reward", "ppo", "grpo", "dpo") if s in stages]
-    order += [s for s in stages if s not in order]
+    first = [stage for stage in ORDER if stage in stages]
+    order = first + [stage for stage in stages if stage not in first]
     return {s: json.loads(stages[s].read_text(encoding="utf-8"))["log_history"] for s in order}
 
 

@@ -134,11 +134,14 @@ def log_histories() -> dict[str, list[dict[str, Any]]]:
         logs["reward"].append({"step": step, **pair, "accuracy": accuracy, "margin": margin})
         rewards = {"rewards/accuracies": accuracy, "rewards/margins": margin / 4}
         logs["dpo"].append({"step": step, **pair, **rewards})
-        online = {"loss": noise[4], "grad_norm": 1 + abs(noise[5]), "entropy": 1.5 - 0.4 * learned}
-        online |= {"completions/mean_length": 60 + 60 * noise[6], "kl": 4 * learned + abs(noise[7])}
-        logs["grpo"].append({"step": step, "reward": learned + noise[0], **online})
+        online = {"step": step, "loss": noise[4], "grad_norm": 1 + abs(noise[5])}
+        online["completions/mean_length"] = 60 + 60 * noise[6]
+        entropy, kl = 1.5 - 0.4 * learned, 4 * learned + abs(noise[7])
+        scores = {"reward": learned + noise[0], "kl": kl / 60, "entropy": entropy}
+        logs["grpo"].append(online | scores)
         if step % 2:
-            logs["ppo"].append({"step": step, "reward": 1.4 * learned + noise[1], **online})
+            scores = {"objective/scores": 1.4 * learned + noise[1], "objective/kl": kl}
+            logs["ppo"].append(online | scores | {"policy/entropy_avg": entropy})
         if step % 20 == 0:
             held_out = {"eval_loss": 0.66 - 0.2 * learned, "eval_accuracy": 0.5 + 0.15 * learned}
             logs["reward"].append({"step": step, **held_out})

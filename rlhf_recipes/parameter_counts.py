@@ -1,0 +1,124 @@
+"""How many parameters a stage has and trains, counted on a model without weights."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from trl import ModelConfig, get_peft_config
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.models import base_path
+from rlhf_recipes.roles import read_adapter
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters; those of tied weights count once.
+
+    `adapters` are those of all roles with their heads, `trainable` is a part of them or, without
+    LoRA, the base. `merged` are the base's weights that get a second copy while an adapter is
+    merged into them for sampling.
+    """
+
+    base: int
+    adapters: int
+    trainable: int
+    merged: int = 0
+
+    @property
+    def total(self) -> int:
+        """Base and adapters."""
+        return self.base + self.adapters
+
+
+def stage_parameters(
+    stage: str, model: ModelConfig, reward_model_path: str | None = None
+) -> tuple[PreTrainedModel, Parameters]:
+    """A training stage's base without weights, and its counts.
+
+    PPO has the policy's LoRA, and the reward model's twice: as the frozen reward and as the start
+    of the trained value, whose head has a bias as well.
+    """
+    base = meta_model(str(model.model_name_or_path), model.model_revision, stage == "reward")
+    size = _count(base.parameters())
+    lora = get_peft_config(model)
+    if lora is None and stage == "ppo":
+        raise RecipeError(
+            "PPO trains LoRA adapters on a frozen base, and the recipe has `use_peft: false`. "
+            "Set `use_peft: true`."
+        )
+    if lora is None:
+        return base, Parameters(size, 0, size)
+    try:
+        with torch.device("meta"):
+            wrapped = get_peft_model(copy.deepcopy(base), lora)
+    except ValueError as error:  # PEFT names the modules it did not find
+        raise RecipeError(
+            f"LoRA does not fit `{model.model_name_or_path}`: {error} Name linear layers of the "
+            "base in `lora_target_modules`, or `all-linear`."
+        ) from error
+    trainable = _count(p for p in wrapped.parameters() if p.requires_grad)
+    adapters = _count(wrapped.parameters()) - size
+    if stage != "ppo":
+        return base, Parameters(size, adapters, trainable)
+    scorer, head = _scorer(lora, reward_model_path, base.config.hidden_size)
+    merged = _count(
+        module.get_base_layer().weight  # type: ignore[misc]  # PEFT's layers are loosely typed
+        for module in wrapped.modules()
+        if isinstance(module, LoraLayer)
+    )
+    with torch.device("meta"):
+        wrapped.add_adapter("value", scorer)
+    scorer_size = _count(wrapped.parameters()) - size - adapters
+    value, reward = scorer_size + base.config.hidden_size + 1, scorer_size + head
+    return base, Parameters(size, adapters + value + reward, trainable + value, merged)
+
+
+def evaluation_parameters(
+    base_name: str, adapters: Sequence[str]
+) -> tuple[PreTrainedModel, Parameters]:
+    """The base without weights, and the counts with these adapter folders; nothing is trained."""
+    base = meta_model(base_name)
+    sizes = 0
+    for folder in adapters:
+        _, weights, head = read_adapter(folder)
+        sizes += sum(tensor.numel() for tensor in [*weights.values(), *head.values()])
+    return base, Parameters(_count(base.parameters()), sizes, 0)
+
+
+def meta_model(name: str, revision: str = "main", scored: bool = False) -> PreTrainedModel:
+    """A base by its configuration alone: a language model, or with a scalar head if `scored`."""
+    try:
+        config = AutoConfig.from_pretrained(base_path(name), revision=revision)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"The configuration of `{name}` cannot be opened: {str(error).splitlines()[0]} "
+            "Give a Hub id or a local folder; without a network it must be in the cache already."
+        ) from error
+    config.num_labels = 1
+    kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
+    with torch.device("meta"):
+        return kind.from_config(config)  # type: ignore[no-any-return]  # the Auto classes
+
+
+def _scorer(lora: PeftConfig, folder: str | None, width: int) -> tuple[PeftConfig, int]:
+    """The reward model's LoRA and the size of its head; those it would have if it is not there."""
+    if folder is None or not (Path(folder) / "adapter_config.json").is_file():
+        return lora, width
+    saved, _, head = read_adapter(folder)
+    return saved, sum(tensor.numel() for tensor in head.values())
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

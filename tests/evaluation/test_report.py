@@ -1,0 +1,98 @@
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from rlhf_recipes.evaluation import analyse, closing_table
+
+HOSTILE = '<script>alert("x")</script> | ```` **bold** `code` </details> ![x](http://example.org)'
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory, records_of, collection_in):
+    """A run in which one model answers everything with markup."""
+    models = {name: records_of(name, (0, 0, 1), 8, 1) for name in ("base", "dpo")}
+    for record in models["dpo"]:
+        record["response"] = HOSTILE
+    for records in models.values():
+        records[0]["prompt"] = records[0]["prompt"] + " <img src=x onerror=alert(1)>"
+    output = collection_in(tmp_path_factory.mktemp("hostile") / "out", models)
+    analyse(output)
+    return output
+
+
+class Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+
+def tags_of(output):
+    parser = Tags()
+    parser.feed((output / "results" / "report.html").read_text())
+    return parser.tags
+
+
+def test_what_models_write_stays_text_in_html(hostile):
+    names = {tag for tag, _ in tags_of(hostile)}
+    assert "script" not in names
+    assert not any("onerror" in attrs for _, attrs in tags_of(hostile))
+    assert "&lt;script&gt;" in (hostile / "results" / "report.html").read_text()
+
+
+def test_what_models_write_stays_in_its_fence_in_markdown(hostile):
+    text = (hostile / "ANALYSIS.md").read_text()
+    outside = re.sub(r"(`{3,})text\n.*?\n\1(?!`)", "", text, flags=re.DOTALL)
+    assert "<script>" in text and "<script>" not in outside and "onerror" not in outside
+
+
+def test_the_report_loads_nothing_from_elsewhere(evaluated):
+    for tag, attrs in tags_of(evaluated):
+        assert tag not in ("script", "link", "iframe")
+        if tag == "img":
+            assert attrs["src"].startswith("data:image/png;base64,") and attrs["alt"]
+        if tag == "a":
+            assert attrs["href"].startswith("#")
+    assert "url(" not in (evaluated / "results" / "report.html").read_text()
+
+
+def test_every_link_of_the_contents_leads_to_a_section(evaluated):
+    tags = tags_of(evaluated)
+    ids = {attrs["id"] for tag, attrs in tags if tag == "section"}
+    links = {attrs["href"][1:] for tag, attrs in tags if tag == "a"}
+    assert links == ids and len(ids) > 8
+
+
+def test_both_reports_say_the_same(evaluated):
+    html = (evaluated / "results" / "report.html").read_text()
+    markdown = (evaluated / "ANALYSIS.md").read_text()
+    for heading in re.findall(r"^## (.*)$", markdown, flags=re.MULTILINE):
+        assert f"<h2>{heading}</h2>" in html
+    for cell in re.findall(r"\d+% \[\d+, \d+\]", markdown):
+        assert cell in html
+
+
+def test_tables_have_as_many_cells_in_each_row_as_columns(evaluated):
+    widths = []
+    for line in (evaluated / "ANALYSIS.md").read_text().splitlines():
+        if line.startswith("|"):
+            widths.append(line.count("|"))
+        elif widths:
+            assert len(set(widths)) == 1
+            widths = []
+
+
+def test_closing_table_fits_a_terminal_and_says_what_matters(evaluated):
+    results = json.loads((evaluated / "results" / "evaluation_results.json").read_text())
+    table = closing_table(results)
+    lines = table.splitlines()
+    assert max(map(len, lines[:-1])) <= 100 and table.isascii()
+    assert lines[0].split()[:3] == ["method", "gold", "reward"]
+    assert [line.split()[0] for line in lines[2:6]] == ["base", "ppo", "grpo", "dpo"]
+    rate = results["models"]["ppo"]["win_rate"]["gold"]
+    assert f"{100 * rate['value']:.0f}% [{100 * rate['ci'][0]:.0f}, " in lines[3]
+    assert lines[-1].endswith("report.html")

@@ -1,0 +1,163 @@
+import json
+
+import numpy as np
+import pytest
+
+from rlhf_recipes.evaluation.results import evaluation_results, verdict
+from rlhf_recipes.evaluation.samples import ModelSamples, read_samples
+
+
+@pytest.fixture(scope="module")
+def results(evaluated):
+    return json.loads((evaluated / "results" / "evaluation_results.json").read_text())
+
+
+def collection_of(folder, records_of, collection_in, samples=1, prompts=40, **effects):
+    models = {"base": records_of("base", (0, 0, 0), prompts, samples)}
+    models |= {name: records_of(name, effect, prompts, samples) for name, effect in effects.items()}
+    return read_samples(collection_in(folder / "out", models) / "samples")
+
+
+def test_models_and_shape(results):
+    assert list(results["models"]) == ["base", "ppo", "grpo", "dpo"]
+    for model in results["models"].values():
+        assert {"win_rate", "reward", "gold", "kl", "length", "failures", "frontier"} <= set(model)
+        assert {"seq", "token", "ci"} <= set(model["kl"])
+    ppo = results["models"]["ppo"]["win_rate"]["gold"]
+    assert {"value", "ci", "wins", "ties", "losses", "p", "p_holm"} <= set(ppo)
+    assert len(ppo["ci"]) == 2 and ppo["wins"] + ppo["ties"] + ppo["losses"] == 64
+    assert results["models"]["base"]["win_rate"] == {"proxy": None, "gold": None}
+    assert results["schema_version"] == 1
+
+
+def test_verdicts_find_the_planted_effects(results):
+    verdicts = {name: model.get("verdict") for name, model in results["models"].items()}
+    assert verdicts["ppo"] == verdicts["grpo"] == "better"
+    assert verdicts["dpo"] == "no detectable difference"
+
+
+@pytest.mark.parametrize(
+    ("value", "ci", "p_holm", "expected"),
+    [
+        (0.54, [0.443, 0.634], 0.48, "no detectable difference"),
+        (0.65, [0.52, 0.76], 0.06, "no detectable difference"),  # the correction takes it back
+        (0.65, [0.49, 0.76], 0.03, "no detectable difference"),  # the interval covers one half
+        (0.72, [0.625, 0.799], 0.001, "better"),
+        (0.28, [0.201, 0.375], 0.001, "worse"),
+    ],
+)
+def test_a_direction_needs_both_the_test_and_the_interval(value, ci, p_holm, expected):
+    assert verdict({"value": value, "ci": ci, "p_holm": p_holm}) == expected
+
+
+def test_holm_is_over_the_policies_of_a_metric(results):
+    rates = [results["models"][n]["win_rate"]["gold"] for n in ("ppo", "grpo", "dpo")]
+    smallest = min(rates, key=lambda rate: rate["p"])
+    assert smallest["p_holm"] == pytest.approx(3 * smallest["p"])
+
+
+def test_policies_are_compared_with_each_other(results):
+    assert list(results["pairwise"]) == ["ppo vs grpo", "ppo vs dpo", "grpo vs dpo"]
+    assert results["pairwise"]["ppo vs dpo"]["gold"]["p_holm"] < 0.05
+
+
+def test_the_control_ties_and_has_no_kl(results):
+    control = results["controls"]["control"]
+    assert control["passed"] and control["kl"]["seq"] == 0
+
+
+def test_without_a_control_the_object_is_empty(tmp_path, records_of, collection_in):
+    found = evaluation_results(collection_of(tmp_path, records_of, collection_in, dpo=(0.5, 5, 1)))
+    assert found["controls"] == {}
+    assert any("No control" in warning for warning in found["warnings"])
+
+
+def test_a_control_with_any_kl_fails(tmp_path, records_of, collection_in):
+    collection = collection_of(
+        tmp_path, records_of, collection_in, dpo=(0.5, 5, 1), control=(0, 0, 0.001)
+    )
+    assert not evaluation_results(collection)["controls"]["control"]["passed"]
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(1, []), (3, []), (4, [1, 2, 4])])
+def test_best_of_n_needs_four_samples(tmp_path, records_of, collection_in, samples, expected):
+    collection = collection_of(
+        tmp_path, records_of, collection_in, samples, prompts=10, dpo=(0.5, 5, 1)
+    )
+    rows = evaluation_results(collection)["best_of_n"]
+    assert [row["n"] for row in rows] == expected
+    if rows:
+        rewards = collection.base.values("reward")
+        assert rows[0]["proxy"]["mean"] == pytest.approx(rewards.mean())
+        assert rows[-1]["proxy"]["mean"] == pytest.approx(rewards.max(axis=1).mean())
+
+
+def test_without_gold_everything_of_gold_is_null(tmp_path, records_of, collection_in):
+    models = {n: records_of(n, (0, 0, 1), 10, 1, gold=False) for n in ("base", "dpo")}
+    found = evaluation_results(read_samples(collection_in(tmp_path / "o", models) / "samples"))
+    assert found["models"]["dpo"]["gold"] is None
+    assert found["models"]["dpo"]["win_rate"]["gold"] is None
+    assert found["over_optimisation"] is None and found["config"]["primary"] == "proxy"
+    assert any("No gold" in warning for warning in found["warnings"])
+    json.dumps(found, allow_nan=False)
+
+
+def planted(name, length, rng):
+    """A proxy that likes length, gold that dislikes it, and a policy of a certain length."""
+    rows = []
+    for i in range(60):
+        words = max(1, round(length + rng.normal(0, 3)))
+        rows.append(
+            [
+                {
+                    "id": f"{name}-{i}",
+                    "prompt_id": i,
+                    "prompt": f"Question {i}?",
+                    "response": "word " * words,
+                    "finish": "eos",
+                    "sample_index": 0,
+                    "reward": words / 10 + rng.normal(0, 0.1),
+                    "gold": -abs(words - 12) / 10 + rng.normal(0, 0.1),
+                    "kl": 1.0,
+                    "kl_k1": 1.0,
+                    "n_tokens": words,
+                }
+            ]
+        )
+    return ModelSamples(name, rows)
+
+
+def test_a_policy_that_pads_is_over_optimised_and_an_honest_one_is_not():
+    from rlhf_recipes.evaluation.samples import Collection
+
+    rng = np.random.default_rng(0)
+    lengths = {"base": 8, "pad": 40, "honest": 12}
+    models = {name: planted(name, length, rng) for name, length in lengths.items()}
+    found = evaluation_results(Collection({}, models, None, ("proxy", "gold")))
+    policies = found["over_optimisation"]["policies"]
+    assert policies["pad"]["over_optimised"] is True
+    assert policies["honest"]["over_optimised"] is False
+    assert found["over_optimisation"]["spearman_base"]["value"] > 0.5
+    assert policies["pad"]["spearman"]["value"] < -0.5
+    assert found["models"]["pad"]["verdict"] == "worse"
+
+
+def test_rewards_that_do_not_vary_in_base_give_no_nan(tmp_path, records_of, collection_in):
+    models = {name: records_of(name, (0, 0, 1), 10, 1) for name in ("base", "dpo")}
+    for record in models["base"]:
+        record["gold"] = 1.0
+    found = evaluation_results(read_samples(collection_in(tmp_path / "o", models) / "samples"))
+    json.dumps(found, allow_nan=False)
+    assert "does not vary" in found["models"]["dpo"]["gold"]["gain"]["unit"]
+    assert found["over_optimisation"]["spearman_base"]["value"] is None
+
+
+def test_all_ties_and_empty_responses_give_results(tmp_path, records_of, collection_in):
+    models = {name: records_of(name, (0, 0, 0), 10, 1) for name in ("base", "dpo")}
+    for record in models["base"] + models["dpo"]:
+        record |= {"reward": 0.0, "gold": 0.0, "response": "", "n_tokens": 0}
+    found = evaluation_results(read_samples(collection_in(tmp_path / "o", models) / "samples"))
+    json.dumps(found, allow_nan=False)
+    assert found["models"]["dpo"]["win_rate"]["gold"]["value"] == 0.5
+    assert found["models"]["dpo"]["verdict"] == "no detectable difference"
+    assert found["models"]["dpo"]["failures"]["empty"]["rate"] == 1

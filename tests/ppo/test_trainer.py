@@ -1,0 +1,283 @@
+import json
+from pathlib import Path
+from string import ascii_lowercase
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.models import open_base, open_tokenizer
+from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.rollout import POLICY, REWARD, VALUE
+from rlhf_recipes.ppo.trainer import PPOTrainer, RolloutSampler
+from rlhf_recipes.roles import Roles
+
+PROMPTS = Dataset.from_dict({"prompt": [f"say {'so ' * (i % 5)}{i}" for i in range(16)]})
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=8, lora_alpha=32, target_modules="all-linear")
+
+
+@pytest.fixture(scope="module")
+def reward_folder(tmp_path_factory):
+    """A reward adapter whose head and weights are random: it scores, and means nothing."""
+    folder = tmp_path_factory.mktemp("reward")
+    roles = Roles(open_base("tiny"))
+    roles.attach(REWARD, lora(), trainable=True)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in roles.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    roles.attach_head(REWARD, torch.randn(1, 32, generator=generator), None, trainable=False)
+    roles.save_role(REWARD, folder)
+    return str(folder)
+
+
+def trainer(folder, reward_folder, prompts=PROMPTS, **changes) -> PPOTrainer:
+    settings = {
+        "per_device_train_batch_size": 4,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 2,
+        "max_completion_length": 6,
+        "learning_rate": 1e-3,
+        "max_steps": 4,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    torch.manual_seed(0)  # LoRA's own initialisation
+    return PPOTrainer(
+        model=open_base("tiny"),
+        args=PPOConfig(output_dir=str(folder), **{**settings, **changes}),
+        reward_model_path=reward_folder,
+        train_dataset=prompts,
+        processing_class=open_tokenizer("tiny"),
+        peft_config=lora(),
+    )
+
+
+def weights(roles: Roles) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in roles.named_parameters()}
+
+
+def test_before_the_first_step_the_policy_is_the_reference(tmp_path, reward_folder):
+    ppo = trainer(tmp_path, reward_folder)
+    ppo.train()
+    first = ppo.state.log_history[0]
+    assert first["objective/kl"] == 0.0
+    assert first["val/ratio"] == pytest.approx(1, abs=1e-6)
+    assert first["policy/approxkl_avg"] == pytest.approx(0, abs=1e-10)
+    assert first["policy/clipfrac_avg"] == 0.0
+    assert first["objective/entropy"] > 0
+    # Whitened advantages have mean 0, which at ratio 1 makes the first minibatches' losses cancel.
+    second = ppo.state.log_history[1]
+    assert abs(first["loss/policy_avg"]) > 1e-3 or abs(second["loss/policy_avg"]) > 1e-3
+
+
+def test_logps_of_the_first_rollout_are_the_references_to_the_last_bit(tmp_path, reward_folder):
+    worker = trainer(tmp_path, reward_folder).worker
+    episodes = worker.collect(PROMPTS["prompt"][:4], seed=1).episodes
+    old, ref, entropy, values = worker.passes(
+        episodes.input_ids, episodes.mask, episodes.completion_mask
+    )
+    assert torch.equal(old, ref)
+    assert torch.equal(old, episodes.old_logps)
+
+
+def test_a_step_changes_policy_and_value_and_nothing_else(tmp_path, reward_folder):
+    ppo = trainer(tmp_path, reward_folder, normalize_rewards=False)
+    before = weights(ppo.roles)
+    ppo.train()
+    changed = {n for n, p in ppo.roles.named_parameters() if not torch.equal(p, before[n])}
+    trainable = {n for n, p in ppo.roles.named_parameters() if p.requires_grad}
+    assert changed == trainable
+    assert all(
+        f".{POLICY}." in n or f".{VALUE}." in n or n.startswith("heads.value") for n in changed
+    )
+    optimised = {id(p) for g in ppo.optimizer.param_groups for p in g["params"]}
+    assert optimised == {id(p) for p in ppo.roles.parameters() if p.requires_grad}
+
+
+def test_accumulating_parts_of_a_minibatch_is_the_same_step(tmp_path, reward_folder):
+    """Losses are averaged over the minibatch's tokens, not over the parts' means."""
+    whole, parts = (
+        trainer(
+            tmp_path / str(size),
+            reward_folder,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=8 // size,
+            num_mini_batches=1,
+            num_ppo_epochs=1,
+            max_steps=1,
+            optim="sgd",
+            max_grad_norm=0.0,
+            missing_eos_penalty=None,
+        )
+        for size in (8, 2)
+    )
+    whole.train()
+    parts.train()
+    assert len(set(whole.rollout.episodes.completion_mask.sum(-1).tolist())) > 1
+    for name, parameter in whole.roles.named_parameters():
+        torch.testing.assert_close(
+            parameter, dict(parts.roles.named_parameters())[name], rtol=1e-5, atol=1e-7
+        )
+
+
+class Kill(TrainerCallback):
+    """Stops a run after a step, as a lost machine would, with its checkpoint written."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize("killed_after", [4, 6, 9])
+def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(
+    tmp_path, reward_folder, killed_after
+):
+    """Four steps use one rollout: 4 is between two rollouts, 6 and 9 are within one."""
+    settings = {
+        "max_steps": 12,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "lr_scheduler_type": "cosine",
+    }
+    straight = trainer(tmp_path / "straight", reward_folder, **settings)
+    straight.train()
+    killed = trainer(tmp_path / "killed", reward_folder, **settings)
+    killed.add_callback(Kill(killed_after))
+    killed.train()
+    resumed = trainer(tmp_path / "killed", reward_folder, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    for name, parameter in straight.roles.named_parameters():
+        assert torch.equal(parameter, dict(resumed.roles.named_parameters())[name]), name
+    wanted, found = (
+        [entry for entry in t.state.log_history if "loss/policy_avg" in entry]
+        for t in (straight, resumed)
+    )
+    assert wanted == found
+
+
+def test_it_learns_to_say_what_is_rewarded(tmp_path, reward_folder):
+    """A rule with a known optimum of 1: the share of small letters in a completion."""
+    ppo = trainer(
+        tmp_path,
+        reward_folder,
+        prompts=Dataset.from_dict({"prompt": ["say it"] * 32}),
+        per_device_train_batch_size=16,
+        num_mini_batches=2,
+        num_ppo_epochs=4,
+        max_steps=320,
+        learning_rate=5e-3,
+        lr_scheduler_type="constant",
+        entropy_coef=0.01,
+        kl_coef=0.0,
+        missing_eos_penalty=None,
+        logging_steps=8,
+    )
+    ppo.worker.reward_model = lambda prompts, texts: [
+        sum(letter in ascii_lowercase for letter in text) / max(len(text), 1) for text in texts
+    ]
+    ppo.train()
+    scores = [e["objective/scores"] for e in ppo.state.log_history if "objective/scores" in e]
+    assert scores[0] < 0.3
+    assert scores[-1] > 0.9
+
+
+def test_the_score_scale_gives_the_reference_mean_0_and_deviation_1(tmp_path, reward_folder):
+    worker = trainer(tmp_path, reward_folder, missing_eos_penalty=None).worker
+    head = worker.roles.heads[VALUE]
+    weight = head.weight.clone()
+    raw = torch.tensor([1.0, 2.0, 3.0, 6.0])  # mean 3, deviation sqrt(14 / 3)
+    finished = torch.ones(4, dtype=torch.bool)
+    with torch.no_grad():
+        scores = worker.effective_scores(raw, finished)
+    assert scores.mean() == pytest.approx(0, abs=1e-6)
+    assert scores.std() == pytest.approx(1, rel=1e-5)
+    # What the value predicts moves with the scores: w·h = 3 was the mean, so it is now 0.
+    torch.testing.assert_close(head.weight, weight / (14 / 3) ** 0.5)
+    torch.testing.assert_close(head.bias, torch.tensor([-3 / (14 / 3) ** 0.5]))
+    later = worker.effective_scores(raw + 10, finished)
+    torch.testing.assert_close(later, scores + 10 / (14 / 3) ** 0.5)
+
+
+def test_a_completion_that_was_cut_off_pays_the_penalty_after_clipping(tmp_path, reward_folder):
+    worker = trainer(
+        tmp_path,
+        reward_folder,
+        normalize_rewards=False,
+        reward_clip=2.0,
+        missing_eos_penalty=0.5,
+    ).worker
+    scores = worker.effective_scores(
+        torch.tensor([5.0, 5.0, -5.0]), torch.tensor([True, False, True])
+    )
+    assert scores.tolist() == [2.0, 1.5, -2.0]
+
+
+def test_episodes_are_cut_to_what_their_rows_need(tmp_path, reward_folder):
+    worker = trainer(tmp_path, reward_folder).worker
+    episodes = worker.collect(PROMPTS["prompt"][:6], seed=1).episodes
+    row = torch.tensor([0])
+    cut = episodes.rows(row)
+    assert cut.mask.all()
+    assert cut.input_ids.tolist() == [episodes.input_ids[0][episodes.mask[0]].tolist()]
+    assert cut.completion_mask.shape[1] == int(episodes.completion_mask[0].sum())
+
+
+def test_the_sampler_repeats_each_rollout_for_all_its_micro_steps():
+    sampler = RolloutSampler(num_prompts=10, rollout_size=4, repeats=3, seed=0)
+    drawn = list(sampler)
+    assert len(drawn) == len(sampler) == 24
+    assert drawn[0:4] == drawn[4:8] == drawn[8:12]
+    assert not set(drawn[:4]) & set(drawn[12:16])
+    sampler.set_epoch(1)
+    assert list(sampler) != drawn
+
+
+def test_total_episodes_sets_the_number_of_steps(tmp_path, reward_folder):
+    ppo = trainer(tmp_path, reward_folder, max_steps=-1, total_episodes=20)
+    assert ppo.args.max_steps == 3 * 4  # rollouts of 8 episodes; 2 epochs of 2 minibatches
+
+
+def test_completions_are_written_for_every_rollout(tmp_path, reward_folder):
+    trainer(tmp_path, reward_folder, max_steps=8).train()
+    tables = sorted((tmp_path / "completions").glob("*.parquet"))
+    assert [t.name for t in tables] == ["completions_00000.parquet", "completions_00001.parquet"]
+    table = pd.read_parquet(tables[1])
+    assert len(table) == 8
+    assert {"prompt", "completion", "score", "kl", "finished", "rollout"} <= set(table.columns)
+
+
+def test_fewer_prompts_than_a_rollout_takes_is_an_error(tmp_path, reward_folder):
+    with pytest.raises(RecipeError, match="There are 3 training prompts"):
+        trainer(tmp_path, reward_folder, prompts=PROMPTS.select(range(3))).train()
+
+
+def test_a_reward_model_of_another_base_is_an_error(tmp_path, reward_folder):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    config = json.loads((Path(reward_folder) / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "someone/else"
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(RecipeError, match="was trained on `someone/else`"):
+        trainer(tmp_path, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_ppo_epochs", 0), ("gamma", 1.5), ("temperature", 0.0), ("cliprange", -0.1)],
+)
+def test_a_value_out_of_range_is_refused(tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` is {value}"):
+        PPOConfig(output_dir=str(tmp_path), **{name: value})

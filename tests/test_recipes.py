@@ -1,0 +1,124 @@
+"""Every recipe and every launch configuration is read by what will read it when it runs."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from transformers import TrainingArguments
+
+from rlhf_recipes.arguments import RecipeError, parse_recipe
+
+# Whatever the exceptions elsewhere: no recipe uses a deprecated key.
+pytestmark = pytest.mark.filterwarnings("error")
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+STAGES = {"prepare_data", "reward", "ppo", "grpo", "dpo", "evaluate"}
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch):
+    """Recipes name files of the repository from its root."""
+    monkeypatch.chdir(ROOT)
+
+
+def short(path):
+    return str(path.relative_to(ROOT))
+
+
+def parse(recipe, file):
+    """What the script of this recipe's stage makes of that file."""
+    script = ROOT / "recipes" / f"{recipe.stem}.py"
+    spec = importlib.util.spec_from_file_location(f"script_{recipe.stem}", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    trains = any(issubclass(cls, TrainingArguments) for cls in module.ARGUMENTS)
+    # A recipe for GPUs asks for bf16, which a machine without one refuses unless this is given.
+    flags = ["--use_cpu"] if trains else []
+    return parse_recipe(*module.ARGUMENTS, argv=["--config", str(file), *flags])
+
+
+def test_every_recipe_is_of_a_stage_and_the_demo_has_them_all():
+    assert RECIPES
+    assert {path.stem for path in RECIPES} == STAGES
+    assert {path.stem for path in (ROOT / "recipes" / "demo").glob("*.yaml")} == STAGES
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=short)
+def test_a_recipe_parses(recipe):
+    given = yaml.safe_load(recipe.read_text())
+    fields = {name for instance in parse(recipe, recipe) for name in vars(instance)}
+    assert given.keys() <= fields
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=short)
+def test_a_misspelt_key_is_named_with_the_right_one(recipe, tmp_path):
+    first, *rest = [line for line in recipe.read_text().splitlines() if not line.startswith("#")]
+    key, value = first.split(":", 1)
+    misspelt = tmp_path / recipe.name
+    misspelt.write_text("\n".join([f"{key}x:{value}", *rest]))
+    with pytest.raises(RecipeError, match=rf"`{key}x: (?s:.)*Did you mean `{key}`"):
+        parse(recipe, misspelt)
+
+
+def test_there_are_the_seven_launch_configurations():
+    assert {path.stem for path in CONFIGS} == {
+        "single",
+        "cpu_ddp",
+        "multi_gpu",
+        "fsdp2",
+        "zero2",
+        "zero3",
+        "multi_node",
+    }
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=short)
+def test_a_launch_configuration_is_read_whole(config):
+    """Accelerate refuses unknown keys, but overlooks unknown ones inside a group."""
+    assert load_config_from_file(str(config)).num_processes >= 1
+    flags = vars(launch_command_parser().parse_args(["script.py"])).keys()
+    for group, keys in yaml.safe_load(config.read_text()).items():
+        if isinstance(keys, dict):
+            assert keys.keys() <= flags, f"`accelerate launch` has no such keys of {group}"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=short)
+def test_a_launch_configuration_is_short_and_says_what_it_is_for(config):
+    lines = config.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert len(lines) <= 15
+
+
+def test_a_misspelt_launch_key_is_refused(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text('distributed_type: "NO"\nnum_proceses: 1\n')
+    with pytest.raises(ValueError, match="num_proceses"):
+        load_config_from_file(str(config))
+
+
+def test_two_cpu_processes_train_together(tmp_path):
+    """Without `use_cpu` in the recipe accelerate starts two that each train alone."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from transformers import HfArgumentParser, TrainingArguments\n"
+        "args, = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()\n"
+        "sys.stdout.write(f'process {args.process_index} of {args.world_size}\\n')\n"
+    )
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch"),
+        *("--config_file", "accelerate_configs/cpu_ddp.yaml"),
+        *(str(script), "--use_cpu", "--output_dir", str(tmp_path)),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert sorted(ended.stdout.split("\n")) == ["", "process 0 of 2", "process 1 of 2"]

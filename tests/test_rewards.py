@@ -1,0 +1,116 @@
+"""A reward model must score in use as it scored in training: TRL's own path is the oracle."""
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from trl import RewardConfig, RewardTrainer
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.models import base_path, open_base, open_tokenizer
+from rlhf_recipes.rewards import (
+    RewardModel,
+    load_function,
+    pooled_position,
+    require_head,
+    scored_ids,
+)
+from rlhf_recipes.roles import Roles
+
+ANSWERS = [("yes", "no, not at all"), ("a long answer here", "b"), ("same", "sane"), ("x y", "z")]
+
+
+def pairs(conversational: bool) -> Dataset:
+    def side(text: str, role: str = "assistant"):
+        return [{"role": role, "content": text}] if conversational else text
+
+    prompts = [f"question {'very ' * i}plain?" for i in range(len(ANSWERS))]
+    return Dataset.from_list(
+        [
+            {"prompt": side(p, "user"), "chosen": side(c), "rejected": side(r)}
+            for p, (c, r) in zip(prompts, ANSWERS, strict=True)
+        ]
+    )
+
+
+def trained(folder, conversational: bool, pad_is_eos: bool = False) -> RewardTrainer:
+    tokenizer = open_tokenizer("tiny")
+    if pad_is_eos:
+        tokenizer.pad_token = tokenizer.eos_token
+    trainer = RewardTrainer(
+        model=base_path("tiny"),
+        args=RewardConfig(
+            output_dir=str(folder),
+            max_steps=5,
+            learning_rate=1e-2,
+            per_device_train_batch_size=2,
+            gradient_checkpointing=False,
+            bf16=False,
+            save_strategy="no",
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+        ),
+        train_dataset=pairs(conversational),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"]),
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
+@torch.no_grad()
+def training_scores(trainer: RewardTrainer) -> list[float]:
+    """Chosen then rejected scores of all rows, from the model and the batches of training."""
+    trainer.model.eval()
+    rows = [dict(row) for row in trainer.train_dataset]
+    batch = trainer.data_collator(rows)
+    return trainer.model(**batch).logits.squeeze(-1).tolist()
+
+
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+@pytest.mark.parametrize("conversational", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_scores_equal_those_of_training(tmp_path, conversational, pad_is_eos, batch_size):
+    trainer = trained(tmp_path, conversational, pad_is_eos)
+    reward_model = RewardModel.load(tmp_path)
+    reward_model.batch_size = batch_size
+    rows = pairs(conversational)
+    prompts = list(rows["prompt"]) * 2
+    completions = list(rows["chosen"]) + list(rows["rejected"])
+    expected = training_scores(trainer)
+    assert reward_model(prompts, completions) == pytest.approx(expected, abs=1e-6)
+    assert len(set(expected)) == len(expected)
+
+
+def test_the_ids_scored_are_the_ids_trained_on(tmp_path):
+    for conversational in (False, True):
+        rows = pairs(conversational)
+        trainer = trained(tmp_path / str(conversational), conversational)
+        for row, made in zip(rows, trainer.train_dataset, strict=True):
+            text = row["chosen"][-1]["content"] if conversational else row["chosen"]
+            assert scored_ids(open_tokenizer("tiny"), row["prompt"], text) == made["chosen_ids"]
+
+
+def test_the_pooled_token_is_the_last_that_is_not_padding():
+    assert pooled_position([5, 6, 7], pad_token_id=0) == 2
+    assert pooled_position([5, 6, 2], pad_token_id=2) == 1  # pad = eos, as transformers pools it
+    assert pooled_position([2, 2], pad_token_id=2) == 0
+
+
+def test_an_adapter_without_a_head_is_no_reward_model(tmp_path):
+    roles = Roles(open_base("tiny"))
+    roles.attach("policy", LoraConfig(target_modules=["q_proj"]), trainable=True)
+    roles.save_role("policy", tmp_path)
+    with pytest.raises(RecipeError, match="without a scalar head"):
+        require_head(tmp_path)
+
+
+def test_a_function_is_loaded_from_its_file(tmp_path):
+    file = tmp_path / "rule.py"
+    file.write_text("def length(prompts, completions):\n    return [len(c) for c in completions]\n")
+    assert load_function(f"{file}:length")(["p"], ["abc"]) == [3]
+    with pytest.raises(RecipeError, match="has no function `width`"):
+        load_function(f"{file}:width")
+    with pytest.raises(RecipeError, match="there is no file"):
+        load_function("nowhere.py:length")

@@ -269,21 +269,6 @@ def test_two_dataclasses_with_one_field_name_are_our_bug():
         parse_recipe(RewardConfig, DPOConfig, argv=[])
 
 
-@pytest.mark.parametrize("gold", ["rule.py", "rule:gold", "rule.py:two words", "gold"])
-def test_a_gold_func_must_name_a_function_in_a_file(gold):
-    found = problems(RewardArguments, argv=["--reward_model_path", "r", "--gold_func", gold])
-    assert found[0].startswith(f"`gold_func` is `{gold}`, which does not name a function")
-
-
-def test_the_file_of_a_gold_func_must_exist(tmp_path):
-    rule = tmp_path / "rule.py"
-    argv = ["--reward_model_path", "r", "--gold_func", f"{rule}:gold"]
-    (found,) = problems(RewardArguments, argv=argv)
-    assert "does not exist" in found
-    rule.touch()
-    assert parse_recipe(RewardArguments, argv=argv) == (RewardArguments("r", f"{rule}:gold"),)
-
-
 @pytest.mark.parametrize("config", [RewardConfig, DPOConfig, GRPOConfig])
 def test_a_resolved_recipe_parses_to_equal_instances(tmp_path, config):
     types = (RecipeArguments, config, ModelConfig)

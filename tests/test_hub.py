@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -121,7 +122,7 @@ def test_the_code_on_the_card_loads_the_adapter(tmp_path, monkeypatch, stage, ta
     write_card(folder)
     code = card_of(folder).text.split("```python")[1].split("```")[0]
     monkeypatch.chdir(folder.parent)
-    names = {}
+    names: dict[str, Any] = {}
     exec(code, names)
     ids = torch.arange(5, 12)[None]
     torch.testing.assert_close(names["model"](ids).logits, trained.eval()(ids).logits)

@@ -1,0 +1,219 @@
+"""Every stage as its user starts it: a process under `accelerate launch`, on a tiny model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rlhf_recipes.models import open_tokenizer
+
+pytestmark = pytest.mark.slow
+
+STAGES = ("prepare_data", "reward", "dpo", "grpo", "ppo", "evaluate")
+POLICIES = ("dpo", "grpo", "ppo")
+
+
+def launch(root: Path, stage: str, recipe: str, out: Path, *flags: str, processes: int = 1):
+    """Run a stage of a recipe with its outputs in `out`; the finished process."""
+    config = "single" if processes == 1 else "cpu_ddp"
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--use_cpu"),
+        *("--config_file", f"accelerate_configs/{config}.yaml"),
+        *(f"recipes/{stage}.py", "--config", f"{recipe}/{stage}.yaml"),
+    ]
+    if stage != "prepare_data":
+        command += ["--dataset_name", f"{out}/data"]
+    run_folder = stage in ("reward", *POLICIES)
+    command += ["--output_dir", f"{out}/models/{stage}_model" if run_folder else str(out)]
+    if stage in ("grpo", "ppo", "evaluate"):
+        command += ["--reward_model_path", f"{out}/models/reward_model"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
+    return subprocess.run(
+        [*command, *flags], cwd=root, env=environment, capture_output=True, text=True
+    )
+
+
+def succeed(*arguments, **options):
+    done = launch(*arguments, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def workspace(root, tmp_path_factory):
+    """All six stages of recipes/tiny, in one process each."""
+    out = tmp_path_factory.mktemp("tiny") / "outputs"
+    for stage in STAGES:
+        done = succeed(root, stage, "recipes/tiny", out)
+    (out / "closing_table.txt").write_text(done.stdout)
+    return out
+
+
+def read(path: Path):
+    def refuse(word):
+        raise AssertionError(f"{word} in {path}")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_the_run_folders_hold_what_later_stages_and_readers_need(workspace):
+    for name in ("reward", *POLICIES):
+        folder = workspace / "models" / f"{name}_model"
+        present = {path.name for path in folder.iterdir()}
+        assert present >= {
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "tokenizer.json",
+            "recipe.yaml",
+            "run.json",
+            "trainer_state.json",
+            "all_results.json",
+            "training_curves.png",
+            "README.md",
+        }, name
+        record = read(folder / "run.json")
+        assert record["stage"] == name
+        assert record["duration_seconds"] > 0
+        assert record["peak_memory_gb"] > 0
+        assert record["dataset_fingerprint"] == read(workspace / "data" / "run.json")[
+            "dataset_fingerprint"
+        ]
+        assert (workspace / f"training_{name}.log").read_text().count("\n") >= 2
+    for name in ("grpo", "ppo"):
+        assert list((workspace / "models" / f"{name}_model" / "completions").glob("*.parquet"))
+
+
+def test_the_results_hold_every_file_and_no_nan(workspace):
+    results = workspace / "results"
+    for name in (
+        *("pareto_frontier.png", "reward_distributions.png", "win_rates.png"),
+        *("training_curves.png", "report.html"),
+    ):
+        assert (results / name).stat().st_size > 1000, name
+    evaluation = read(results / "evaluation_results.json")
+    assert set(evaluation["models"]) == {"base", *POLICIES}
+    read(results / "failure_analysis.json")
+    read(results / "reward_model_errors.json")
+    for name in ("base", *POLICIES):
+        samples = read(workspace / "samples" / f"{name}_samples.json")
+        assert len(samples) >= 20
+        assert all({"prompt", "response", "reward", "kl"} <= set(sample) for sample in samples)
+    assert (workspace / "ANALYSIS.md").stat().st_size > 500
+    assert "report.html" in (workspace / "closing_table.txt").read_text()
+
+
+def test_a_recipe_that_a_run_left_behind_reproduces_it(root, workspace, tmp_path):
+    """The same weights to the last bit, from recipe.yaml alone and another output folder."""
+    for name in ("reward", "ppo"):
+        first = workspace / "models" / f"{name}_model"
+        again = tmp_path / name
+        done = subprocess.run(
+            [
+                *(sys.executable, f"recipes/{name}.py", "--config", str(first / "recipe.yaml")),
+                *("--output_dir", str(again)),
+            ],
+            cwd=root,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights = "adapter_model.safetensors"
+        assert (again / weights).read_bytes() == (first / weights).read_bytes()
+
+
+def test_a_finished_run_is_not_replaced_unasked(root, workspace):
+    record = workspace / "models" / "reward_model" / "run.json"
+    before = record.read_bytes()
+    done = subprocess.run(
+        [
+            *(sys.executable, "recipes/reward.py", "--config", "recipes/tiny/reward.yaml"),
+            *("--dataset_name", f"{workspace}/data", "--output_dir", str(record.parent)),
+        ],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "holds a finished run" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert record.read_bytes() == before
+
+
+@pytest.mark.parametrize("stage", ["reward", "dpo", "grpo", "ppo"])
+def test_a_stage_runs_on_two_processes(root, workspace, tmp_path, stage):
+    folder = tmp_path / "models" / f"{stage}_model"
+    succeed(
+        *(root, stage, "recipes/tiny", tmp_path),
+        *("--dataset_name", f"{workspace}/data"),
+        *("--output_dir", str(folder)),
+        *(
+            ("--reward_model_path", f"{workspace}/models/reward_model")
+            if stage in ("grpo", "ppo")
+            else ()
+        ),
+        processes=2,
+    )
+    assert read(folder / "run.json")["processes"] == 2
+
+
+def test_a_plan_writes_nothing(root, workspace, tmp_path):
+    for stage in ("reward", "ppo", "evaluate"):
+        flags = ["--plan", "--dataset_name", f"{workspace}/data"]
+        flags += ["--output_dir", str(workspace if stage == "evaluate" else tmp_path / "run")]
+        if stage != "reward":
+            flags += ["--reward_model_path", f"{workspace}/models/reward_model"]
+        done = succeed(root, stage, "recipes/tiny", tmp_path, *flags)
+        assert len(done.stdout) > 200
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """A GPT-2 of random weights and tiny size, with a tokenizer that has no chat template."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = open_tokenizer("tiny")
+    tokenizer.chat_template = None
+    tokenizer.pad_token = None  # as GPT-2's own
+    tokenizer.save_pretrained(folder)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=1024,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+HH_ROWS = [
+    {
+        "chosen": f"\n\nHuman: question {i}?\n\nAssistant: yes, {i} it is.",
+        "rejected": f"\n\nHuman: question {i}?\n\nAssistant: no.",
+    }
+    for i in range(60)
+]
+
+
+def test_the_gpt2_recipes_run_on_raw_hh_files_and_a_base_without_a_template(root, gpt2, tmp_path):
+    data = tmp_path / "hh"
+    data.mkdir()
+    rows = "\n".join(json.dumps(row) for row in HH_ROWS)
+    (data / "train.jsonl").write_text(rows)
+    recipe, out = "recipes/hh-rlhf/gpt2", tmp_path / "outputs"
+    base = ("--model_name_or_path", str(gpt2))
+    succeed(root, "prepare_data", recipe, out, *base, "--dataset_name", str(data))
+    for stage in ("reward", *POLICIES):
+        succeed(root, stage, recipe, out, *base, "--max_steps", "2")
+    succeed(root, "evaluate", recipe, out)
+    settings = yaml.safe_load((out / "models" / "ppo_model" / "recipe.yaml").read_text())
+    assert settings["kl_coef"] == 0.05
+    assert set(read(out / "results" / "evaluation_results.json")["models"]) == {"base", *POLICIES}

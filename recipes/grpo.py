@@ -27,7 +27,8 @@ def main() -> None:
     training.model_init_kwargs = init_kwargs(model)
     trainer = GRPOTrainer(
         model=base_path(model.model_name_or_path),
-        reward_funcs=RewardModel.load(reward.reward_model_path).to(training.device),
+        # A list of floats is none of floats or None to a type checker.
+        reward_funcs=RewardModel.load(reward.reward_model_path).to(training.device),  # type: ignore[arg-type]
         args=training,
         train_dataset=unique_prompts(dataset["train"]),
         processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),

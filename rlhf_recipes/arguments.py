@@ -7,6 +7,7 @@ means: both go through one parser, and both are checked by type and by choice.
 import copy
 import dataclasses
 import sys
+import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field
@@ -131,6 +132,8 @@ def resolved_recipe(*instances: Any) -> dict[str, Any]:
 
 def run(main: Callable[[], None]) -> None:
     """Call a script's `main`; a RecipeError ends it with the error's text and exit status 2."""
+    # One library's deprecations in another's code are nothing the user of a script can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         main()
     except RecipeError as error:
@@ -156,7 +159,7 @@ def _build(
         for f in fields
         if f.default is MISSING and f.default_factory is MISSING and f.name not in {*mine, *broken}
     ]
-    problems += [f"`{f.name}` is missing. {f.metadata.get('help', '')}" for f in missing]
+    problems += [f"`{f.name}` is missing. {f.metadata.get('help', '')}".rstrip() for f in missing]
     if missing or any(f.name in broken for f in fields):
         return None
     try:

@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,12 +35,18 @@ PUSHED = (
     "recipe.yaml",
     "run.json",
     "training_curves.png",
+    "value/adapter_config.json",
+    "value/*.safetensors",
 )
-"""Names of the files that are pushed; folders such as checkpoints never are."""
+"""What is pushed of a run folder; `value` is PPO's second adapter, with its head."""
+
+
+REWRITTEN = ("README.md", "adapter_config.json", "recipe.yaml", "run.json")
+"""Those of them that are written for the Hub: names in place of this machine's paths."""
 
 
 class Upload(NamedTuple):
-    """A file of a run folder as it goes to the Hub: its own path, or its text made public."""
+    """A file of a run folder as it goes to the Hub: its own path, or its text as rewritten."""
 
     name: str
     content: Path | bytes
@@ -124,24 +129,23 @@ def _has_own_card(run_folder: Path) -> bool:
 
 
 def _uploads(run_folder: Path, repo_id: str) -> list[Upload]:
-    """The files to push; no text among them holds the path of a base on this machine."""
+    """The files to push. Their texts name neither the base nor the workspace by a local path."""
     config = json.loads((run_folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = config["base_model_name_or_path"]
-    config["base_model_name_or_path"] = public_base(base)
+    base, shared = config["base_model_name_or_path"], workspace(run_folder).absolute()
+    public_names = {
+        base: public_base(base),  # first: a base may lie in the workspace
+        str(shared): shared.name,
+        f'adapter = "{run_folder.name}"': f'adapter = "{repo_id}"',
+    }
     uploads = []
-    for path in sorted(run_folder.iterdir()):
-        if not path.is_file() or not any(fnmatch(path.name, pattern) for pattern in PUSHED):
-            continue
+    for path in sorted({path for pattern in PUSHED for path in run_folder.glob(pattern)}):
         content: Path | bytes = path
-        if path.name == "adapter_config.json":
-            content = (json.dumps(config, indent=2) + "\n").encode()
-        elif path.name == "README.md":
+        if path.name in REWRITTEN:
             text = path.read_text(encoding="utf-8")
-            content = text.replace(f'"{run_folder.name}"', f'"{repo_id}"').encode()
-        elif path.suffix in {".json", ".yaml"} and Path(base).is_absolute():
-            text = path.read_text(encoding="utf-8")
-            content = text.replace(base, public_base(base)).encode() if base in text else path
-        uploads.append(Upload(path.name, content))
+            for local, public in public_names.items():
+                text = text.replace(local, public)
+            content = text.encode()
+        uploads.append(Upload(path.relative_to(run_folder).as_posix(), content))
     return uploads
 
 

@@ -43,7 +43,7 @@ def open_base(name: str, **kwargs: Any) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise RecipeError(_cannot_open("model", name, error)) from error
     model.eval()
-    return model  # type: ignore[no-any-return]  # the Auto classes return Any
+    return model
 
 
 def open_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
@@ -67,7 +67,7 @@ def open_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTok
                 f"`chat_template` names {chat_template}, which cannot be read "
                 f"({error.strerror}). Give the path of a Jinja file, or leave the key out."
             ) from error
-    return tokenizer  # type: ignore[no-any-return]  # the Auto classes return Any
+    return tokenizer
 
 
 def adapter_base(folder: str | Path) -> str:

@@ -225,7 +225,7 @@ def optimiser_steps(stage: str, epoch: int, training: Any) -> int:
 def completion_count(stage: str, epoch: int, steps: int, training: Any) -> int:
     """Completions sampled while training, over all processes."""
     epochs, rest = divmod(steps, _steps_in_epoch(epoch, training))
-    passes = epochs * epoch + min(rest * training.gradient_accumulation_steps, epoch)
+    passes = epochs * epoch + rest * training.gradient_accumulation_steps
     if stage == "grpo":
         served = training.steps_per_generation * training.num_iterations
         return int(math.ceil(passes / served) * training.generation_batch_size)

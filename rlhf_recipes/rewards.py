@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.models import adapter_base, open_base, open_tokenizer
 from rlhf_recipes.roles import Roles, read_adapter
-from rlhf_recipes.sampling import Prompt, pad
+from rlhf_recipes.sampling import Prompt, pad, template_ids
 
 RewardFunction = Callable[[list[str], list[str]], list[float]]
 """Scores of completions, given the prompts' and the completions' texts."""
@@ -26,8 +26,7 @@ def scored_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: s
     """The token ids the reward model sees, as TRL's RewardTrainer makes them."""
     if not isinstance(prompt, str):
         messages = [*prompt, {"role": "assistant", "content": completion}]
-        encoded = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)
-        return list(encoded["input_ids"])
+        return template_ids(tokenizer, messages, add_generation_prompt=False)
     text = prompt + completion
     if not completion.endswith(tokenizer.eos_token):
         text += tokenizer.eos_token
@@ -104,7 +103,7 @@ class RewardModel:
         pooled = torch.tensor([pooled_position(s, pad_token_id) for s in sequences])
         hidden = self.roles.hidden(self.role, ids.to(device), mask.to(device))
         last = hidden[torch.arange(len(sequences)), pooled.to(device)]
-        scores: Tensor = self.roles.heads[self.role](last.float()).squeeze(-1)
+        scores: Tensor = self.roles.head(self.role)(last.float()).squeeze(-1)
         return scores.tolist()
 
 

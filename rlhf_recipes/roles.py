@@ -8,6 +8,7 @@ flag is decided once, when its adapter is attached, and put back after every swi
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from peft import (
     LoraConfig,
@@ -78,7 +79,7 @@ class Roles(nn.Module):
     def load_role(self, role: str, folder: str | Path) -> None:
         """Replace the weights of an attached role by those of a run folder."""
         _, weights, head = read_adapter(folder)
-        result = set_peft_model_state_dict(self._peft[0], dict(weights), adapter_name=role)
+        result: Any = set_peft_model_state_dict(self._peft[0], dict(weights), adapter_name=role)
         if result.unexpected_keys:
             raise RecipeError(
                 f"The adapter in {folder} has weights that the base "
@@ -98,6 +99,12 @@ class Roles(nn.Module):
             {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         )
         self.heads[role] = head.requires_grad_(trainable)
+
+    def head(self, role: str) -> nn.Linear:
+        """The scalar head of a role that has one."""
+        head = self.heads[role]
+        assert isinstance(head, nn.Linear)
+        return head
 
     def _fix_flags(self, trainable: bool) -> None:
         for parameter in self.base.parameters():
@@ -121,7 +128,7 @@ class Roles(nn.Module):
         if not self._peft:
             assert role is None, f"no adapter `{role}`"
             return
-        tuner = self._peft[0].base_model
+        tuner: Any = self._peft[0].base_model
         if role is None:
             tuner.disable_adapter_layers()
         else:
@@ -150,7 +157,7 @@ class Roles(nn.Module):
             for weight, data in originals.items():
                 weight.data = data
 
-    def _lora_layers(self, role: str) -> Iterator[LoraLayer]:
+    def _lora_layers(self, role: str) -> Iterator[Any]:
         for module in self.base.modules():
             if isinstance(module, LoraLayer) and role in module.lora_A:
                 yield module
@@ -169,7 +176,7 @@ class Roles(nn.Module):
 
         A training pass goes through here, so that DistributedDataParallel sees it.
         """
-        if role in self.heads:
+        if role is not None and role in self.heads:
             # V(s_t) is read where token t is about to be chosen: one position before it.
             return self.scores(role, input_ids, mask)[:, -completion_length - 1 : -1]
         logits = self.completion_logits(role, input_ids, mask, completion_length)
@@ -189,7 +196,7 @@ class Roles(nn.Module):
     def scores(self, role: str, input_ids: Tensor, mask: Tensor) -> Tensor:
         """The scalar head's output at every position, shape (batch, length), float32."""
         hidden = self.hidden(role, input_ids, mask)
-        return self.heads[role](hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
+        return self.head(role)(hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
 
     def hidden(self, role: str | None, input_ids: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states, after the final norm, shape (batch, length, width)."""
@@ -221,7 +228,7 @@ class Roles(nn.Module):
             {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
             folder / "adapter_model.safetensors",
         )
-        config.save_pretrained(folder)
+        config.save_pretrained(str(folder))
 
 
 def read_adapter(

@@ -4,8 +4,9 @@ The sampled distribution is the model's own, softmax(logits / temperature): no t
 repetition penalty. Log-probabilities taken from the same logits therefore describe the sampler.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_recipes.arguments import RecipeError
 
-Prompt = str | list[Mapping[str, str]]
+Messages = list[dict[str, str]]
+
+Prompt = str | Messages
 """Plain text, or the messages of a conversation that ends with the user's turn."""
 
 
@@ -35,13 +38,20 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """The token ids a completion of that prompt is conditioned on, as TRL's trainers see them."""
     if isinstance(prompt, str):
         return list(tokenizer(text=prompt)["input_ids"])
+    return template_ids(tokenizer, prompt, add_generation_prompt=True)
+
+
+def template_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool
+) -> list[int]:
+    """The token ids of a conversation, as the tokenizer's chat template renders it."""
     if tokenizer.chat_template is None:
         raise RecipeError(
-            "The prompts are conversations and the tokenizer has no chat template. Set "
+            "The data is conversations and the tokenizer has no chat template. Set "
             "`chat_template` to a Jinja file; recipes/hh-rlhf/gpt2 ships one in HH's own format."
         )
-    encoded = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+    encoded: Any = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
     )
     return list(encoded["input_ids"])
 
@@ -116,7 +126,7 @@ def sample(
             )
             for row, ids in enumerate(rows):
                 finished = ids[-1] in ends
-                text = tokenizer.decode(ids, skip_special_tokens=True)
+                text = str(tokenizer.decode(ids, skip_special_tokens=True))
                 completions[batch[row // num_completions]].append(Completion(ids, text, finished))
             bar.update(len(rows))
     return completions

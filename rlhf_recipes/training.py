@@ -45,11 +45,12 @@ class Run:
         self, stage: str, recipe: RecipeArguments, training: TrainingArguments, *others: Any
     ) -> None:
         self.stage = stage
-        self.folder = Path(training.output_dir)
+        self.folder = Path(str(training.output_dir))
         self.recipe = recipe
         self.training = training
         self.resolved = resolved_recipe(recipe, training, *others)
         self.pushes, training.push_to_hub = training.push_to_hub, False
+        training.dataloader_pin_memory &= torch.cuda.is_available()
         _refuse_finished(self.folder, recipe.overwrite)
         use_all_cores()
         self.started = time.monotonic()

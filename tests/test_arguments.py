@@ -111,6 +111,7 @@ def test_a_yaml_value_means_what_the_flag_means(tmp_path, text, flags, name, val
         ("limit: few", "a whole number or null"),
         ("label: [a, b]", "text or null"),
         ("names: {a: 1}", "a list of str"),
+        ("names: [a, --b]", "a list of str"),
         ("weights: [a]", "a list of float or null"),
         ("weights: [[1]]", "a list of float or null"),
         ("options: [1]", "a mapping (JSON, if in a flag) or the name of a JSON file or null"),
@@ -197,6 +198,15 @@ def test_all_problems_are_told_at_once(tmp_path):
         "Give at least 1, or leave it out to use every row.",
         "`reward_model_path` is missing. Folder of the reward adapter, as reward.py writes it.",
     ]
+
+
+def test_a_required_key_with_a_wrong_value_is_not_also_missing():
+    @dataclass
+    class Required:
+        steps: int
+
+    assert problems(Required, argv=["--steps", "x"]) == ["`--steps x`: takes a whole number."]
+    assert problems(Required, argv=[]) == ["`steps` is missing."]
 
 
 def test_a_dataclass_refusing_its_values_is_a_problem():

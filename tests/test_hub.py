@@ -32,6 +32,8 @@ PUSHED = {
     "tokenizer.json",
     "tokenizer_config.json",
     "training_curves.png",
+    "value/adapter_config.json",
+    "value/adapter_model.safetensors",
 }
 KEPT = {
     "all_results.json",
@@ -41,7 +43,6 @@ KEPT = {
     "optimizer.pt",
     "trainer_state.json",
     "training_args.bin",
-    "value/adapter_model.safetensors",
 }
 
 
@@ -70,7 +71,8 @@ def make_run(out, stage="ppo", base="HuggingFaceTB/SmolLM2-135M", source="Anthro
     (data / "run.json").write_text(json.dumps({"recipe": {"dataset_name": source}}))
     recipe = {"model_name_or_path": base, "dataset_name": str(data), "seed": 42}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    for config in ("adapter_config.json", "value/adapter_config.json"):
+        (folder / config).write_text(json.dumps({"base_model_name_or_path": base}))
     record = {
         "stage": stage,
         "recipe": recipe,
@@ -190,7 +192,8 @@ def test_no_path_of_this_machine_names_the_base_on_the_hub(hub, tmp_path):
     files = hub.repos["jane/mine"]["files"]
     config = json.loads(files["adapter_config.json"])
     assert config["base_model_name_or_path"] == "my-base"
-    assert not [name for name, content in files.items() if base.encode() in content]
+    assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
+    assert yaml.safe_load(files["recipe.yaml"])["dataset_name"] == "out/data"
     assert b"base_model:" not in files["README.md"]
     assert b"`my-base`" in files["README.md"]
     assert (folder / "adapter_config.json").read_bytes() == before

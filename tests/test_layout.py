@@ -162,7 +162,7 @@ def test_the_scripts_have_one_shape(path):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=short)
 def test_every_path_and_target_that_a_document_names_exists(path):
     text = path.read_text(encoding="utf-8")
-    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, flags=re.DOTALL))
+    code = "\n".join(re.findall(r"(?ms)```.*?```|`[^`\n]+`|^ {4}[^\n]+", text))
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     folders = r"recipes|accelerate_configs|rlhf_recipes|tests|benchmarks"
     paths = re.findall(rf"(?<![\w./])(?:{folders})/[\w./-]*\w", code)

@@ -53,7 +53,7 @@ def test_the_estimates_average_to_the_exact_divergence(estimator: str):
 def test_k1_takes_either_sign_and_k3_only_one():
     logps, ref_logps = torch.tensor([-1.0, -2.0]), torch.tensor([-2.0, -1.0])
     assert kl_estimate(logps, ref_logps, "k1").tolist() == [1.0, -1.0]
-    # exp(-1) - 1 + 1 and exp(1) - 1 - 1.
+    # With d = 1: e^-1 - 1 + 1. With d = -1: e - 1 - 1.
     expected = torch.tensor([math.exp(-1), math.exp(1) - 2])
     torch.testing.assert_close(kl_estimate(logps, ref_logps, "k3"), expected)
 

@@ -123,8 +123,9 @@ def test_evaluation_trains_nothing_and_has_every_adapter(base, tmp_path):
 
 def test_no_weights_are_made(base):
     model = ModelConfig(model_name_or_path=base, use_peft=True, lora_target_modules=["all-linear"])
-    meta, _ = stage_parameters("ppo", model)
+    meta, counted = stage_parameters("ppo", model)
     assert {p.device.type for p in meta.parameters()} == {"meta"}
+    assert numbers(meta)[0] == counted.base
 
 
 def test_lora_that_does_not_fit_is_told(base):

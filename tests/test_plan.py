@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 from accelerate.data_loader import BatchSamplerShard
+from datasets import concatenate_datasets
 from peft import LoraConfig, get_peft_model
 from torch.utils.data import BatchSampler
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -130,9 +131,9 @@ def trainer_of(stage, training, data, reward_model, calls=None):
 @pytest.mark.parametrize(
     ("stage", "keywords"),
     [
-        ("reward", {"per_device_train_batch_size": 4, "max_length": 120}),
+        ("reward", {"per_device_train_batch_size": 4, "max_length": 44}),
         ("reward", {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}),
-        ("dpo", {"per_device_train_batch_size": 4, "max_length": 60, "num_train_epochs": 2.5}),
+        ("dpo", {"per_device_train_batch_size": 4, "max_length": 32, "num_train_epochs": 2.5}),
         ("dpo", {"per_device_train_batch_size": 4, "dataloader_drop_last": True}),
         ("dpo", {"per_device_train_batch_size": 4, "max_steps": 3}),
         ("grpo", {"per_device_train_batch_size": 4, "num_generations": 2}),
@@ -266,6 +267,14 @@ def test_the_longest_row_of_ppo_is_a_prompt_and_a_whole_completion(data, tmp_pat
     # The longest prompt has 23 letters. Around them: <|im_start|> and `user`, a line break,
     # <|im_end|> and a line break, <|im_start|> and `assistant`, a line break.
     assert rows["train"].longest == 23 + (1 + 4 + 1) + 2 + (1 + 9 + 1) + 9
+
+
+def test_a_repeated_prompt_is_sampled_on_once(data, tmp_path):
+    twice = {"train": concatenate_datasets([data["train"], data["train"]])}
+    for stage in ("grpo", "ppo"):
+        training = arguments(stage, tmp_path)
+        plan = training_plan(stage, RecipeArguments(), training, lora(stage), twice)
+        assert plan.rows["train"].used == 23
 
 
 def test_nothing_left_to_train_on_is_told(data, tmp_path):

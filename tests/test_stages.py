@@ -80,9 +80,10 @@ def test_the_run_folders_hold_what_later_stages_and_readers_need(workspace):
         assert record["stage"] == name
         assert record["duration_seconds"] > 0
         assert record["peak_memory_gb"] > 0
-        assert record["dataset_fingerprint"] == read(workspace / "data" / "run.json")[
-            "dataset_fingerprint"
-        ]
+        assert (
+            record["dataset_fingerprint"]
+            == read(workspace / "data" / "run.json")["dataset_fingerprint"]
+        )
         assert (workspace / f"training_{name}.log").read_text().count("\n") >= 2
     for name in ("grpo", "ppo"):
         assert list((workspace / "models" / f"{name}_model" / "completions").glob("*.parquet"))

@@ -26,7 +26,7 @@ class MakePreferencesArguments:
     model_name_or_path: str = field(default="demo", metadata={"help": "Model that answers."})
     num_completions: int = field(default=4, metadata={"help": "Answers to each prompt."})
     max_completion_length: int = field(default=48, metadata={"help": "Tokens of an answer."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the sampling."})
+    temperature: float = field(default=0.7, metadata={"help": "Of the sampling."})
     batch_size: int = field(default=32, metadata={"help": "Answers sampled at once."})
     min_gap: float = field(default=10.0, metadata={"help": "Least difference in a pair."})
     test_fraction: float = field(default=0.2, metadata={"help": "Share of prompts held out."})

@@ -43,6 +43,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
     "grid.color": "#e9ecef",
     "xtick.color": MUTED,
     "ytick.color": MUTED,
@@ -230,6 +231,8 @@ def _frontier_panel(axes: Axes, results: Results, metric: str) -> None:
     steps = [*front, (end, front[-1][1])]
     axes.step(*zip(*steps, strict=True), where="post", color=MUTED, linewidth=1, linestyle="--")
     _best_of_n_curve(axes, results, metric)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -0.1), max(high, 0.1))  # models that did not move stay a flat line
     axes.axhline(0, color="#ced4da", linewidth=1, zorder=1)
     axes.set_xlim(-0.04 * end, end)
     axes.set_xlabel("√KL to the reference (√nats per response)")
@@ -244,7 +247,7 @@ def _best_of_n_curve(axes: Axes, results: Results, metric: str) -> None:
     x = [row["sqrt_kl_bound"] for row in rows]
     y = [row[metric]["gain"] for row in rows]
     axes.plot(x, y, ":", color="#4d4d4d", linewidth=1.4, marker=".")
-    for row, left, up in zip(rows, x, y, strict=True):
+    for row, left, up in list(zip(rows, x, y, strict=True))[1:]:  # n = 1 is base itself
         axes.annotate(f"{row['n']}", (left, up), (0, 5), textcoords="offset points", fontsize=7.5)
 
 

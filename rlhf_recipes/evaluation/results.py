@@ -29,6 +29,8 @@ Results = dict[str, Any]
 
 SCHEMA_VERSION = 1
 BETTER, WORSE, UNDECIDED = "better", "worse", "no detectable difference"
+# One text scored in two batches differs in the last bits, and that is no win.
+TIE = 1e-5
 BEST_OF_N_FROM = 4
 SHOWN_AT_RANDOM = 4
 MANY_CUT_OFF = 0.3
@@ -86,6 +88,7 @@ def _config(collection: Collection) -> Results:
         "alpha": statistics.ALPHA,
         "power": statistics.POWER,
         "null_win_rate": 0.5,
+        "tie_up_to": TIE,
         "resamples": statistics.RESAMPLES,
         "frontier_draws": DRAWS,
         "seed": statistics.SEED,
@@ -102,7 +105,7 @@ def _model(model: ModelSamples, collection: Collection) -> Results:
         own, reference = model.values(field), base.values(field)
         rewards[field] = _reward(own, reference, is_base=model is base)
         if model is not base:
-            rates[metric] = win_rate(own, reference)
+            rates[metric] = win_rate(own, reference, TIE)
     lengths = model.values("n_tokens")
     return {
         "n_prompts": len(model.records),
@@ -150,7 +153,7 @@ def _pairwise(collection: Collection) -> Results:
         rates: Results = {"proxy": None, "gold": None}
         for metric in collection.metrics:
             field = FIELD[metric]
-            rates[metric] = win_rate(first.values(field), second.values(field))
+            rates[metric] = win_rate(first.values(field), second.values(field), TIE)
         pairs[f"{first.name} vs {second.name}"] = rates
     return pairs
 
@@ -176,7 +179,8 @@ def _controls(collection: Collection) -> Results:
     rates: Results = {"proxy": None, "gold": None}
     for metric in collection.metrics:
         field = FIELD[metric]
-        rates[metric] = win_rate(collection.control.values(field), collection.base.values(field))
+        again, once = collection.control.values(field), collection.base.values(field)
+        rates[metric] = win_rate(again, once, TIE)
     kl = kl_summary(collection.control)
     _correct([rates[metric] for metric in collection.metrics])
     same = all(verdict(rates[metric]) == UNDECIDED for metric in collection.metrics)
@@ -257,12 +261,13 @@ def _warnings(results: Results, collection: Collection) -> list[str]:
                 f"{name}: the exact KL and its sampled estimate differ by more than three joint "
                 "standard errors. The samples may not come from the policy whose logits were used."
             )
-        if model["failures"]["truncated"]["rate"] > MANY_CUT_OFF:
-            share = f"{100 * model['failures']['truncated']['rate']:.0f}%"
-            found.append(
-                f"{name}: {share} of the responses were cut off at the length limit; rewards and "
-                "KL are those of the cut-off text."
-            )
+    cut_off = {n: m["failures"]["truncated"]["rate"] for n, m in results["models"].items()}
+    if max(cut_off.values()) > MANY_CUT_OFF:
+        shares = ", ".join(f"{name} {100 * rate:.0f}%" for name, rate in cut_off.items())
+        found.append(
+            f"Many responses were cut off at the length limit ({shares}): rewards and KL are those "
+            "of the cut-off text."
+        )
     if not results["controls"]:
         found.append(
             "No control: base was not sampled twice, so the pipeline is not checked by A/A."

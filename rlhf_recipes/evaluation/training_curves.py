@@ -125,4 +125,4 @@ def _panel(axes: Axes, drawn: Curves, name: str, tint: str) -> None:
         axes.plot(*drawn[f"{name} (validation)"], "o", color="#16191d", markersize=4.5, zorder=3)
     axes.tick_params(labelsize=8)
     axes.margins(x=0.04, y=0.12)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))

@@ -151,7 +151,7 @@ class RolloutWorker:
             "val/num_eos_tokens": finished.sum(),
             "completions/mean_length": completion_mask.sum(-1).float().mean(),
         }
-        table = {
+        table: dict[str, list[object]] = {
             "prompt": list(prompts),
             "completion": [c.text for c in completions],
             "finished": finished.tolist(),
@@ -213,6 +213,6 @@ class RolloutWorker:
 
     def rescale_value_head(self, scale: RewardScale) -> None:
         """Make the value head predict normalised scores: it started as the reward model's head."""
-        head = self.roles.heads[VALUE]
+        head = self.roles.head(VALUE)
         head.weight.div_(scale.deviation)
         head.bias.sub_(scale.mean).div_(scale.deviation)

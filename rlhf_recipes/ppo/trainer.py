@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -94,11 +94,11 @@ class PPOTrainer(Trainer):
         reward_model_path: str,
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
-        peft_config: LoraConfig | None = None,
+        peft_config: PeftConfig | None = None,
         policy_path: str | None = None,
         **kwargs: Any,
     ) -> None:
-        assert_same_base(reward_model_path, model.name_or_path)
+        assert_same_base(reward_model_path, str(model.name_or_path))
         require_head(reward_model_path)
         self.roles = _build_roles(model, reward_model_path, peft_config, policy_path)
         if args.gradient_checkpointing:
@@ -114,7 +114,6 @@ class PPOTrainer(Trainer):
             args=args,
             train_dataset=train_dataset,
             processing_class=processing_class,
-            data_collator=list,
             **kwargs,
         )
         self.worker = RolloutWorker(
@@ -147,7 +146,7 @@ class PPOTrainer(Trainer):
             len(dataset), global_size, self.args.micro_steps_per_rollout, self.args.seed
         )
         loader = DataLoader(
-            dataset.select_columns("prompt"),  # type: ignore[arg-type]  # datasets is untyped
+            dataset.select_columns("prompt"),
             batch_size=self.args.rollout_size,
             sampler=sampler,
             collate_fn=list,
@@ -257,7 +256,7 @@ class PPOTrainer(Trainer):
             return
         columns = {name: gather_object(column) for name, column in rollout.table.items()}
         if self.is_world_process_zero():
-            folder = Path(self.args.output_dir) / "completions"
+            folder = Path(str(self.args.output_dir)) / "completions"
             folder.mkdir(parents=True, exist_ok=True)
             columns["rollout"] = [number] * len(columns["score"])
             pd.DataFrame(columns).to_parquet(folder / f"completions_{number:05d}.parquet")
@@ -279,7 +278,7 @@ class PPOTrainer(Trainer):
 
         A checkpoint also holds the rollout in use, so that a resumed run goes on where it was.
         """
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
         if self.args.should_save:
             self.roles.save_role(POLICY, folder)
             self.roles.save_role(VALUE, folder / VALUE)
@@ -313,15 +312,15 @@ class PPOTrainer(Trainer):
 def _build_roles(
     base: PreTrainedModel,
     reward_model_path: str,
-    peft_config: LoraConfig | None,
+    peft_config: PeftConfig | None,
     policy_path: str | None,
 ) -> Roles:
     roles = Roles(base)
     if policy_path is not None:
-        assert_same_base(policy_path, base.name_or_path)
+        assert_same_base(policy_path, str(base.name_or_path))
         roles.attach_saved(POLICY, policy_path, trainable=True)
         roles.attach_saved(REFERENCE, policy_path, trainable=False)
-    elif peft_config is not None:
+    elif isinstance(peft_config, LoraConfig):
         roles.attach(POLICY, peft_config, trainable=True)
     else:
         raise RecipeError(

@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 
 from rlhf_recipes.evaluation.failures import (
@@ -128,6 +130,11 @@ def test_degenerate_text_fires(text):
 )
 def test_degenerate_text_does_not_fire(text):
     assert not is_degenerate(text)
+
+
+def test_marks_belong_to_their_letters():
+    # Decomposed, each of these letters is followed by two marks.
+    assert not is_degenerate(unicodedata.normalize("NFD", "ệ ể ễ ệ ể ễ"))
 
 
 def test_truncated_is_read_from_the_tokens_not_the_text():

@@ -6,7 +6,10 @@ import pytest
 
 from rlhf_recipes.evaluation import analyse, closing_table
 
-HOSTILE = '<script>alert("x")</script> | ```` **bold** `code` </details> ![x](http://example.org)'
+HOSTILE = (
+    '<script>alert("x")</script> | **bold** `code` </details> ![x](http://example.org)\n'
+    "````\n<script>alert(2)</script>"
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +49,9 @@ def test_what_models_write_stays_text_in_html(hostile):
 
 def test_what_models_write_stays_in_its_fence_in_markdown(hostile):
     text = (hostile / "ANALYSIS.md").read_text()
-    outside = re.sub(r"(`{3,})text\n.*?\n\1(?!`)", "", text, flags=re.DOTALL)
+    # As CommonMark has it: any line of at least as many backticks closes a fence.
+    fenced = re.compile(r"^(`{3,})text\n.*?\n\1`*$", flags=re.DOTALL | re.MULTILINE)
+    outside = fenced.sub("", text)
     assert "<script>" in text and "<script>" not in outside and "onerror" not in outside
 
 

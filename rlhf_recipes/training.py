@@ -50,6 +50,7 @@ class Run:
         self.training = training
         self.resolved = resolved_recipe(recipe, training, *others)
         self.pushes, training.push_to_hub = training.push_to_hub, False
+        _refuse_lonely_processes(training.world_size)
         training.dataloader_pin_memory &= torch.cuda.is_available()
         _refuse_finished(self.folder, recipe.overwrite)
         use_all_cores()
@@ -113,6 +114,17 @@ def peak_memory_gb() -> float:
         return torch.cuda.max_memory_allocated() / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def _refuse_lonely_processes(world_size: int) -> None:
+    """Processes that do not find each other would all train alone and write one folder."""
+    started = int(os.getenv("WORLD_SIZE", "1"))
+    if started != world_size:
+        raise RecipeError(
+            f"{started} processes were started, and this one sees {world_size}: each would train "
+            "alone and write the same folder. On CPUs add `--use_cpu` to `accelerate launch`; "
+            "`make` does."
+        )
 
 
 def _refuse_finished(folder: Path, overwrite: bool) -> None:

@@ -291,7 +291,7 @@ def test_a_resolved_recipe_parses_to_equal_instances(tmp_path, config):
         eval_strategy: steps
         eval_steps: 0.5
         use_cpu: true
-        gradient_checkpointing: false
+        activation_checkpointing: false
         lr_scheduler_type: cosine
         lr_scheduler_kwargs: {num_cycles: 0.25}
         report_to: none

@@ -4,27 +4,25 @@ Everything that needs a model happens here and is saved; the rest of this folder
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from tqdm.auto import tqdm
 
-from rlhf_recipes.arguments import RecipeError
-from rlhf_recipes.evaluation.reward_model import reward_model_errors
+from rlhf_recipes.arguments import RecipeError, resolved_recipe
 from rlhf_recipes.logprobs import exact_kl, token_logps
+from rlhf_recipes.model_card import public_base
 from rlhf_recipes.models import adapter_base, assert_same_base, open_base, open_tokenizer
 from rlhf_recipes.preferences import load_prepared, prompt_text, unique_prompts
-from rlhf_recipes.records import run_record, workspace, write_json
+from rlhf_recipes.records import run_record, write_json
 from rlhf_recipes.rewards import (
     RewardFunction,
     RewardModel,
     load_function,
     require_head,
-    scored_ids,
 )
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Completion, Prompt, pad, prompt_ids, sample
@@ -91,6 +89,17 @@ class EvaluationArguments:
                 "of the sampled distribution, so sampling must be random: give a number above 0."
             )
 
+    def generation(self) -> dict[str, object]:
+        """How responses are sampled, in the terms of `generate`."""
+        return {
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_k": 0,
+            "top_p": 1.0,
+            "repetition_penalty": 1.0,
+            "max_completion_length": self.max_completion_length,
+        }
+
     def policies(self) -> dict[str, Path]:
         """The adapter folder of each policy, in the order of the report."""
         if self.models is not None:
@@ -124,9 +133,9 @@ def collect(arguments: EvaluationArguments) -> None:
     prompts: list[Prompt] = unique_prompts(dataset["validation"])["prompt"][
         : arguments.eval_prompts
     ]
+    adapters = {"reward": Path(arguments.reward_model_path), **policies}
     roles = Roles(open_base(base_name, dtype=arguments.dtype))
-    roles.attach_saved("reward", arguments.reward_model_path, trainable=False)
-    for name, folder in policies.items():
+    for name, folder in adapters.items():
         roles.attach_saved(name, folder, trainable=False)
     roles.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     collector = Collector(roles, arguments, gold)
@@ -138,31 +147,18 @@ def collect(arguments: EvaluationArguments) -> None:
     for name, seed in seeds.items():
         role = name if name in policies else None
         write_json(folder / f"{name}_samples.json", collector.records(name, role, prompts, seed))
-    models = {
-        name: {
-            "adapter": str(policies[name]) if name in policies else None,
-            "fingerprint": _fingerprint(policies[name]) if name in policies else None,
-        }
-        for name in seeds
-    }
+    models = {name: _identity(policies.get(name)) for name in seeds}
     facts = {
         "models": models,
-        "base": base_name,
+        "base": public_base(base_name),
         "reward_model": arguments.reward_model_path,
         "gold": arguments.gold_func,
-        "generation": {
-            "do_sample": True,
-            "temperature": arguments.temperature,
-            "top_k": 0,
-            "top_p": 1.0,
-            "repetition_penalty": 1.0,
-            "max_completion_length": arguments.max_completion_length,
-        },
+        "generation": arguments.generation(),
         "seed": arguments.seed,
         "n_prompts": len(prompts),
         "samples_per_prompt": arguments.samples_per_prompt,
         "dataset": arguments.dataset_name,
-        "run": run_record("evaluate", vars(arguments)),
+        "run": run_record("evaluate", resolved_recipe(arguments)),
     }
     write_json(folder / "collection.json", facts)
 
@@ -286,46 +282,8 @@ class Collector:
         ]
 
 
-def review_reward_model(folder: Path, pairs: Dataset) -> dict[str, float]:
-    """Score held-out pairs with a trained reward model and look into those it gets wrong.
-
-    Writes `results/reward_model_errors.json` into the run's workspace and `scores.json` into its
-    folder. Returns the accuracy, computed by the scoring path that PPO and evaluation use.
-    """
-    reward_model = RewardModel.load(folder)
-    reward_model.to("cuda" if torch.cuda.is_available() else "cpu")
-    records = score_pairs(reward_model, pairs)
-    write_json(folder / "scores.json", records)
-    report = reward_model_errors(records)
-    write_json(workspace(folder) / "results" / "reward_model_errors.json", report)
-    return {"validation_accuracy": report["accuracy"]["value"]}
-
-
-def score_pairs(reward_model: RewardModel, pairs: Dataset) -> list[dict[str, Any]]:
-    """One record a pair: its texts, both scores, and their lengths in tokens."""
-    records = []
-    for row in tqdm(pairs, desc="scoring pairs"):
-        record = {
-            "prompt": prompt_text(row["prompt"]),
-            "turns": row["turns"],
-            "source": row["source"],
-        }
-        texts = [_text(row[side]) for side in ("chosen", "rejected")]
-        scores = reward_model([row["prompt"]] * 2, texts)
-        for side, text, score in zip(("chosen", "rejected"), texts, scores, strict=True):
-            record[side] = text
-            record[f"{side}_reward"] = score
-            ids = scored_ids(reward_model.tokenizer, row["prompt"], text)
-            record[f"{side}_tokens"] = len(ids) - len(
-                prompt_ids(reward_model.tokenizer, row["prompt"])
-            )
-        records.append(record)
-    return records
-
-
-def _text(side: str | Sequence[Mapping[str, str]]) -> str:
-    return side if isinstance(side, str) else side[-1]["content"]
-
-
-def _fingerprint(folder: Path) -> str:
-    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+def _identity(adapter: Path | None) -> dict[str, str | None]:
+    if adapter is None:
+        return {"adapter": None, "fingerprint": None}
+    weights = (adapter / "adapter_model.safetensors").read_bytes()
+    return {"adapter": str(adapter), "fingerprint": hashlib.sha256(weights).hexdigest()}

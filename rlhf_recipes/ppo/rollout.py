@@ -17,11 +17,10 @@ from rlhf_recipes.ppo.objective import (
     token_rewards,
     whiten,
 )
+from rlhf_recipes.ppo.roles import POLICY, VALUE
 from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Completion, Prompt, pad, prompt_ids, sample
-
-POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
 
 
 @dataclass
@@ -107,17 +106,7 @@ class RolloutWorker:
     def collect(self, prompts: Sequence[Prompt], seed: int) -> Rollout:
         """One completion of each prompt, and everything PPO's update needs to know of it."""
         config = self.config
-        with self.roles.merged(POLICY) as sampler:
-            sampled = sample(
-                sampler,
-                self.tokenizer,
-                prompts,
-                max_completion_length=config.max_completion_length,
-                temperature=config.temperature,
-                batch_size=config.generation_batch_size,
-                seed=seed,
-            )
-        completions = [row[0] for row in sampled]
+        completions = self.sample(prompts, seed)
         input_ids, mask, completion_mask = self.batch(prompts, completions)
         old_logps, ref_logps, entropy, values = self.passes(input_ids, mask, completion_mask)
         device = input_ids.device
@@ -141,11 +130,12 @@ class RolloutWorker:
             returns=returns,
         )
         kl_sum = torch.where(completion_mask, kl, 0.0).sum(-1)
+        penalty = config.kl_coef * kl_sum
         metrics = {
             "objective/kl": kl_sum.mean(),
             "objective/entropy": torch.where(completion_mask, entropy, 0.0).sum(-1).mean(),
-            "objective/non_score_reward": (-config.kl_coef * kl_sum).mean(),
-            "objective/rlhf_reward": (scores - config.kl_coef * kl_sum).mean(),
+            "objective/non_score_reward": -penalty.mean(),
+            "objective/rlhf_reward": (scores - penalty).mean(),
             "objective/scores": raw.mean(),
             "policy/entropy_avg": masked_mean(entropy, completion_mask),
             "val/num_eos_tokens": finished.sum(),
@@ -159,6 +149,20 @@ class RolloutWorker:
             "kl": kl_sum.tolist(),
         }
         return Rollout(episodes, {k: float(v) for k, v in metrics.items()}, table)
+
+    def sample(self, prompts: Sequence[Prompt], seed: int) -> list[Completion]:
+        """One completion of each prompt from the policy, its adapter merged for the while."""
+        with self.roles.merged(POLICY) as sampler:
+            rows = sample(
+                sampler,
+                self.tokenizer,
+                prompts,
+                max_completion_length=self.config.max_completion_length,
+                temperature=self.config.temperature,
+                batch_size=self.config.generation_batch_size,
+                seed=seed,
+            )
+        return [row[0] for row in rows]
 
     def batch(
         self, prompts: Sequence[Prompt], completions: Sequence[Completion]

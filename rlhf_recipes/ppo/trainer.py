@@ -5,7 +5,6 @@ two things PPO does differently: where a batch comes from (a rollout) and what a
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,60 +13,21 @@ import pandas as pd
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from peft import LoraConfig, PeftConfig
+from peft import PeftConfig
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.models import assert_same_base
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.objective import clipped_policy_loss, clipped_value_loss, entropy_bonus
-from rlhf_recipes.ppo.rollout import (
-    POLICY,
-    REFERENCE,
-    REWARD,
-    VALUE,
-    Episodes,
-    RewardScale,
-    Rollout,
-    RolloutWorker,
-)
+from rlhf_recipes.ppo.roles import POLICY, REFERENCE, REWARD, VALUE, build_roles
+from rlhf_recipes.ppo.rollout import Episodes, RewardScale, Rollout, RolloutWorker
+from rlhf_recipes.ppo.sampler import RolloutSampler
 from rlhf_recipes.rewards import RewardModel, require_head
-from rlhf_recipes.roles import Roles, read_adapter
 
 STATE_FILE = "ppo_state.pt"
-
-
-class RolloutSampler(Sampler[int]):
-    """Prompt indices in the order PPO reads them: each rollout's, once for every micro-step.
-
-    A rollout is `rollout_size` consecutive indices of a shuffled epoch; prompts that do not fill
-    one are left for another epoch's shuffle. Every process then draws the same number of batches.
-    """
-
-    def __init__(self, num_prompts: int, rollout_size: int, repeats: int, seed: int) -> None:
-        self.num_rollouts = num_prompts // rollout_size
-        self.num_prompts = num_prompts
-        self.rollout_size = rollout_size
-        self.repeats = repeats
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the shuffle; the Trainer calls this before each epoch and when it resumes."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(self.num_prompts, generator=generator).tolist()
-        for rollout in range(self.num_rollouts):
-            start = rollout * self.rollout_size
-            for _ in range(self.repeats):
-                yield from order[start : start + self.rollout_size]
-
-    def __len__(self) -> int:
-        return self.num_rollouts * self.rollout_size * self.repeats
 
 
 class PPOTrainer(Trainer):
@@ -100,8 +60,8 @@ class PPOTrainer(Trainer):
     ) -> None:
         assert_same_base(reward_model_path, str(model.name_or_path))
         require_head(reward_model_path)
-        self.roles = _build_roles(model, reward_model_path, peft_config, policy_path)
-        if args.gradient_checkpointing:
+        self.roles = build_roles(model, reward_model_path, peft_config, policy_path)
+        if args.activation_checkpointing:
             # The inputs of a frozen embedding need no gradient, which would cut the graph that a
             # reentrant checkpoint records.
             model.enable_input_require_grads()
@@ -307,29 +267,3 @@ class PPOTrainer(Trainer):
         if state["rollout"] is not None:
             episodes = Episodes(**state["rollout"].pop("episodes"))
             self.rollout = Rollout(episodes, **state["rollout"])
-
-
-def _build_roles(
-    base: PreTrainedModel,
-    reward_model_path: str,
-    peft_config: PeftConfig | None,
-    policy_path: str | None,
-) -> Roles:
-    roles = Roles(base)
-    if policy_path is not None:
-        assert_same_base(policy_path, str(base.name_or_path))
-        roles.attach_saved(POLICY, policy_path, trainable=True)
-        roles.attach_saved(REFERENCE, policy_path, trainable=False)
-    elif isinstance(peft_config, LoraConfig):
-        roles.attach(POLICY, peft_config, trainable=True)
-    else:
-        raise RecipeError(
-            "PPO trains LoRA adapters on a frozen base, and the recipe has `use_peft: false`. "
-            "Set `use_peft: true`, or start from an adapter with `policy_path`."
-        )
-    roles.attach_saved(REWARD, reward_model_path, trainable=False)
-    roles.attach_saved(VALUE, reward_model_path, trainable=True)
-    # The reward model's head has no bias; the value needs one to sit at the scores' level.
-    weight = read_adapter(reward_model_path)[2]["weight"]
-    roles.attach_head(VALUE, weight, torch.zeros(1), trainable=True)
-    return roles

@@ -12,8 +12,9 @@ from transformers import TrainerCallback
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.ppo.config import PPOConfig
-from rlhf_recipes.ppo.rollout import POLICY, REWARD, VALUE
-from rlhf_recipes.ppo.trainer import PPOTrainer, RolloutSampler
+from rlhf_recipes.ppo.roles import POLICY, REWARD, VALUE
+from rlhf_recipes.ppo.sampler import RolloutSampler
+from rlhf_recipes.ppo.trainer import PPOTrainer
 from rlhf_recipes.roles import Roles
 
 PROMPTS = Dataset.from_dict({"prompt": [f"say {'so ' * (i % 5)}{i}" for i in range(16)]})

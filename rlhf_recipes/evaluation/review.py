@@ -1,0 +1,56 @@
+"""Score held-out pairs with a trained reward model, for a look into those it gets wrong."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from rlhf_recipes.evaluation.reward_model import reward_model_errors
+from rlhf_recipes.preferences import prompt_text
+from rlhf_recipes.records import workspace, write_json
+from rlhf_recipes.rewards import RewardModel, scored_ids
+from rlhf_recipes.sampling import prompt_ids
+
+
+def review_reward_model(folder: Path, pairs: Dataset) -> dict[str, float]:
+    """Score held-out pairs with a trained reward model and look into those it gets wrong.
+
+    Writes `results/reward_model_errors.json` into the run's workspace and `scores.json` into its
+    folder. Returns the accuracy, computed by the scoring path that PPO and evaluation use.
+    """
+    reward_model = RewardModel.load(folder)
+    reward_model.to("cuda" if torch.cuda.is_available() else "cpu")
+    records = score_pairs(reward_model, pairs)
+    write_json(folder / "scores.json", records)
+    report = reward_model_errors(records)
+    write_json(workspace(folder) / "results" / "reward_model_errors.json", report)
+    return {"validation_accuracy": report["accuracy"]["value"]}
+
+
+def score_pairs(reward_model: RewardModel, pairs: Dataset) -> list[dict[str, Any]]:
+    """One record a pair: its texts, both scores, and their lengths in tokens."""
+    records = []
+    for row in tqdm(pairs, desc="scoring pairs"):
+        record = {
+            "prompt": prompt_text(row["prompt"]),
+            "turns": row["turns"],
+            "source": row["source"],
+        }
+        texts = [_text(row[side]) for side in ("chosen", "rejected")]
+        scores = reward_model([row["prompt"]] * 2, texts)
+        for side, text, score in zip(("chosen", "rejected"), texts, scores, strict=True):
+            record[side] = text
+            record[f"{side}_reward"] = score
+            ids = scored_ids(reward_model.tokenizer, row["prompt"], text)
+            record[f"{side}_tokens"] = len(ids) - len(
+                prompt_ids(reward_model.tokenizer, row["prompt"])
+            )
+        records.append(record)
+    return records
+
+
+def _text(side: str | Sequence[Mapping[str, str]]) -> str:
+    return side if isinstance(side, str) else side[-1]["content"]

@@ -1,0 +1,42 @@
+"""PPO's four roles, and how each starts."""
+
+import torch
+from peft import LoraConfig, PeftConfig
+from transformers import PreTrainedModel
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.models import assert_same_base
+from rlhf_recipes.roles import Roles, read_adapter
+
+POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
+
+
+def build_roles(
+    base: PreTrainedModel,
+    reward_model_path: str,
+    peft_config: PeftConfig | None,
+    policy_path: str | None,
+) -> Roles:
+    """Policy and value, which train, and reward and reference, which do not, on one base.
+
+    The value starts as the reward model. The reference is the base itself, with all adapters off,
+    unless the policy starts from an adapter: then it is a frozen copy of that.
+    """
+    roles = Roles(base)
+    if policy_path is not None:
+        assert_same_base(policy_path, str(base.name_or_path))
+        roles.attach_saved(POLICY, policy_path, trainable=True)
+        roles.attach_saved(REFERENCE, policy_path, trainable=False)
+    elif isinstance(peft_config, LoraConfig):
+        roles.attach(POLICY, peft_config, trainable=True)
+    else:
+        raise RecipeError(
+            "PPO trains LoRA adapters on a frozen base, and the recipe has `use_peft: false`. "
+            "Set `use_peft: true`, or start from an adapter with `policy_path`."
+        )
+    roles.attach_saved(REWARD, reward_model_path, trainable=False)
+    roles.attach_saved(VALUE, reward_model_path, trainable=True)
+    # The reward model's head has no bias; the value needs one to sit at the scores' level.
+    weight = read_adapter(reward_model_path)[2]["weight"]
+    roles.attach_head(VALUE, weight, torch.zeros(1), trainable=True)
+    return roles

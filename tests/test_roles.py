@@ -119,7 +119,7 @@ def test_a_merged_role_computes_the_same_and_the_base_comes_back_bit_for_bit():
         expected = roles.completion_logits("policy", IDS, MASK, COMPLETION)
         with roles.merged("policy"):
             found = roles.completion_logits(None, IDS, MASK, COMPLETION)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     for name, parameter in roles.base.named_parameters():
         assert torch.equal(parameter, before[name]), name
 

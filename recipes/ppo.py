@@ -22,7 +22,8 @@ def main() -> None:
     recipe, reward, training, model = parse_recipe(*ARGUMENTS)
     dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
     if recipe.plan:
-        print(training_plan("ppo", recipe, training, model, dataset))
+        reward_model = reward.reward_model_path
+        print(training_plan("ppo", recipe, training, model, dataset, reward_model))
         return
     stage = Run("ppo", recipe, training, reward, model)
     trainer = PPOTrainer(

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from rlhf_recipes.arguments import parse_recipe, run
-from rlhf_recipes.preference_preparation import check_writable, prepare, size_table, write_prepared
 from rlhf_recipes.preferences import DataArguments
+from rlhf_recipes.preferences.preparation import check_writable, prepare, size_table, write_prepared
 
 ARGUMENTS = (DataArguments,)
 

@@ -17,9 +17,9 @@ from rlhf_recipes.hub import repo_name
 from rlhf_recipes.memory import Memory, evaluation_memory, training_memory
 from rlhf_recipes.models import adapter_base, open_tokenizer
 from rlhf_recipes.parameter_counts import Parameters, evaluation_parameters, stage_parameters
-from rlhf_recipes.preference_lengths import TokenRuler
-from rlhf_recipes.preference_shapes import Pair
 from rlhf_recipes.preferences import load_prepared, unique_prompts
+from rlhf_recipes.preferences.lengths import TokenRuler
+from rlhf_recipes.preferences.shapes import Pair
 from rlhf_recipes.sampling import prompt_ids
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.arguments import RecipeError
@@ -81,16 +82,22 @@ class RewardModel:
         self,
         prompts: Sequence[Prompt],
         completions: Sequence[str | list[Mapping[str, str]]],
+        progress: str | None = None,
         **_: object,
     ) -> list[float]:
-        """Scores in the order given; padding and batch size do not change them."""
+        """Scores in the order given; padding and batch size do not change them.
+
+        `progress` is the title of a progress bar. GRPO passes a dataset's other columns as well,
+        which a reward model does not look at.
+        """
         encoded = [
             scored_ids(self.tokenizer, prompt, _text(completion))
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         scores = [0.0] * len(encoded)
-        for start in range(0, len(by_length), self.batch_size):
+        starts = range(0, len(by_length), self.batch_size)
+        for start in tqdm(starts, desc=progress, disable=progress is None):
             rows = by_length[start : start + self.batch_size]
             for row, score in zip(rows, self._score([encoded[i] for i in rows]), strict=True):
                 scores[row] = score

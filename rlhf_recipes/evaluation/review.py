@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from rlhf_recipes.evaluation.reward_model import reward_model_errors
 from rlhf_recipes.preferences import prompt_text
@@ -32,24 +31,23 @@ def review_reward_model(folder: Path, pairs: Dataset) -> dict[str, float]:
 
 def score_pairs(reward_model: RewardModel, pairs: Dataset) -> list[dict[str, Any]]:
     """One record a pair: its texts, both scores, and their lengths in tokens."""
-    records = []
-    for row in tqdm(pairs, desc="scoring pairs"):
-        record = {
-            "prompt": prompt_text(row["prompt"]),
-            "turns": row["turns"],
-            "source": row["source"],
-        }
-        texts = [_text(row[side]) for side in ("chosen", "rejected")]
-        scores = reward_model([row["prompt"]] * 2, texts)
-        for side, text, score in zip(("chosen", "rejected"), texts, scores, strict=True):
-            record[side] = text
-            record[f"{side}_reward"] = score
-            ids = scored_ids(reward_model.tokenizer, row["prompt"], text)
-            record[f"{side}_tokens"] = len(ids) - len(
-                prompt_ids(reward_model.tokenizer, row["prompt"])
-            )
-        records.append(record)
-    return records
+    tokenizer = reward_model.tokenizer
+    prompts = list(pairs["prompt"])
+    opening = [len(prompt_ids(tokenizer, prompt)) for prompt in prompts]
+    columns: dict[str, list[Any]] = {
+        "prompt": [prompt_text(prompt) for prompt in prompts],
+        "turns": list(pairs["turns"]),
+        "source": list(pairs["source"]),
+    }
+    for side in ("chosen", "rejected"):
+        texts = [_text(answer) for answer in pairs[side]]
+        columns[side] = texts
+        columns[f"{side}_reward"] = reward_model(prompts, texts, progress=f"scoring {side}")
+        columns[f"{side}_tokens"] = [
+            len(scored_ids(tokenizer, prompt, text)) - start
+            for prompt, text, start in zip(prompts, texts, opening, strict=True)
+        ]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _text(side: str | Sequence[Mapping[str, str]]) -> str:

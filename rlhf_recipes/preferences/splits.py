@@ -3,7 +3,7 @@
 import random
 from collections.abc import Hashable, Sequence
 
-from rlhf_recipes.preference_shapes import Pair, Text
+from rlhf_recipes.preferences.shapes import Pair, Text
 
 
 def balanced_order(strata: Sequence[Hashable], seed: int) -> list[int]:

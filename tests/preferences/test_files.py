@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from rlhf_recipes.arguments import RecipeError
-from rlhf_recipes.preference_files import read_json_lines, read_splits
+from rlhf_recipes.preferences.files import read_json_lines, read_splits
 
 ROW = {"chosen": "a b", "rejected": "a c"}
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_recipes.arguments import RecipeError, resolved_recipe
-from rlhf_recipes.preference_files import RawRow, read_splits
-from rlhf_recipes.preference_lengths import Ruler, TokenRuler, WordRuler
-from rlhf_recipes.preference_shapes import (
+from rlhf_recipes.preferences import DataArguments
+from rlhf_recipes.preferences.files import RawRow, read_splits
+from rlhf_recipes.preferences.lengths import Ruler, TokenRuler, WordRuler
+from rlhf_recipes.preferences.shapes import (
     REASONS,
     Pair,
     Reason,
@@ -18,9 +19,8 @@ from rlhf_recipes.preference_shapes import (
     is_hh,
     parse_pair,
 )
-from rlhf_recipes.preference_splits import hold_out, in_balanced_order, prompt_key
-from rlhf_recipes.preference_statistics import pair_statistics
-from rlhf_recipes.preferences import DataArguments
+from rlhf_recipes.preferences.splits import hold_out, in_balanced_order, prompt_key
+from rlhf_recipes.preferences.statistics import pair_statistics
 from rlhf_recipes.records import run_record, write_json
 
 SPLITS = ("train", "validation")
@@ -169,7 +169,7 @@ def size_table(prepared: Prepared) -> str:
 
 def _write_files(prepared: Prepared, arguments: DataArguments, folder: Path) -> None:
     # Imported here: matplotlib is slow to start, and a plan or an error needs no figure.
-    from rlhf_recipes.preference_figure import distribution_figure
+    from rlhf_recipes.preferences.figure import distribution_figure
 
     fingerprint = hashlib.sha256()
     for split, pairs in prepared.pairs.items():

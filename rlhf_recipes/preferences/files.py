@@ -1,6 +1,6 @@
 """The rows of a preference dataset as they stand on the Hub, in a folder or in a file.
 
-What the rows mean is read in `preference_shapes`.
+What the rows mean is read in `preferences.shapes`.
 """
 
 import gzip

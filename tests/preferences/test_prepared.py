@@ -31,7 +31,7 @@ def test_a_folder_that_is_not_prepared_is_refused(tmp_path: Path) -> None:
 
 def test_a_script_starts_without_torch_and_without_datasets() -> None:
     code = (
-        "import sys, rlhf_recipes.preference_preparation as p\n"
+        "import sys, rlhf_recipes.preferences.preparation as p\n"
         "print([m for m in ('torch', 'datasets', 'matplotlib') if m in sys.modules])"
     )
     result = subprocess.run(

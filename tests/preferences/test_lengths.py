@@ -5,8 +5,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_recipes.arguments import RecipeError
-from rlhf_recipes.preference_lengths import TokenRuler, WordRuler
-from rlhf_recipes.preference_shapes import Lengths, Pair
+from rlhf_recipes.preferences.lengths import TokenRuler, WordRuler
+from rlhf_recipes.preferences.shapes import Lengths, Pair
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} end {% endfor %}"

@@ -1,6 +1,6 @@
 """Preference data as the stages know it: what a data recipe may say, and how prepared data is read.
 
-How it is made from a dataset of any usual shape is in `preference_preparation`.
+How it is made from a dataset of any usual shape is in `preferences.preparation`.
 """
 
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_recipes.arguments import RecipeError
-from rlhf_recipes.preference_files import read_json_lines
-from rlhf_recipes.preference_shapes import prompt_text
+from rlhf_recipes.preferences.files import read_json_lines
+from rlhf_recipes.preferences.shapes import prompt_text
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

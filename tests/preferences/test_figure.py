@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
-from rlhf_recipes.preference_figure import distribution_figure
-from rlhf_recipes.preference_shapes import Lengths, Pair
-from rlhf_recipes.preference_statistics import pair_statistics
+from rlhf_recipes.preferences.figure import distribution_figure
+from rlhf_recipes.preferences.shapes import Lengths, Pair
+from rlhf_recipes.preferences.statistics import pair_statistics
 
 
 def statistics(train: int, dropped: int, limit: int | None) -> dict[str, Any]:

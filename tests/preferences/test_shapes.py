@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_recipes.preference_shapes import (
+from rlhf_recipes.preferences.shapes import (
     Pair,
     UnusableRow,
     answer_text,

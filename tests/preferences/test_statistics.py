@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from rlhf_recipes.preference_shapes import Lengths, Pair
-from rlhf_recipes.preference_statistics import pair_statistics
+from rlhf_recipes.preferences.shapes import Lengths, Pair
+from rlhf_recipes.preferences.statistics import pair_statistics
 
 
 def pair(prompt: str, chosen: str, lengths: tuple[int, int, int], turns: int = 1) -> Pair:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_recipes.preference_shapes import Pair, answer_text
-from rlhf_recipes.preference_splits import prompt_key
+from rlhf_recipes.preferences.shapes import Pair, answer_text
+from rlhf_recipes.preferences.splits import prompt_key
 
 QUANTILES = {
     "min": 0.0,

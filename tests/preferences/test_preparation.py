@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rlhf_recipes.arguments import RecipeError
-from rlhf_recipes.preference_preparation import (
+from rlhf_recipes.preferences import DataArguments, load_prepared
+from rlhf_recipes.preferences.preparation import (
     Prepared,
     check_writable,
     dataset_statistics,
@@ -17,10 +18,9 @@ from rlhf_recipes.preference_preparation import (
     size_table,
     write_prepared,
 )
-from rlhf_recipes.preference_splits import prompt_key
-from rlhf_recipes.preferences import DataArguments, load_prepared
+from rlhf_recipes.preferences.splits import prompt_key
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 HH = ROOT / "../shared/data/hh-rlhf"
 
 needs_hh = pytest.mark.skipif(

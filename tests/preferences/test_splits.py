@@ -3,8 +3,8 @@ from collections import Counter
 
 import pytest
 
-from rlhf_recipes.preference_shapes import Pair
-from rlhf_recipes.preference_splits import balanced_order, hold_out, in_balanced_order, prompt_key
+from rlhf_recipes.preferences.shapes import Pair
+from rlhf_recipes.preferences.splits import balanced_order, hold_out, in_balanced_order, prompt_key
 
 
 def pairs_of(sizes: dict[tuple[str, int], int]) -> list[Pair]:

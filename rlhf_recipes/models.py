@@ -1,6 +1,5 @@
-"""Open a base model and its tokenizer, and read what an adapter folder says of its base."""
+"""Open a base model and its tokenizer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -68,34 +67,6 @@ def open_tokenizer(name: str, chat_template: str | None = None) -> PreTrainedTok
                 f"({error.strerror}). Give the path of a Jinja file, or leave the key out."
             ) from error
     return tokenizer
-
-
-def adapter_base(folder: str | Path) -> str:
-    """The base model that an adapter folder says it was trained on."""
-    config = Path(folder) / "adapter_config.json"
-    if not config.is_file():
-        raise RecipeError(
-            f"{folder} holds no adapter (there is no adapter_config.json in it). "
-            "Give the run folder of a finished training stage, for example one made by "
-            "`make reward`."
-        )
-    return str(json.loads(config.read_text())["base_model_name_or_path"])
-
-
-def assert_same_base(adapter: str | Path, base: str) -> None:
-    """Raise RecipeError unless the adapter in that folder was trained on this base."""
-    trained_on, wanted = adapter_base(adapter), base_path(base)
-    if _identity(trained_on) != _identity(wanted):
-        raise RecipeError(
-            f"{adapter} was trained on `{trained_on}`, but the recipe's base is `{wanted}`. "
-            "An adapter fits its own base only: set `model_name_or_path` to that base, or train "
-            "the adapter again on this one."
-        )
-
-
-def _identity(base: str) -> str:
-    """A local folder by its real path, so that two spellings of it are one base."""
-    return str(Path(base).resolve()) if Path(base).is_dir() else base
 
 
 def _cannot_open(what: str, name: str, error: Exception) -> str:

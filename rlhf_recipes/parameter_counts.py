@@ -17,9 +17,9 @@ from transformers import (
 )
 from trl import ModelConfig, get_peft_config
 
+from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.models import base_path
-from rlhf_recipes.roles import read_adapter
 
 
 @dataclass(frozen=True)

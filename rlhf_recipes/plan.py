@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
+from rlhf_recipes.adapters import adapter_base
 from rlhf_recipes.arguments import RecipeArguments, RecipeError
 from rlhf_recipes.hub import repo_name
 from rlhf_recipes.memory import Memory, evaluation_memory, training_memory
-from rlhf_recipes.models import adapter_base, open_tokenizer
+from rlhf_recipes.models import open_tokenizer
 from rlhf_recipes.parameter_counts import Parameters, evaluation_parameters, stage_parameters
 from rlhf_recipes.preferences import load_prepared, unique_prompts
 from rlhf_recipes.preferences.lengths import TokenRuler

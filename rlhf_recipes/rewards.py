@@ -14,9 +14,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes.adapters import adapter_base, require_head
 from rlhf_recipes.arguments import RecipeError
-from rlhf_recipes.models import adapter_base, open_base, open_tokenizer
-from rlhf_recipes.roles import Roles, read_adapter
+from rlhf_recipes.models import open_base, open_tokenizer
+from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Prompt, pad, template_ids
 
 RewardFunction = Callable[[list[str], list[str]], list[float]]
@@ -112,17 +113,6 @@ class RewardModel:
         last = hidden[torch.arange(len(sequences)), pooled.to(device)]
         scores: Tensor = self.roles.head(self.role)(last.float()).squeeze(-1)
         return scores.tolist()
-
-
-def require_head(folder: str | Path) -> None:
-    """Raise RecipeError unless the folder holds a reward model: an adapter with a scalar head."""
-    _, _, head = read_adapter(folder)
-    if "weight" not in head or head["weight"].shape[0] != 1:
-        raise RecipeError(
-            f"{folder} holds an adapter without a scalar head, so it cannot score completions. "
-            "Give the folder of a reward model, as `make reward` writes it "
-            "(`lora_task_type: SEQ_CLS`)."
-        )
 
 
 def load_function(path: str) -> RewardFunction:

@@ -5,17 +5,18 @@ freezes what was trainable or thaws what was frozen, `set_adapter()` thaws. Here
 flag is decided once, when its adapter is attached, and put back after every switch.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import (
     LoraConfig,
     PeftModel,
     TaskType,
     get_peft_model_state_dict,
-    load_peft_weights,
     set_peft_model_state_dict,
 )
 from peft.tuners.lora import LoraLayer
@@ -23,13 +24,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from rlhf_recipes.adapters import HEAD_NAMES, adapter_base, read_adapter
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.logprobs import TokenLogps, token_logps
-from rlhf_recipes.models import adapter_base
 from rlhf_recipes.sampling import positions
 
-HEAD_NAMES = ("score", "classifier")
-"""What transformers calls the linear head of a sequence classifier."""
+# Their decoder is embeddings, `layers`, `norm`, and gives hidden states to a layer unchanged.
+TRUNK_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class Roles(nn.Module):
@@ -47,6 +48,7 @@ class Roles(nn.Module):
         self.base = base
         self.heads = nn.ModuleDict()
         self.active: str | None = None
+        self.trunk_depth = 0
         self._peft: list[PeftModel] = []  # in a list: not a second path to the same parameters
         self._trainable: dict[nn.Parameter, bool] = {}
         self._fix_flags(trainable=False)
@@ -67,6 +69,7 @@ class Roles(nn.Module):
             self._peft.append(PeftModel(self.base, config, adapter_name=role))
         self._fix_flags(trainable)
         self._activate(self.active)
+        self.trunk_depth = self._lowest_adapted_layer()
 
     def attach_saved(self, role: str, folder: str | Path, *, trainable: bool) -> None:
         """Add an adapter from a run folder, with its scalar head where it was saved with one."""
@@ -157,6 +160,27 @@ class Roles(nn.Module):
             for weight, data in originals.items():
                 weight.data = data
 
+    def _lowest_adapted_layer(self) -> int:
+        """How many layers lie below every adapter; 0 where the architecture cannot be split."""
+        if self.base.config.model_type not in TRUNK_TYPES:
+            return 0
+        names = [name for name, m in self.base.named_modules() if isinstance(m, LoraLayer)]
+        layers = [re.search(r"\.layers\.(\d+)\.", name) for name in names]
+        return min((int(found[1]) if found else 0 for found in layers), default=0)
+
+    @contextmanager
+    def _only_layers(self, part: slice) -> Iterator[None]:
+        """Leave that part of the decoder's layers, and the final norm only with the last."""
+        decoder: Any = self.base.base_model
+        layers, norm = decoder.layers, decoder.norm
+        decoder.layers = layers[part]
+        if part.stop is not None:
+            decoder.norm = nn.Identity()
+        try:
+            yield
+        finally:
+            decoder.layers, decoder.norm = layers, norm
+
     def _lora_layers(self, role: str) -> Iterator[Any]:
         for module in self.base.modules():
             if isinstance(module, LoraLayer) and role in module.lora_A:
@@ -171,42 +195,69 @@ class Roles(nn.Module):
         mask: Tensor,
         completion_length: int,
         temperature: float = 1.0,
+        trunk: Tensor | None = None,
     ) -> TokenLogps | Tensor:
         """Values of a role with a head, log-probabilities of one without: completion tokens only.
 
         A training pass goes through here, so that DistributedDataParallel sees it.
+
+        Args:
+            trunk: What `trunk` gave for these rows, where it did.
         """
         if role is not None and role in self.heads:
             # V(s_t) is read where token t is about to be chosen: one position before it.
-            return self.scores(role, input_ids, mask)[:, -completion_length - 1 : -1]
-        logits = self.completion_logits(role, input_ids, mask, completion_length)
+            return self.scores(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
+        logits = self.completion_logits(role, input_ids, mask, completion_length, trunk)
         return token_logps(logits, input_ids[:, -completion_length:], temperature)
 
     def completion_logits(
-        self, role: str | None, input_ids: Tensor, mask: Tensor, completion_length: int
+        self,
+        role: str | None,
+        input_ids: Tensor,
+        mask: Tensor,
+        completion_length: int,
+        trunk: Tensor | None = None,
     ) -> Tensor:
         """Logits of the last `completion_length` tokens of each row; nothing else is computed.
 
         Shape (batch, completion_length, vocabulary). Position t holds the logits from which
         token t was drawn, so they come from the hidden state one position earlier.
         """
-        hidden = self.hidden(role, input_ids, mask)[:, -completion_length - 1 : -1]
+        hidden = self.hidden(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
         return self.base.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
 
-    def scores(self, role: str, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def scores(
+        self, role: str, input_ids: Tensor, mask: Tensor, trunk: Tensor | None = None
+    ) -> Tensor:
         """The scalar head's output at every position, shape (batch, length), float32."""
-        hidden = self.hidden(role, input_ids, mask)
+        hidden = self.hidden(role, input_ids, mask, trunk)
         return self.head(role)(hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
 
-    def hidden(self, role: str | None, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def trunk(self, input_ids: Tensor, mask: Tensor) -> Tensor | None:
+        """Hidden states below the lowest adapted layer, which are the same for every role.
+
+        Shape (batch, length, width), without a gradient: nothing below can learn. None where
+        adapters reach the first layer, or the architecture cannot be split.
+        """
+        if self.trunk_depth == 0:
+            return None
+        with torch.no_grad(), self._only_layers(slice(0, self.trunk_depth)):
+            return self._decode(mask, input_ids=input_ids)
+
+    def hidden(
+        self, role: str | None, input_ids: Tensor, mask: Tensor, trunk: Tensor | None = None
+    ) -> Tensor:
         """Last hidden states, after the final norm, shape (batch, length, width)."""
         with self.use(role):
-            output = self.base.base_model(
-                input_ids=input_ids,
-                attention_mask=mask.long(),
-                position_ids=positions(mask),
-                use_cache=False,
-            )
+            if trunk is None:
+                return self._decode(mask, input_ids=input_ids)
+            with self._only_layers(slice(self.trunk_depth, None)):
+                return self._decode(mask, inputs_embeds=trunk)
+
+    def _decode(self, mask: Tensor, **inputs: Tensor) -> Tensor:
+        output = self.base.base_model(
+            attention_mask=mask.long(), position_ids=positions(mask), use_cache=False, **inputs
+        )
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     # --- saving --------------------------------------------------------------------------------
@@ -229,33 +280,3 @@ class Roles(nn.Module):
             folder / "adapter_model.safetensors",
         )
         config.save_pretrained(str(folder))
-
-
-def read_adapter(
-    folder: str | Path,
-) -> tuple[LoraConfig, Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """A LoRA folder's configuration, its weights, and its scalar head's weights (may be empty).
-
-    A sequence classifier and a causal model of one architecture share their trunk, so a reward
-    adapter's LoRA weights fit the causal base as they are once its head is taken apart.
-    """
-    adapter_base(folder)  # raises a clear error where there is no adapter
-    try:
-        config = LoraConfig.from_pretrained(str(folder))
-        saved = load_peft_weights(str(folder), device="cpu")
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"The adapter in {folder} cannot be read: {str(error).splitlines()[0]} "
-            "Give a folder that a finished training stage wrote."
-        ) from error
-    head, weights = {}, {}
-    for name, tensor in saved.items():
-        module, _, leaf = name.rpartition(".")
-        if module.rpartition(".")[2] in HEAD_NAMES:
-            head[leaf] = tensor.float()
-        else:
-            weights[name] = tensor
-    config.task_type = None
-    config.modules_to_save = None
-    config.inference_mode = False
-    return config, weights, head

@@ -19,10 +19,10 @@ import yaml
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from rlhf_recipes.adapters import adapter_base
 from rlhf_recipes.arguments import RecipeArguments, RecipeError, resolved_recipe
 from rlhf_recipes.evaluation import training_curves_figure
 from rlhf_recipes.hub import push, repo_name, write_card
-from rlhf_recipes.models import adapter_base
 from rlhf_recipes.preferences import dataset_fingerprint
 from rlhf_recipes.records import run_record, workspace, write_json
 

@@ -6,13 +6,13 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import RewardConfig, RewardTrainer
 
+from rlhf_recipes.adapters import require_head
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
 from rlhf_recipes.rewards import (
     RewardModel,
     load_function,
     pooled_position,
-    require_head,
     scored_ids,
 )
 from rlhf_recipes.roles import Roles

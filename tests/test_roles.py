@@ -112,6 +112,33 @@ def test_gradients_on_a_shared_base_equal_those_of_separate_models(checkpointing
     assert not gradients
 
 
+@pytest.mark.parametrize("role", ["policy", "value"])
+def test_a_shared_trunk_changes_neither_outputs_nor_gradients(role):
+    """Adapters in the second layer only: the first runs once for all roles, without a gradient."""
+    roles = Roles(open_base("tiny"))
+    for seed, name in enumerate(("policy", "value")):
+        roles.attach(name, lora(layers_to_transform=[1]), trainable=True)
+        randomise(roles, name, seed)
+    roles.attach_head("value", torch.ones(1, 32), torch.zeros(1), trainable=True)
+    assert roles.trunk_depth == 1
+    found = []
+    for trunk in (None, roles.trunk(IDS, MASK)):
+        roles.zero_grad()
+        output = roles(role, IDS, MASK, COMPLETION, 0.7, trunk)
+        output = output if role == "value" else output.logps
+        output.square().sum().backward()
+        gradients = [p.grad.clone() for p in roles.parameters() if p.grad is not None]
+        found.append((output.detach(), gradients))
+    torch.testing.assert_close(found[1], found[0])
+    assert len(found[0][1]) >= 4
+
+
+def test_there_is_no_trunk_below_an_adapter_in_the_first_layer():
+    roles = four_roles()
+    assert roles.trunk_depth == 0
+    assert roles.trunk(IDS, MASK) is None
+
+
 def test_a_merged_role_computes_the_same_and_the_base_comes_back_bit_for_bit():
     roles = four_roles()
     before = {name: p.clone() for name, p in roles.base.named_parameters()}

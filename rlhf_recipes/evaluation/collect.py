@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from rlhf_recipes.adapters import adapter_base, assert_same_base, require_head
 from rlhf_recipes.arguments import RecipeError, resolved_recipe
 from rlhf_recipes.logprobs import exact_kl, token_logps
 from rlhf_recipes.model_card import public_base
-from rlhf_recipes.models import adapter_base, assert_same_base, open_base, open_tokenizer
+from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.preferences import load_prepared, prompt_text, unique_prompts
 from rlhf_recipes.records import run_record, write_json
 from rlhf_recipes.rewards import (
     RewardFunction,
     RewardModel,
     load_function,
-    require_head,
 )
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Completion, Prompt, pad, prompt_ids, sample

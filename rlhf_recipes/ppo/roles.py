@@ -4,9 +4,9 @@ import torch
 from peft import LoraConfig, PeftConfig
 from transformers import PreTrainedModel
 
+from rlhf_recipes.adapters import assert_same_base, read_adapter
 from rlhf_recipes.arguments import RecipeError
-from rlhf_recipes.models import assert_same_base
-from rlhf_recipes.roles import Roles, read_adapter
+from rlhf_recipes.roles import Roles
 
 POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
 

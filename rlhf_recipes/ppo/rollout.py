@@ -28,8 +28,8 @@ class Episodes:
     """What one optimisation pass needs of some episodes; row i is episode i.
 
     Prompts are padded on the left and completions on the right, so that the completions are the
-    last columns of `input_ids`. Shapes: `input_ids`, `mask` (batch, prompt + completion), the rest
-    (batch, completion).
+    last columns of `input_ids`. Shapes: `input_ids`, `mask` (batch, prompt + completion), `trunk`
+    the same with a width, the rest (batch, completion).
     """
 
     input_ids: Tensor
@@ -39,22 +39,25 @@ class Episodes:
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
+    trunk: Tensor | None = None
 
     def rows(self, index: Tensor) -> "Episodes":
         """The episodes of those rows, without the columns that only padding stands in."""
-        picked = Episodes(*(getattr(self, f.name)[index] for f in fields(self)))
-        left = int((~picked.mask).all(0).long().cumprod(0).sum())
-        longest = int(picked.completion_mask.sum(-1).max())
-        right = picked.completion_mask.shape[1] - longest
-        width = picked.mask.shape[1]
-        return Episodes(
-            *(
-                getattr(picked, f.name)[:, left : width - right]
-                if f.name in ("input_ids", "mask")
-                else getattr(picked, f.name)[:, :longest]
-                for f in fields(picked)
-            )
-        )
+        mask, completion_mask = self.mask[index], self.completion_mask[index]
+        left = int((~mask).all(0).long().cumprod(0).sum())
+        longest = int(completion_mask.sum(-1).max())
+        end = mask.shape[1] - (completion_mask.shape[1] - longest)
+        columns = {}
+        for name in (f.name for f in fields(self)):
+            whole = name in ("input_ids", "mask", "trunk")
+            column = getattr(self, name)
+            if column is not None:
+                columns[name] = column[index][:, left:end] if whole else column[index][:, :longest]
+        return Episodes(**columns)
+
+    def inputs(self) -> tuple[Tensor, Tensor, int]:
+        """What every role is called with: ids, mask, and the completions' length."""
+        return self.input_ids, self.mask, self.completion_mask.shape[1]
 
 
 @dataclass
@@ -108,7 +111,9 @@ class RolloutWorker:
         config = self.config
         completions = self.sample(prompts, seed)
         input_ids, mask, completion_mask = self.batch(prompts, completions)
-        old_logps, ref_logps, entropy, values = self.passes(input_ids, mask, completion_mask)
+        old_logps, ref_logps, entropy, values, trunk = self.passes(
+            input_ids, mask, completion_mask.shape[1]
+        )
         device = input_ids.device
         raw = torch.tensor(self.reward_model(prompts, [c.text for c in completions]), device=device)
         finished = torch.tensor([c.finished for c in completions], device=device)
@@ -128,6 +133,7 @@ class RolloutWorker:
             old_values=values,
             advantages=whiten(advantages, completion_mask, self.total),
             returns=returns,
+            trunk=trunk,
         )
         kl_sum = torch.where(completion_mask, kl, 0.0).sum(-1)
         penalty = config.kl_coef * kl_sum
@@ -180,25 +186,25 @@ class RolloutWorker:
         )
 
     def passes(
-        self, input_ids: Tensor, mask: Tensor, completion_mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Policy log-probabilities, the reference's, the policy's entropy, and the values.
+        self, input_ids: Tensor, mask: Tensor, length: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        """Log-probabilities of policy and reference, the policy's entropy, values, and the trunk.
 
         In micro-batches of the size that training uses: logits of a whole rollout at once are
         the largest thing a run could hold.
         """
-        length = completion_mask.shape[1]
-        parts: list[tuple[Tensor, ...]] = []
+        parts = []
         for rows in torch.arange(len(input_ids)).split(self.config.per_device_train_batch_size):
-            inputs = input_ids[rows], mask[rows], length, self.config.temperature
+            trunk = self.roles.trunk(input_ids[rows], mask[rows])
+            inputs = input_ids[rows], mask[rows], length, self.config.temperature, trunk
             policy = self.roles(POLICY, *inputs)
             reference = self.roles(self.reference, *inputs)
             values = self.roles(VALUE, *inputs)
-            parts.append((policy.logps, reference.logps, policy.entropy, values))
-        old_logps, ref_logps, entropy, values = (
-            torch.cat(column) for column in zip(*parts, strict=True)
-        )
-        return old_logps, ref_logps, entropy, values
+            parts.append((policy.logps, reference.logps, policy.entropy, values, trunk))
+        *columns, trunks = zip(*parts, strict=True)
+        old_logps, ref_logps, entropy, values = (torch.cat(column) for column in columns)
+        whole_trunk = None if trunks[0] is None else torch.cat(trunks)
+        return old_logps, ref_logps, entropy, values, whole_trunk
 
     def effective_scores(self, raw: Tensor, finished: Tensor) -> Tensor:
         """Scores as PPO maximises them: normalised, clipped, less the penalty for no end.

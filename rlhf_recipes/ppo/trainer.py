@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from rlhf_recipes.adapters import assert_same_base, require_head
 from rlhf_recipes.arguments import RecipeError
-from rlhf_recipes.models import assert_same_base
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.objective import clipped_policy_loss, clipped_value_loss, entropy_bonus
 from rlhf_recipes.ppo.roles import POLICY, REFERENCE, REWARD, VALUE, build_roles
 from rlhf_recipes.ppo.rollout import Episodes, RewardScale, Rollout, RolloutWorker
 from rlhf_recipes.ppo.sampler import RolloutSampler
-from rlhf_recipes.rewards import RewardModel, require_head
+from rlhf_recipes.rewards import RewardModel
 
 STATE_FILE = "ppo_state.pt"
 
@@ -166,10 +166,7 @@ class PPOTrainer(Trainer):
 
     def policy_loss(self, model: nn.Module, episodes: Episodes, num_tokens: float) -> Tensor:
         """Clipped surrogate less the entropy bonus, as this micro-batch's share."""
-        length = episodes.completion_mask.shape[1]
-        logps, entropy = model(
-            POLICY, episodes.input_ids, episodes.mask, length, self.args.temperature
-        )
+        logps, entropy = model(POLICY, *episodes.inputs(), self.args.temperature, episodes.trunk)
         policy = clipped_policy_loss(
             logps,
             episodes.old_logps,
@@ -187,9 +184,8 @@ class PPOTrainer(Trainer):
 
     def value_loss(self, model: nn.Module, episodes: Episodes, num_tokens: float) -> Tensor:
         """Clipped value loss times its weight, as this micro-batch's share."""
-        length = episodes.completion_mask.shape[1]
         value = clipped_value_loss(
-            model(VALUE, episodes.input_ids, episodes.mask, length),
+            model(VALUE, *episodes.inputs(), trunk=episodes.trunk),
             episodes.old_values,
             episodes.returns,
             episodes.completion_mask,

@@ -85,7 +85,7 @@ def test_before_the_first_step_the_policy_is_the_reference(tmp_path, reward_fold
 def test_logps_of_the_first_rollout_are_the_references_to_the_last_bit(tmp_path, reward_folder):
     worker = trainer(tmp_path, reward_folder).worker
     episodes = worker.collect(PROMPTS["prompt"][:4], seed=1).episodes
-    old, ref, _, _ = worker.passes(episodes.input_ids, episodes.mask, episodes.completion_mask)
+    old, ref, *_ = worker.passes(*episodes.inputs())
     assert torch.equal(old, ref)
     assert torch.equal(old, episodes.old_logps)
 

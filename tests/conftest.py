@@ -7,6 +7,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The models here are so small that threads cost more than they save.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 

@@ -25,15 +25,19 @@ def main() -> None:
         return
     stage = Run("grpo", recipe, training, reward, model)
     training.model_init_kwargs = init_kwargs(model)
+    quantization = get_quantization_config(model)
+    reward_model = RewardModel.load(
+        reward.reward_model_path, dtype=model.dtype or "float32", quantization_config=quantization
+    )
     trainer = GRPOTrainer(
         model=base_path(model.model_name_or_path),
         # A list of floats is none of floats or None to a type checker.
-        reward_funcs=RewardModel.load(reward.reward_model_path).to(training.device),  # type: ignore[arg-type]
+        reward_funcs=reward_model.to(training.device),  # type: ignore[arg-type]
         args=training,
         train_dataset=unique_prompts(dataset["train"]),
         processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),
         peft_config=get_peft_config(model),
-        quantization_config=get_quantization_config(model),
+        quantization_config=quantization,
     )
     stage.train_and_save(trainer)
 

@@ -25,6 +25,7 @@ def main() -> None:
         return
     stage = Run("reward", recipe, training, model)
     training.model_init_kwargs = init_kwargs(model)
+    quantization = get_quantization_config(model)
     trainer = RewardTrainer(
         model=base_path(model.model_name_or_path),
         args=training,
@@ -32,9 +33,12 @@ def main() -> None:
         eval_dataset=dataset["validation"],
         processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),
         peft_config=get_peft_config(model),
-        quantization_config=get_quantization_config(model),
+        quantization_config=quantization,
     )
-    stage.train_and_save(trainer, lambda folder: review_reward_model(folder, dataset["validation"]))
+    opened = {"dtype": model.dtype or "float32", "quantization_config": quantization}
+    stage.train_and_save(
+        trainer, lambda folder: review_reward_model(folder, dataset["validation"], **opened)
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ both, or a reward model gives other scores in use than in training.
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,10 +66,10 @@ class RewardModel:
         self.__name__ = "reward_model"  # GRPO logs its metrics under this name
 
     @classmethod
-    def load(cls, folder: str | Path) -> "RewardModel":
-        """The reward model of a run folder, on a base of its own."""
+    def load(cls, folder: str | Path, **kwargs: Any) -> "RewardModel":
+        """The reward model of a run folder, on a base of its own, opened as `kwargs` say."""
         require_head(folder)
-        roles = Roles(open_base(adapter_base(folder)))
+        roles = Roles(open_base(adapter_base(folder), **kwargs))
         roles.attach_saved("reward", folder, trainable=False)
         roles.eval()
         return cls(roles, open_tokenizer(str(folder)))

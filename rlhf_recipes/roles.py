@@ -55,6 +55,8 @@ class Roles(nn.Module):
         for module in base.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+            elif isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
 
     # --- attaching -----------------------------------------------------------------------------
 
@@ -114,11 +116,18 @@ class Roles(nn.Module):
             self._trainable.setdefault(parameter, trainable)
             parameter.requires_grad_(self._trainable[parameter])
 
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """What the Trainer calls where a recipe has `activation_checkpointing: true`."""
+        self.base.activation_checkpointing_enable(**kwargs)
+
     # --- switching -----------------------------------------------------------------------------
 
     @contextmanager
     def use(self, role: str | None) -> Iterator[None]:
         """Make a role the active one; what was active and all `requires_grad` come back."""
+        if role == self.active:
+            yield
+            return
         before = self.active
         self._activate(role)
         try:
@@ -145,8 +154,14 @@ class Roles(nn.Module):
         """The base with a role's adapter added into its weights: the cheapest way to sample.
 
         W' = W + (alpha / r) B A. The original weights are kept and put back, bit for bit:
-        subtracting the product again would leave rounding errors behind after every rollout.
+        subtracting the product again would leave rounding errors behind after every rollout. Only
+        float32 weights are merged: others would round the product away, and then the sampler would
+        not be the policy. They are sampled from with the adapter beside them.
         """
+        if role is not None and not self._mergeable(role):
+            with self.use(role):
+                yield self.base
+            return
         originals: dict[nn.Parameter, Tensor] = {}
         try:
             if role is not None:
@@ -160,9 +175,17 @@ class Roles(nn.Module):
             for weight, data in originals.items():
                 weight.data = data
 
+    def _mergeable(self, role: str) -> bool:
+        layers = list(self._lora_layers(role))
+        return all(
+            layer.get_base_layer().weight.dtype == torch.float32 and role not in layer.lora_variant
+            for layer in layers
+        )
+
     def _lowest_adapted_layer(self) -> int:
         """How many layers lie below every adapter; 0 where the architecture cannot be split."""
-        if self.base.config.model_type not in TRUNK_TYPES:
+        config = self.base.config
+        if config.model_type not in TRUNK_TYPES or len(set(getattr(config, "layer_types", ()))) > 1:
             return 0
         names = [name for name, m in self.base.named_modules() if isinstance(m, LoraLayer)]
         layers = [re.search(r"\.layers\.(\d+)\.", name) for name in names]
@@ -223,8 +246,9 @@ class Roles(nn.Module):
         Shape (batch, completion_length, vocabulary). Position t holds the logits from which
         token t was drawn, so they come from the hidden state one position earlier.
         """
-        hidden = self.hidden(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
-        return self.base.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+        with self.use(role):
+            hidden = self.hidden(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
+            return self.base.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
 
     def scores(
         self, role: str, input_ids: Tensor, mask: Tensor, trunk: Tensor | None = None

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import yaml
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from rlhf_recipes.adapters import adapter_base
 from rlhf_recipes.arguments import RecipeArguments, RecipeError, resolved_recipe
@@ -59,7 +58,7 @@ class Run:
     def train_and_save(self, trainer: Trainer, review: Review | None = None) -> None:
         """Train, from the last checkpoint where there is one, and write the run folder."""
         trainer.add_callback(_LogFile(workspace(self.folder) / f"training_{self.stage}.log"))
-        checkpoint = get_last_checkpoint(self.folder) if self.folder.is_dir() else None
+        checkpoint = last_checkpoint(self.folder)
         metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
         if trainer.eval_dataset is not None:
             metrics |= trainer.evaluate()
@@ -93,6 +92,16 @@ class Run:
             repo_id = self.training.hub_model_id or repo_name(self.folder)
             url = push(self.folder, repo_id, private=self.training.hub_private_repo is not False)
             logging.getLogger(__name__).warning("Pushed %s to %s", self.folder, url)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint of a run folder; None where there is none.
+
+    The Trainer writes `trainer_state.json` last: a checkpoint without it was cut off.
+    """
+    whole = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
+    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
 
 
 def use_all_cores() -> None:

@@ -5,7 +5,7 @@ import torch
 from trl import DPOConfig
 
 from rlhf_recipes.arguments import RecipeArguments, RecipeError
-from rlhf_recipes.training import Run, use_all_cores
+from rlhf_recipes.training import Run, last_checkpoint, use_all_cores
 
 
 def config(folder, **changes) -> DPOConfig:
@@ -39,6 +39,15 @@ def test_the_trainer_does_not_push_and_the_recipe_still_says_so(tmp_path):
     assert run.pushes
     assert not training.push_to_hub
     assert run.resolved["push_to_hub"] is True
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step in (8, 10, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    (tmp_path / "checkpoint-11").mkdir()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from rlhf_recipes.sampling import Completion, Prompt, pad, prompt_ids, sample
 
 BASE = "base"
 CONTROL = "control"
+REWARD = "reward"
 POLICIES = ("ppo", "grpo", "dpo")
 
 
@@ -89,6 +90,14 @@ class EvaluationArguments:
                 "of the sampled distribution, so sampling must be random: give a number above 0."
             )
 
+        for entry in self.models or []:
+            name, equals, folder = entry.partition("=")
+            if not (equals and folder) or name in ("", BASE, CONTROL, REWARD):
+                raise ValueError(
+                    f"`models` has the entry `{entry}`. Write `name=adapter folder`, with another "
+                    f"name than {BASE}, {CONTROL} and {REWARD}, which are taken."
+                )
+
     def generation(self) -> dict[str, object]:
         """How responses are sampled, in the terms of `generate`."""
         return {
@@ -133,7 +142,7 @@ def collect(arguments: EvaluationArguments) -> None:
     prompts: list[Prompt] = unique_prompts(dataset["validation"])["prompt"][
         : arguments.eval_prompts
     ]
-    adapters = {"reward": Path(arguments.reward_model_path), **policies}
+    adapters = {REWARD: Path(arguments.reward_model_path), **policies}
     roles = Roles(open_base(base_name, dtype=arguments.dtype))
     for name, folder in adapters.items():
         roles.attach_saved(name, folder, trainable=False)

@@ -14,13 +14,14 @@ from rlhf_recipes.rewards import RewardModel, scored_ids
 from rlhf_recipes.sampling import prompt_ids
 
 
-def review_reward_model(folder: Path, pairs: Dataset) -> dict[str, float]:
+def review_reward_model(folder: Path, pairs: Dataset, **kwargs: Any) -> dict[str, float]:
     """Score held-out pairs with a trained reward model and look into those it gets wrong.
 
     Writes `results/reward_model_errors.json` into the run's workspace and `scores.json` into its
-    folder. Returns the accuracy, computed by the scoring path that PPO and evaluation use.
+    folder. Returns the accuracy, computed by the scoring path that PPO and evaluation use. The
+    base is opened as `kwargs` say.
     """
-    reward_model = RewardModel.load(folder)
+    reward_model = RewardModel.load(folder, **kwargs)
     reward_model.to("cuda" if torch.cuda.is_available() else "cpu")
     records = score_pairs(reward_model, pairs)
     write_json(folder / "scores.json", records)

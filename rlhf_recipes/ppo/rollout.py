@@ -108,16 +108,19 @@ class RolloutWorker:
     @torch.no_grad()
     def collect(self, prompts: Sequence[Prompt], seed: int) -> Rollout:
         """One completion of each prompt, and everything PPO's update needs to know of it."""
+        # In training mode a base with gradient checkpointing drops the cache it samples with.
+        self.roles.eval()
         config = self.config
         completions = self.sample(prompts, seed)
         input_ids, mask, completion_mask = self.batch(prompts, completions)
-        old_logps, ref_logps, entropy, values, trunk = self.passes(
-            input_ids, mask, completion_mask.shape[1]
-        )
         device = input_ids.device
         raw = torch.tensor(self.reward_model(prompts, [c.text for c in completions]), device=device)
         finished = torch.tensor([c.finished for c in completions], device=device)
+        # Before the passes: the first scores rescale the head that predicts them.
         scores = self.effective_scores(raw, finished)
+        old_logps, ref_logps, entropy, values, trunk = self.passes(
+            input_ids, mask, completion_mask.shape[1]
+        )
         kl = kl_estimate(old_logps, ref_logps, config.kl_estimator)
         rewards = token_rewards(scores, kl, completion_mask, config.kl_coef)
         if config.whiten_rewards:

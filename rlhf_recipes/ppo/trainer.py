@@ -11,12 +11,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
 from rlhf_recipes.adapters import assert_same_base, require_head
 from rlhf_recipes.arguments import RecipeError
@@ -24,7 +24,6 @@ from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.objective import clipped_policy_loss, clipped_value_loss, entropy_bonus
 from rlhf_recipes.ppo.roles import POLICY, REFERENCE, REWARD, VALUE, build_roles
 from rlhf_recipes.ppo.rollout import Episodes, RewardScale, Rollout, RolloutWorker
-from rlhf_recipes.ppo.sampler import RolloutSampler
 from rlhf_recipes.rewards import RewardModel
 
 STATE_FILE = "ppo_state.pt"
@@ -60,11 +59,9 @@ class PPOTrainer(Trainer):
     ) -> None:
         assert_same_base(reward_model_path, str(model.name_or_path))
         require_head(reward_model_path)
+        _refuse_sharding(args)
+        set_seed(args.seed)  # before LoRA's weights are drawn, as TRL's trainers do
         self.roles = build_roles(model, reward_model_path, peft_config, policy_path)
-        if args.activation_checkpointing:
-            # The inputs of a frozen embedding need no gradient, which would cut the graph that a
-            # reentrant checkpoint records.
-            model.enable_input_require_grads()
         if args.total_episodes is not None:
             episodes_per_step = args.rollout_size * args.world_size
             rollouts = -(-args.total_episodes // episodes_per_step)
@@ -91,30 +88,39 @@ class PPOTrainer(Trainer):
     # --- where a batch comes from -----------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches of prompts: a whole rollout's on each process, once for every micro-step."""
-        dataset = self.train_dataset
+        """One element for every micro-step of an epoch on each process.
+
+        The elements say nothing: which prompts a rollout has follows from its number alone, so that
+        a resumed run reads what an uninterrupted one would have read, on any number of processes.
+        """
+        dataset, size = self.train_dataset, self.args.rollout_size * self.args.world_size
         assert isinstance(dataset, Dataset)
-        global_size = self.args.rollout_size * self.args.world_size
-        if len(dataset) < global_size:
+        if len(dataset) < size:
             raise RecipeError(
-                f"There are {len(dataset)} training prompts, and one rollout takes {global_size} "
+                f"There are {len(dataset)} training prompts, and one rollout takes {size} "
                 f"({self.args.rollout_size} on each of {self.args.world_size} processes). Lower "
                 "`per_device_train_batch_size`, `gradient_accumulation_steps` or "
                 "`num_mini_batches`, or give more prompts."
             )
-        sampler = RolloutSampler(
-            len(dataset), global_size, self.args.micro_steps_per_rollout, self.args.seed
-        )
-        loader = DataLoader(
-            dataset.select_columns("prompt"),
-            batch_size=self.args.rollout_size,
-            sampler=sampler,
-            collate_fn=list,
-            drop_last=True,
-        )
+        steps = len(dataset) // size * self.args.micro_steps_per_rollout * self.args.world_size
+        loader = DataLoader(torch.zeros(steps, 1))  # type: ignore[arg-type]  # it has a length
         return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
-    def next_episodes(self, prompts: list[dict[str, Any]]) -> tuple[Episodes, float]:
+    def prompt_rows(self, number: int) -> list[int]:
+        """The rows of the training data that rollout `number` has on this process.
+
+        An epoch is a shuffle drawn from the seed and the epoch; prompts that do not fill a whole
+        rollout at its end are left for another epoch's shuffle.
+        """
+        assert isinstance(self.train_dataset, Dataset)
+        num_prompts, size = len(self.train_dataset), self.args.rollout_size
+        together = size * self.args.world_size
+        epoch, place = divmod(number, num_prompts // together)
+        generator = torch.Generator().manual_seed(self.args.seed + epoch)
+        start = place * together + self.args.process_index * size
+        return torch.randperm(num_prompts, generator=generator)[start : start + size].tolist()
+
+    def next_episodes(self) -> tuple[Episodes, float]:
         """The micro-batch of this step and the tokens its minibatch has on average a process.
 
         A new rollout is collected when the last one has served all its epochs. Each epoch visits
@@ -126,11 +132,14 @@ class PPOTrainer(Trainer):
         number, step = divmod(self._micro_step, args.micro_steps_per_rollout)
         self._micro_step += 1
         seed = args.seed + 100_003 * number
-        if step == 0 or self.rollout is None:
+        if step == 0:
+            assert isinstance(self.train_dataset, Dataset)
+            prompts = self.train_dataset.select(self.prompt_rows(number))["prompt"]
             # Every process samples with a seed of its own.
             own_seed = seed * args.world_size + args.process_index
-            self.rollout = self.worker.collect([row["prompt"] for row in prompts], own_seed)
+            self.rollout = self.worker.collect(list(prompts), own_seed)
             self._record_rollout(self.rollout, number)
+        assert self.rollout is not None
         episodes = self.rollout.episodes
         epoch, within = divmod(step, args.num_mini_batches * args.gradient_accumulation_steps)
         generator = torch.Generator().manual_seed(seed + epoch)
@@ -154,8 +163,8 @@ class PPOTrainer(Trainer):
         Each loss is taken back through the model before the next role is switched on: gradient
         checkpointing recomputes activations with the adapter that is active then.
         """
+        episodes, num_tokens = self.next_episodes()
         model.train()
-        episodes, num_tokens = self.next_episodes(inputs)
         with self.roles.use(POLICY):
             policy_loss = self.policy_loss(model, episodes, num_tokens)
             self.accelerator.backward(policy_loss)
@@ -263,3 +272,24 @@ class PPOTrainer(Trainer):
         if state["rollout"] is not None:
             episodes = Episodes(**state["rollout"].pop("episodes"))
             self.rollout = Rollout(episodes, **state["rollout"])
+
+
+def _refuse_sharding(args: PPOConfig) -> None:
+    """Raise RecipeError under DeepSpeed and FSDP, whose steps and weights are not this trainer's.
+
+    DeepSpeed steps the optimiser at every backward pass, and a PPO step has two; FSDP replaces the
+    parameters that the roles switch, and sampling would wait for a process that has finished.
+    """
+    if (
+        args.deepspeed
+        or args.fsdp
+        or args.distributed_state.distributed_type
+        in (
+            DistributedType.DEEPSPEED,
+            DistributedType.FSDP,
+        )
+    ):
+        raise RecipeError(
+            "PPO does not run under DeepSpeed or FSDP. Use accelerate_configs/single.yaml or "
+            "multi_gpu.yaml; a base too large for one GPU fits with `load_in_4bit: true`."
+        )

@@ -129,6 +129,12 @@ def test_nothing_to_evaluate_is_an_error(tmp_path):
         EvaluationArguments(output_dir=str(tmp_path)).policies()
 
 
+@pytest.mark.parametrize("entry", ["base=a/folder", "reward=a/folder", "mine", "mine=", "=folder"])
+def test_a_policy_needs_a_folder_and_a_name_of_its_own(entry):
+    with pytest.raises(ValueError, match=f"has the entry `{entry}`"):
+        EvaluationArguments(models=[entry])
+
+
 def test_policies_can_be_named(tmp_path):
     named = EvaluationArguments(models=["mine=some/folder"]).policies()
     assert {name: str(path) for name, path in named.items()} == {"mine": "some/folder"}

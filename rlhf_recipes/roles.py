@@ -52,13 +52,12 @@ class Roles(nn.Module):
         self._peft: list[PeftModel] = []  # in a list: not a second path to the same parameters
         self._trainable: dict[nn.Parameter, bool] = {}
         self._fix_flags(trainable=False)
+        module: Any
         for module in base.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             elif isinstance(getattr(module, "attention_dropout", None), float):
                 module.attention_dropout = 0.0
-
-    # --- attaching -----------------------------------------------------------------------------
 
     def attach(self, role: str, config: LoraConfig, *, trainable: bool) -> None:
         """Add a fresh adapter: B = 0, so the role starts as the base itself."""
@@ -120,8 +119,6 @@ class Roles(nn.Module):
         """What the Trainer calls where a recipe has `activation_checkpointing: true`."""
         self.base.activation_checkpointing_enable(**kwargs)
 
-    # --- switching -----------------------------------------------------------------------------
-
     @contextmanager
     def use(self, role: str | None) -> Iterator[None]:
         """Make a role the active one; what was active and all `requires_grad` come back."""
@@ -176,10 +173,9 @@ class Roles(nn.Module):
                 weight.data = data
 
     def _mergeable(self, role: str) -> bool:
-        layers = list(self._lora_layers(role))
         return all(
             layer.get_base_layer().weight.dtype == torch.float32 and role not in layer.lora_variant
-            for layer in layers
+            for layer in self._lora_layers(role)
         )
 
     def _lowest_adapted_layer(self) -> int:
@@ -208,8 +204,6 @@ class Roles(nn.Module):
         for module in self.base.modules():
             if isinstance(module, LoraLayer) and role in module.lora_A:
                 yield module
-
-    # --- computing -----------------------------------------------------------------------------
 
     def forward(
         self,
@@ -283,8 +277,6 @@ class Roles(nn.Module):
             attention_mask=mask.long(), position_ids=positions(mask), use_cache=False, **inputs
         )
         return output.last_hidden_state  # type: ignore[no-any-return]
-
-    # --- saving --------------------------------------------------------------------------------
 
     def save_role(self, role: str, folder: str | Path) -> None:
         """Write a role as a PEFT adapter folder that PEFT itself can load, head included."""

@@ -1,7 +1,8 @@
 """Collect a rollout: sample completions, score them, and work out rewards and advantages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.objective import (
     Total,
     generalized_advantages,
-    masked_mean,
     scale_to_unit_variance,
     token_rewards,
     whiten,
@@ -82,7 +82,22 @@ class Rollout:
 
     episodes: Episodes
     metrics: dict[str, float]
-    table: dict[str, list[object]]
+    table: dict[str, list[Any]]
+
+
+def rollout_metrics(table: Mapping[str, Tensor], kl_coef: float) -> dict[str, float]:
+    """What is logged of a rollout, in the names of TRL's PPO; sums over an episode are averaged."""
+    mean = {name: float(column.float().mean()) for name, column in table.items()}
+    return {
+        "objective/kl": mean["kl"],
+        "objective/entropy": mean["entropy"],
+        "objective/non_score_reward": -kl_coef * mean["kl"],
+        "objective/rlhf_reward": mean["effective_score"] - kl_coef * mean["kl"],
+        "objective/scores": mean["score"],
+        "policy/entropy_avg": mean["entropy"] / mean["length"],
+        "val/num_eos_tokens": float(table["finished"].sum()),
+        "completions/mean_length": mean["length"],
+    }
 
 
 class RolloutWorker:
@@ -138,26 +153,20 @@ class RolloutWorker:
             returns=returns,
             trunk=trunk,
         )
-        kl_sum = torch.where(completion_mask, kl, 0.0).sum(-1)
-        penalty = config.kl_coef * kl_sum
-        metrics = {
-            "objective/kl": kl_sum.mean(),
-            "objective/entropy": torch.where(completion_mask, entropy, 0.0).sum(-1).mean(),
-            "objective/non_score_reward": -penalty.mean(),
-            "objective/rlhf_reward": (scores - penalty).mean(),
-            "objective/scores": raw.mean(),
-            "policy/entropy_avg": masked_mean(entropy, completion_mask),
-            "val/num_eos_tokens": finished.sum(),
-            "completions/mean_length": completion_mask.sum(-1).float().mean(),
+        table = {
+            "score": raw,
+            "effective_score": scores,
+            "kl": torch.where(completion_mask, kl, 0.0).sum(-1),
+            "entropy": torch.where(completion_mask, entropy, 0.0).sum(-1),
+            "length": completion_mask.sum(-1),
+            "finished": finished,
         }
-        table: dict[str, list[object]] = {
+        texts: dict[str, list[Any]] = {
             "prompt": list(prompts),
             "completion": [c.text for c in completions],
-            "finished": finished.tolist(),
-            "score": raw.tolist(),
-            "kl": kl_sum.tolist(),
         }
-        return Rollout(episodes, {k: float(v) for k, v in metrics.items()}, table)
+        columns = {name: column.tolist() for name, column in table.items()}
+        return Rollout(episodes, rollout_metrics(table, config.kl_coef), {**texts, **columns})
 
     def sample(self, prompts: Sequence[Prompt], seed: int) -> list[Completion]:
         """One completion of each prompt from the policy, its adapter merged for the while."""

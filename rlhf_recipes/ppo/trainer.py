@@ -85,8 +85,6 @@ class PPOTrainer(Trainer):
         self._micro_step: int | None = None
         self._logged: dict[str, list[float]] = defaultdict(list)
 
-    # --- where a batch comes from -----------------------------------------------------------
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One element for every micro-step of an epoch on each process.
 
@@ -103,7 +101,8 @@ class PPOTrainer(Trainer):
                 "`num_mini_batches`, or give more prompts."
             )
         steps = len(dataset) // size * self.args.micro_steps_per_rollout * self.args.world_size
-        loader = DataLoader(torch.zeros(steps, 1))  # type: ignore[arg-type]  # it has a length
+        numbers: Any = range(steps)
+        loader = DataLoader(numbers, collate_fn=lambda rows: {"micro_step": rows[0]})
         return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
     def prompt_rows(self, number: int) -> list[int]:
@@ -149,8 +148,6 @@ class PPOTrainer(Trainer):
         rows = minibatches[minibatch]
         tokens = episodes.completion_mask[rows.flatten()].sum().float()
         return episodes.rows(rows[part]), float(self.total(tokens)) / args.world_size
-
-    # --- what a step does with it -----------------------------------------------------------
 
     def training_step(
         self,
@@ -209,8 +206,6 @@ class PPOTrainer(Trainer):
         """The sum of a tensor over all processes."""
         return self.accelerator.reduce(value, reduction="sum")  # type: ignore[no-any-return]
 
-    # --- logging ----------------------------------------------------------------------------
-
     def _note(self, name: str, value: Tensor) -> None:
         self._logged[name].append(float(self.total(value.detach())) / self.args.world_size)
 
@@ -235,8 +230,6 @@ class PPOTrainer(Trainer):
             rollouts = -(-self.state.global_step // steps)
             averages["episode"] = rollouts * self.args.rollout_size * self.args.world_size
         super().log({**logs, **averages}, start_time)
-
-    # --- saving and resuming ----------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the policy adapter, the value adapter beneath it, and the tokenizer.

@@ -231,8 +231,8 @@ def _frontier_panel(axes: Axes, results: Results, metric: str) -> None:
     steps = [*front, (end, front[-1][1])]
     axes.step(*zip(*steps, strict=True), where="post", color=MUTED, linewidth=1, linestyle="--")
     _best_of_n_curve(axes, results, metric)
-    low, high = axes.get_ylim()
-    axes.set_ylim(min(low, -0.1), max(high, 0.1))  # models that did not move stay a flat line
+    axes.update_datalim([(0.0, -0.1), (0.0, 0.1)])  # models that did not move stay a flat line
+    axes.autoscale_view(scalex=False)
     axes.axhline(0, color="#ced4da", linewidth=1, zorder=1)
     axes.set_xlim(-0.04 * end, end)
     axes.set_xlabel("√KL to the reference (√nats per response)")

@@ -22,7 +22,7 @@ def launch(root: Path, stage: str, recipe: str, out: Path, *flags: str, processe
     """Run a stage of a recipe with its outputs in `out`; the finished process."""
     config = "single" if processes == 1 else "cpu_ddp"
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--use_cpu"),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet"),
         *("--config_file", f"accelerate_configs/{config}.yaml"),
         *(f"recipes/{stage}.py", "--config", f"{recipe}/{stage}.yaml"),
     ]
@@ -30,6 +30,8 @@ def launch(root: Path, stage: str, recipe: str, out: Path, *flags: str, processe
         command += ["--dataset_name", f"{out}/data"]
     run_folder = stage in ("reward", *POLICIES)
     command += ["--output_dir", f"{out}/models/{stage}_model" if run_folder else str(out)]
+    if processes > 1:
+        command += ["--use_cpu"]
     if stage in ("grpo", "ppo", "evaluate"):
         command += ["--reward_model_path", f"{out}/models/reward_model"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}

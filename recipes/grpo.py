@@ -10,7 +10,7 @@ from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recip
 from rlhf_recipes.models import base_path, init_kwargs, open_tokenizer
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared, unique_prompts
-from rlhf_recipes.rewards import RewardModel
+from rlhf_recipes.rewards import RewardModel, load_reward_func
 from rlhf_recipes.training import Run
 
 ARGUMENTS = (RecipeArguments, RewardArguments, GRPOConfig, ModelConfig)
@@ -26,13 +26,15 @@ def main() -> None:
     stage = Run("grpo", recipe, training, reward, model)
     training.model_init_kwargs = init_kwargs(model)
     quantization = get_quantization_config(model)
-    reward_model = RewardModel.load(
-        reward.reward_model_path, dtype=model.dtype or "float32", quantization_config=quantization
-    )
+    rewards = [load_reward_func(path) for path in reward.reward_funcs or ()]
+    if reward.reward_model_path is not None:
+        options = {"dtype": model.dtype or "float32", "quantization_config": quantization}
+        reward_model = RewardModel.load(reward.reward_model_path, **options)
+        rewards.insert(0, reward_model.to(training.device))
     trainer = GRPOTrainer(
         model=base_path(model.model_name_or_path),
         # A list of floats is none of floats or None to a type checker.
-        reward_funcs=reward_model.to(training.device),  # type: ignore[arg-type]
+        reward_funcs=rewards,  # type: ignore[arg-type]
         args=training,
         train_dataset=unique_prompts(dataset["train"]),
         processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),

@@ -11,7 +11,8 @@ from rlhf_recipes.models import init_kwargs, open_base, open_tokenizer
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
-from rlhf_recipes.preferences import load_prepared, unique_prompts
+from rlhf_recipes.preferences import hold_out, load_prepared, unique_prompts
+from rlhf_recipes.rewards import load_reward_func
 from rlhf_recipes.training import Run
 
 ARGUMENTS = (RecipeArguments, RewardArguments, PPOConfig, ModelConfig)
@@ -25,6 +26,9 @@ def main() -> None:
         reward_model = reward.reward_model_path
         print(training_plan("ppo", recipe, training, model, dataset, reward_model))
         return
+    prompts, held_out = unique_prompts(dataset["train"]), None
+    if training.eval_strategy != "no":  # not on the validation split, which is evaluate.py's
+        prompts, held_out = hold_out(prompts, training.num_eval_prompts)
     stage = Run("ppo", recipe, training, reward, model)
     trainer = PPOTrainer(
         model=open_base(
@@ -32,11 +36,13 @@ def main() -> None:
             **init_kwargs(model),
             quantization_config=get_quantization_config(model),
         ),
-        reward_model_path=reward.reward_model_path,
         args=training,
-        train_dataset=unique_prompts(dataset["train"]),
+        train_dataset=prompts,
+        eval_dataset=held_out,
         processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),
         peft_config=get_peft_config(model),
+        reward_model_path=reward.reward_model_path,
+        reward_funcs=[load_reward_func(path) for path in reward.reward_funcs or ()],
     )
     stage.train_and_save(trainer)
 

@@ -71,9 +71,23 @@ class RecipeArguments:
 class RewardArguments:
     """Where scores come from."""
 
-    reward_model_path: str = field(
-        metadata={"help": "Folder of the reward adapter, as reward.py writes it."}
+    reward_model_path: str | None = field(
+        default=None, metadata={"help": "Folder of the reward adapter, as reward.py writes it."}
     )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Functions that score beside the reward model, each `path/to/file.py:name`, "
+            "called with the texts of prompts and completions."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not (self.reward_model_path or self.reward_funcs):
+            raise ValueError(
+                "There is nothing to be rewarded for. Give `reward_model_path`, the folder that "
+                "reward.py writes, or `reward_funcs`, functions `path/to/file.py:name`."
+            )
 
 
 def parse_recipe(*dataclass_types: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:

@@ -192,7 +192,7 @@ def micro_batches(stage: str, rows: int, training: Any) -> int:
         needed = training.generation_batch_size // training.num_generations
         passes = training.steps_per_generation * training.num_iterations
     elif stage == "ppo":
-        needed = training.rollout_size * training.world_size
+        needed = training.prompts_per_rollout * training.world_size
         passes = training.micro_steps_per_rollout
     else:
         needed, passes = training.train_batch_size * training.world_size, 1
@@ -216,7 +216,7 @@ def optimiser_steps(stage: str, epoch: int, training: Any) -> int:
         rollouts = math.ceil(
             training.total_episodes / (training.rollout_size * training.world_size)
         )
-        return int(rollouts * training.num_ppo_epochs * training.num_mini_batches)
+        return int(rollouts * training.steps_per_rollout)
     if training.max_steps > 0:
         return int(training.max_steps)
     epochs: float = training.num_train_epochs

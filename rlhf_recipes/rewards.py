@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.adapters import adapter_base, require_head
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.models import open_base, open_tokenizer
+from rlhf_recipes.preferences import prompt_text
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Prompt, pad, template_ids
 
@@ -138,6 +139,21 @@ def load_function(path: str) -> RewardFunction:
             "two lists of strings and return a list of floats."
         )
     return function  # type: ignore[no-any-return]  # the user's code: its type is not known
+
+
+def load_reward_func(path: str) -> Callable[..., list[float]]:
+    """The function of `load_function` in the form that GRPOTrainer and PPOTrainer call."""
+    function = load_function(path)
+
+    def scores(
+        prompts: Sequence[Prompt],
+        completions: Sequence[str | Sequence[Mapping[str, str]]],
+        **_: object,
+    ) -> list[float]:
+        return function([prompt_text(p) for p in prompts], [_text(c) for c in completions])
+
+    scores.__name__ = path.rpartition(":")[2]  # the trainers log metrics under this name
+    return scores
 
 
 def _text(completion: str | Sequence[Mapping[str, str]]) -> str:

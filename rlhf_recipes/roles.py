@@ -5,7 +5,7 @@ freezes what was trainable or thaws what was frozen, `set_adapter()` thaws. Here
 flag is decided once, when its adapter is attached, and put back after every switch.
 """
 
-import re
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +28,7 @@ from rlhf_recipes.adapters import HEAD_NAMES, adapter_base, read_adapter
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.logprobs import TokenLogps, token_logps
 from rlhf_recipes.sampling import positions
-
-# Their decoder is embeddings, `layers`, `norm`, and gives hidden states to a layer unchanged.
-TRUNK_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+from rlhf_recipes.trunk import lowest_adapted_layer, only_layers
 
 
 class Roles(nn.Module):
@@ -40,7 +38,7 @@ class Roles(nn.Module):
     roles: PPO's ratio compares two passes over the same tokens.
 
     With gradient checkpointing the backward pass computes activations again with whatever adapter
-    is active then: hold `with roles.use(role)` over forward *and* backward.
+    is active then: hold `use(role)` over forward *and* backward.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
@@ -62,7 +60,7 @@ class Roles(nn.Module):
     def attach(self, role: str, config: LoraConfig, *, trainable: bool) -> None:
         """Add a fresh adapter: B = 0, so the role starts as the base itself."""
         config.lora_dropout = 0.0
-        # The value of a name that PEFT would read from the model: the one the user gave.
+        # PEFT would read it from the model: the name the user gave.
         config.base_model_name_or_path = self.base.name_or_path
         if self._peft:
             self._peft[0].add_adapter(role, config)
@@ -70,7 +68,7 @@ class Roles(nn.Module):
             self._peft.append(PeftModel(self.base, config, adapter_name=role))
         self._fix_flags(trainable)
         self._activate(self.active)
-        self.trunk_depth = self._lowest_adapted_layer()
+        self.trunk_depth = lowest_adapted_layer(self.base)
 
     def attach_saved(self, role: str, folder: str | Path, *, trainable: bool) -> None:
         """Add an adapter from a run folder, with its scalar head where it was saved with one."""
@@ -99,10 +97,12 @@ class Roles(nn.Module):
     ) -> None:
         """Give a role the scalar head score = weight · h + bias, in float32."""
         head = nn.Linear(weight.shape[1], 1, bias=bias is not None, device=self.base.device)
-        head.load_state_dict(
-            {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        )
+        head.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
         self.heads[role] = head.requires_grad_(trainable)
+
+    def adapter_config(self, role: str) -> LoraConfig:
+        """A copy of a role's LoRA configuration."""
+        return copy.deepcopy(self._peft[0].peft_config[role])  # type: ignore[return-value]
 
     def head(self, role: str) -> nn.Linear:
         """The scalar head of a role that has one."""
@@ -116,7 +116,7 @@ class Roles(nn.Module):
             parameter.requires_grad_(self._trainable[parameter])
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """What the Trainer calls where a recipe has `activation_checkpointing: true`."""
+        """The Trainer calls this where a recipe has `activation_checkpointing: true`."""
         self.base.activation_checkpointing_enable(**kwargs)
 
     @contextmanager
@@ -178,28 +178,6 @@ class Roles(nn.Module):
             for layer in self._lora_layers(role)
         )
 
-    def _lowest_adapted_layer(self) -> int:
-        """How many layers lie below every adapter; 0 where the architecture cannot be split."""
-        config = self.base.config
-        if config.model_type not in TRUNK_TYPES or len(set(getattr(config, "layer_types", ()))) > 1:
-            return 0
-        names = [name for name, m in self.base.named_modules() if isinstance(m, LoraLayer)]
-        layers = [re.search(r"\.layers\.(\d+)\.", name) for name in names]
-        return min((int(found[1]) if found else 0 for found in layers), default=0)
-
-    @contextmanager
-    def _only_layers(self, part: slice) -> Iterator[None]:
-        """Leave that part of the decoder's layers, and the final norm only with the last."""
-        decoder: Any = self.base.base_model
-        layers, norm = decoder.layers, decoder.norm
-        decoder.layers = layers[part]
-        if part.stop is not None:
-            decoder.norm = nn.Identity()
-        try:
-            yield
-        finally:
-            decoder.layers, decoder.norm = layers, norm
-
     def _lora_layers(self, role: str) -> Iterator[Any]:
         for module in self.base.modules():
             if isinstance(module, LoraLayer) and role in module.lora_A:
@@ -224,8 +202,13 @@ class Roles(nn.Module):
         if role is not None and role in self.heads:
             # V(s_t) is read where token t is about to be chosen: one position before it.
             return self.scores(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
-        logits = self.completion_logits(role, input_ids, mask, completion_length, trunk)
-        return token_logps(logits, input_ids[:, -completion_length:], temperature)
+        real, ids = mask[:, -completion_length:], input_ids[:, -completion_length:]
+        with self.use(role):
+            hidden = self.hidden(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
+            # The head is the widest layer by far: it runs on real tokens only.
+            logits = self.base.get_output_embeddings()(hidden[real])
+        found = token_logps(logits, ids[real], temperature)
+        return TokenLogps(*(f.new_zeros(real.shape).masked_scatter(real, f) for f in found))
 
     def completion_logits(
         self,
@@ -252,14 +235,14 @@ class Roles(nn.Module):
         return self.head(role)(hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
 
     def trunk(self, input_ids: Tensor, mask: Tensor) -> Tensor | None:
-        """Hidden states below the lowest adapted layer, which are the same for every role.
+        """Hidden states below the lowest adapted layer, the same for all roles; no gradient.
 
-        Shape (batch, length, width), without a gradient: nothing below can learn. None where
-        adapters reach the first layer, or the architecture cannot be split.
+        Shape (batch, length, width). None where adapters reach the first layer, or the architecture
+        cannot be split.
         """
         if self.trunk_depth == 0:
             return None
-        with torch.no_grad(), self._only_layers(slice(0, self.trunk_depth)):
+        with torch.no_grad(), only_layers(self.base, slice(0, self.trunk_depth)):
             return self._decode(mask, input_ids=input_ids)
 
     def hidden(
@@ -269,7 +252,7 @@ class Roles(nn.Module):
         with self.use(role):
             if trunk is None:
                 return self._decode(mask, input_ids=input_ids)
-            with self._only_layers(slice(self.trunk_depth, None)):
+            with only_layers(self.base, slice(self.trunk_depth, None)):
                 return self._decode(mask, inputs_embeds=trunk)
 
     def _decode(self, mask: Tensor, **inputs: Tensor) -> Tensor:
@@ -282,8 +265,9 @@ class Roles(nn.Module):
         """Write a role as a PEFT adapter folder that PEFT itself can load, head included."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = get_peft_model_state_dict(self._peft[0], adapter_name=role)
-        config = LoraConfig(**self._peft[0].peft_config[role].to_dict())
+        peft = self._peft[0]
+        weights = get_peft_model_state_dict(peft, adapter_name=role, save_embedding_layers=False)
+        config = self.adapter_config(role)
         config.inference_mode = True
         config.task_type = TaskType.CAUSAL_LM
         if role in self.heads:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from rlhf_recipes.adapters import adapter_base
 from rlhf_recipes.arguments import RecipeArguments, RecipeError, resolved_recipe
@@ -24,6 +24,9 @@ from rlhf_recipes.evaluation import training_curves_figure
 from rlhf_recipes.hub import push, repo_name, write_card
 from rlhf_recipes.preferences import dataset_fingerprint
 from rlhf_recipes.records import run_record, workspace, write_json
+
+LEAVES_WEIGHTS_ALONE = ("output_dir", "push_", "hub_", "save_", "logging_", "report_to", "disable_")
+"""How the recipe's keys begin that may change between a killed run and its continuation."""
 
 Review = Callable[[Path], dict[str, float]]
 """Something to do with the trained adapter's folder before the run counts as finished."""
@@ -52,14 +55,19 @@ class Run:
         _refuse_lonely_processes(training.world_size)
         training.dataloader_pin_memory &= torch.cuda.is_available()
         _refuse_finished(self.folder, recipe.overwrite)
+        _refuse_another_recipe(self.folder, self.resolved)
         use_all_cores()
         self.started = time.monotonic()
 
     def train_and_save(self, trainer: Trainer, review: Review | None = None) -> None:
         """Train, from the last checkpoint where there is one, and write the run folder."""
         trainer.add_callback(_LogFile(workspace(self.folder) / f"training_{self.stage}.log"))
-        checkpoint = last_checkpoint(self.folder)
-        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        if trainer.is_world_process_zero():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "recipe.yaml").write_text(
+                yaml.safe_dump(self.resolved, sort_keys=False), encoding="utf-8"
+            )
+        metrics = train(trainer, last_checkpoint(self.folder))
         if trainer.eval_dataset is not None:
             metrics |= trainer.evaluate()
         trainer.save_model()
@@ -71,9 +79,6 @@ class Run:
         trainer.save_state()
         training_curves_figure(
             {self.stage: trainer.state.log_history}, self.folder / "training_curves.png"
-        )
-        (self.folder / "recipe.yaml").write_text(
-            yaml.safe_dump(self.resolved, sort_keys=False), encoding="utf-8"
         )
         record = run_record(
             self.stage,
@@ -92,6 +97,24 @@ class Run:
             repo_id = self.training.hub_model_id or repo_name(self.folder)
             url = push(self.folder, repo_id, private=self.training.hub_private_repo is not False)
             logging.getLogger(__name__).warning("Pushed %s to %s", self.folder, url)
+
+
+def train(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
+    """Train from a checkpoint, or from the start where it is None; what `Trainer.train` measured.
+
+    A run that was killed after its last step has nothing left to train, and nothing is measured.
+    """
+    if checkpoint is None:
+        return trainer.train().metrics
+    state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
+    if state.global_step < state.max_steps:
+        return trainer.train(resume_from_checkpoint=checkpoint).metrics
+    # The Trainer looks for its end after a step, so that it would train one too many. With no
+    # epoch to train it loads the checkpoint and stops.
+    trainer.args.num_train_epochs, trainer.args.max_steps = 0, -1
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.state.max_steps = state.max_steps
+    return {}
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -146,6 +169,25 @@ def _refuse_finished(folder: Path, overwrite: bool) -> None:
         )
     # Several processes start together, and each comes here.
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_another_recipe(folder: Path, resolved: dict[str, Any]) -> None:
+    """Half a run of one recipe and half of another would be a run of neither."""
+    file = folder / "recipe.yaml"
+    if last_checkpoint(folder) is None or not file.exists():
+        return
+    before = yaml.safe_load(file.read_text(encoding="utf-8"))
+    changed = [
+        f"`{name}`: {before.get(name, 'default')} there, {resolved.get(name, 'default')} now"
+        for name in sorted({*before, *resolved})
+        if before.get(name) != resolved.get(name) and not name.startswith(LEAVES_WEIGHTS_ALONE)
+    ]
+    if changed:
+        raise RecipeError(
+            "\n- ".join([f"{folder} holds checkpoints of a run with other settings:", *changed])
+            + "\nGive the same settings to go on, another `output_dir` to start anew, or delete "
+            "the folder."
+        )
 
 
 class _LogFile(TrainerCallback):

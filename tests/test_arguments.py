@@ -196,7 +196,8 @@ def test_all_problems_are_told_at_once(tmp_path):
         "`--nmes a`: there is no such key. Did you mean `names`?",
         "`max_eval_samples` is -2, which leaves no data. "
         "Give at least 1, or leave it out to use every row.",
-        "`reward_model_path` is missing. Folder of the reward adapter, as reward.py writes it.",
+        "There is nothing to be rewarded for. Give `reward_model_path`, the folder that "
+        "reward.py writes, or `reward_funcs`, functions `path/to/file.py:name`.",
     ]
 
 

@@ -2,10 +2,14 @@ import json
 
 import pytest
 import torch
-from trl import DPOConfig
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
 
-from rlhf_recipes.arguments import RecipeArguments, RecipeError
-from rlhf_recipes.training import Run, last_checkpoint, use_all_cores
+from rlhf_recipes.arguments import RecipeArguments, RecipeError, parse_recipe
+from rlhf_recipes.models import open_base, open_tokenizer
+from rlhf_recipes.training import Run, last_checkpoint, train, use_all_cores
 
 
 def config(folder, **changes) -> DPOConfig:
@@ -69,3 +73,64 @@ def test_processes_share_the_cores(monkeypatch):
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+PAIR = {"prompt": "say", "chosen": " yes", "rejected": " no"}
+
+
+def small_run(folder, **changes):
+    """A run of DPO's trainer on four pairs, and the trainer, ready to be started."""
+    settings = {
+        "output_dir": folder,
+        "bf16": "false",
+        "activation_checkpointing": "false",
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 2,
+        "save_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": "true",
+        **changes,
+    }
+    argv = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    recipe, training = parse_recipe(RecipeArguments, DPOConfig, argv=argv)
+    run = Run("dpo", recipe, training)
+    trainer = DPOTrainer(
+        model=open_base("tiny"),
+        args=training,
+        train_dataset=Dataset.from_list(
+            [{"prompt": "say", "chosen": " yes", "rejected": " no"}] * 4
+        ),
+        processing_class=open_tokenizer("tiny"),
+        peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    return run, trainer
+
+
+def test_a_run_that_was_killed_after_its_last_step_trains_no_further(tmp_path):
+    _, straight = small_run(tmp_path / "run")
+    straight.train()
+    checkpoint = last_checkpoint(tmp_path / "run")
+    _, resumed = small_run(tmp_path / "run")
+    assert train(resumed, checkpoint) == {}
+    assert resumed.state.global_step == resumed.state.max_steps == 4
+    assert resumed.state.log_history[-1]["step"] == 4
+    wanted, found = (dict(t.model.named_parameters()) for t in (straight, resumed))
+    assert any(p.any() for name, p in found.items() if "lora_B" in name)
+    for name, parameter in wanted.items():
+        assert torch.equal(parameter, found[name]), name
+
+
+def test_checkpoints_of_another_recipe_are_refused(tmp_path):
+    run, trainer = small_run(tmp_path, learning_rate=1e-3)
+    trainer.add_callback(KilledAfterOneStep())
+    with pytest.raises(KeyboardInterrupt):
+        run.train_and_save(trainer)
+    small_run(tmp_path, learning_rate=1e-3, logging_steps=7)
+    with pytest.raises(RecipeError, match=r"- `learning_rate`: 0.001 there, 0.002 now"):
+        small_run(tmp_path, learning_rate=2e-3)
+    assert last_checkpoint(tmp_path)
+
+
+class KilledAfterOneStep(TrainerCallback):
+    def on_save(self, *_, **__):
+        raise KeyboardInterrupt

@@ -22,6 +22,17 @@ class PPOConfig(TrainingArguments):
         default=1e-5, metadata={"help": "Adam's epsilon; 1e-5 as in the original PPO code."}
     )
     logging_steps: float = field(default=1, metadata={"help": "Optimiser steps between two logs."})
+    sft_model_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of an adapter that the policy starts from, and whose frozen copy is "
+            "the reference; the base itself by default."
+        },
+    )
+    reward_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "Weight of each reward function, the reward model first; 1 by default."},
+    )
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over each rollout."})
     num_mini_batches: int = field(
         default=1, metadata={"help": "Optimiser steps in one pass over a rollout."}
@@ -30,6 +41,7 @@ class PPOConfig(TrainingArguments):
         default=None,
         metadata={"help": "Episodes in all, over all processes; replaces `num_train_epochs`."},
     )
+    num_generations: int = field(default=1, metadata={"help": "Completions of each prompt."})
     max_completion_length: int = field(
         default=64, metadata={"help": "Tokens at which a completion is cut off."}
     )
@@ -60,6 +72,14 @@ class PPOConfig(TrainingArguments):
     kl_coef: float = field(
         default=0.05, metadata={"help": "Weight of the per-token KL penalty in the reward."}
     )
+    kl_target: float | None = field(
+        default=None,
+        metadata={"help": "KL an episode that `kl_coef` is steered to; left alone by default."},
+    )
+    kl_horizon: int = field(
+        default=10_000,
+        metadata={"help": "Episodes over which `kl_coef` changes by at most a fifth, about."},
+    )
     kl_estimator: str = field(
         default="k1",
         metadata={"help": "Estimator of the penalty.", "choices": ["k1", "k3"]},
@@ -72,6 +92,17 @@ class PPOConfig(TrainingArguments):
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of the entropy bonus."})
     gamma: float = field(default=1.0, metadata={"help": "Discount factor."})
     lam: float = field(default=0.95, metadata={"help": "Lambda of the advantage estimation."})
+    early_stop_approxkl: float | None = field(
+        default=None,
+        metadata={
+            "help": "Leave out the rest of a rollout's updates once `policy/approxkl_avg` of a "
+            "minibatch is above this."
+        },
+    )
+    num_eval_prompts: int = field(
+        default=64,
+        metadata={"help": "Training prompts held out for evaluations during training."},
+    )
     log_completions: bool = field(
         default=True, metadata={"help": "Write each rollout to completions/*.parquet."}
     )
@@ -83,6 +114,9 @@ class PPOConfig(TrainingArguments):
             for name in (
                 "num_ppo_epochs",
                 "num_mini_batches",
+                "num_generations",
+                "kl_horizon",
+                "num_eval_prompts",
                 "max_completion_length",
                 "generation_batch_size",
             )
@@ -94,17 +128,36 @@ class PPOConfig(TrainingArguments):
             if not 0 <= getattr(self, name) <= 1
         ]
         wrong += [
-            f"`{name}` is {getattr(self, name)}, but must be above 0"
-            for name in ("temperature", "cliprange", "cliprange_value")
-            if getattr(self, name) <= 0
+            f"`{name}` is {getattr(self, name)}, but must not be negative"
+            for name in ("kl_coef", "vf_coef", "entropy_coef", "missing_eos_penalty")
+            if (getattr(self, name) or 0) < 0
         ]
+        wrong += [
+            f"`{name}` is {value}, but must be above 0"
+            for name in (
+                *("temperature", "cliprange", "cliprange_value", "reward_clip"),
+                *("total_episodes", "kl_target", "early_stop_approxkl"),
+            )
+            if (value := getattr(self, name)) is not None and value <= 0
+        ]
+        if self.num_generations > 0 and self.rollout_size % self.num_generations:
+            wrong.append(
+                f"`num_generations` is {self.num_generations}, which does not divide the "
+                f"{self.rollout_size} episodes of a rollout (`per_device_train_batch_size` x "
+                "`gradient_accumulation_steps` x `num_mini_batches`)"
+            )
         if wrong:
             raise ValueError("; ".join(wrong) + ".")
 
     @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps that one rollout serves."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    @property
     def micro_steps_per_rollout(self) -> int:
         """Forward-backward passes that one rollout serves on a process."""
-        return self.num_ppo_epochs * self.num_mini_batches * self.gradient_accumulation_steps
+        return self.steps_per_rollout * self.gradient_accumulation_steps
 
     @property
     def rollout_size(self) -> int:
@@ -114,3 +167,8 @@ class PPOConfig(TrainingArguments):
             * self.gradient_accumulation_steps
             * self.num_mini_batches
         )
+
+    @property
+    def prompts_per_rollout(self) -> int:
+        """Prompts of one rollout on a process."""
+        return self.rollout_size // self.num_generations

@@ -107,6 +107,7 @@ class PolicyLoss(NamedTuple):
 
     loss: Tensor
     ratio: Tensor
+    ratio_var: Tensor
     clipfrac: Tensor
     approxkl: Tensor
 
@@ -137,9 +138,11 @@ def clipped_policy_loss(
     clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
     losses = torch.where(completion_mask, torch.maximum(unclipped, clipped), 0.0)
     count = completion_mask.sum() if num_tokens is None else num_tokens
+    mean_ratio, ratio_var = masked_moments(ratio.detach(), completion_mask)
     return PolicyLoss(
         loss=losses.sum() / count,
-        ratio=masked_mean(ratio.detach(), completion_mask),
+        ratio=mean_ratio,
+        ratio_var=ratio_var,
         clipfrac=masked_mean((clipped > unclipped).float(), completion_mask),
         approxkl=masked_mean(0.5 * log_ratio.detach() ** 2, completion_mask),
     )
@@ -183,3 +186,15 @@ def entropy_bonus(
     """Mean entropy of the next-token distributions, in nats; `num_tokens` as above."""
     count = completion_mask.sum() if num_tokens is None else num_tokens
     return torch.where(completion_mask, entropy, 0.0).sum() / count
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target: float, episodes: int, horizon: int) -> float:
+    """The penalty's weight after a rollout of that many episodes whose mean KL was `kl`.
+
+    e = clip(kl / target - 1, -0.2, 0.2),   kl_coef' = kl_coef (1 + e · episodes / horizon)
+
+    The log-space proportional controller of https://huggingface.co/papers/1909.08593, section 2.2,
+    whose gain is per batch: here it is episodes / horizon, so that it does not depend on the batch.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * episodes / horizon)

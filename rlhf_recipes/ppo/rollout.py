@@ -1,8 +1,7 @@
 """Collect a rollout: sample completions, score them, and work out rewards and advantages."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,177 +9,142 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.logprobs import kl_estimate
 from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.episodes import Episodes, Rollout, bounds
 from rlhf_recipes.ppo.objective import (
     Total,
+    adapted_kl_coef,
     generalized_advantages,
     scale_to_unit_variance,
     token_rewards,
     whiten,
 )
 from rlhf_recipes.ppo.roles import POLICY, VALUE
-from rlhf_recipes.rewards import RewardModel
+from rlhf_recipes.ppo.scoring import RewardScale, Scorer
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Completion, Prompt, pad, prompt_ids, sample
 
 
-@dataclass
-class Episodes:
-    """What one optimisation pass needs of some episodes; row i is episode i.
+class Passes(NamedTuple):
+    """What the roles say of sampled completions, shape (batch, completion) but for the trunk."""
 
-    Prompts are padded on the left and completions on the right, so that the completions are the
-    last columns of `input_ids`. Shapes: `input_ids`, `mask` (batch, prompt + completion), `trunk`
-    the same with a width, the rest (batch, completion).
-    """
-
-    input_ids: Tensor
-    mask: Tensor
-    completion_mask: Tensor
-    old_logps: Tensor
-    old_values: Tensor
-    advantages: Tensor
-    returns: Tensor
-    trunk: Tensor | None = None
-
-    def rows(self, index: Tensor) -> "Episodes":
-        """The episodes of those rows, without the columns that only padding stands in."""
-        mask, completion_mask = self.mask[index], self.completion_mask[index]
-        left = int((~mask).all(0).long().cumprod(0).sum())
-        longest = int(completion_mask.sum(-1).max())
-        end = mask.shape[1] - (completion_mask.shape[1] - longest)
-        columns = {}
-        for name in (f.name for f in fields(self)):
-            whole = name in ("input_ids", "mask", "trunk")
-            column = getattr(self, name)
-            if column is not None:
-                columns[name] = column[index][:, left:end] if whole else column[index][:, :longest]
-        return Episodes(**columns)
-
-    def inputs(self) -> tuple[Tensor, Tensor, int]:
-        """What every role is called with: ids, mask, and the completions' length."""
-        return self.input_ids, self.mask, self.completion_mask.shape[1]
-
-
-@dataclass
-class RewardScale:
-    """The shift and scale that give the reference's scores mean 0 and deviation 1."""
-
-    mean: float = 0.0
-    deviation: float = 1.0
-
-    @classmethod
-    def of(cls, scores: Tensor, total: Total) -> "RewardScale":
-        """Measured on the scores of all processes; a deviation of 0 is taken as 1."""
-        count = float(total(torch.tensor(float(len(scores)), device=scores.device)))
-        mean = float(total(scores.sum())) / count
-        variance = float(total(((scores - mean) ** 2).sum())) / max(count - 1, 1)
-        return cls(mean, variance**0.5 if variance > 0 else 1.0)
-
-
-@dataclass
-class Rollout:
-    """Episodes ready to learn from, their texts, and what is logged about them."""
-
-    episodes: Episodes
-    metrics: dict[str, float]
-    table: dict[str, list[Any]]
-
-
-def rollout_metrics(table: Mapping[str, Tensor], kl_coef: float) -> dict[str, float]:
-    """What is logged of a rollout, in the names of TRL's PPO; sums over an episode are averaged."""
-    mean = {name: float(column.float().mean()) for name, column in table.items()}
-    return {
-        "objective/kl": mean["kl"],
-        "objective/entropy": mean["entropy"],
-        "objective/non_score_reward": -kl_coef * mean["kl"],
-        "objective/rlhf_reward": mean["effective_score"] - kl_coef * mean["kl"],
-        "objective/scores": mean["score"],
-        "policy/entropy_avg": mean["entropy"] / mean["length"],
-        "val/num_eos_tokens": float(table["finished"].sum()),
-        "completions/mean_length": mean["length"],
-    }
+    logps: Tensor
+    ref_logps: Tensor
+    entropy: Tensor
+    values: Tensor
+    trunk: Tensor | None
 
 
 class RolloutWorker:
-    """Turns prompts into rollouts with the roles of one base model."""
+    """Turns prompts into rollouts with the roles of one base model.
+
+    Attributes:
+        kl_coef: Weight of the KL penalty now; it moves where the config has a `kl_target`.
+        scorer: The reward functions, with the scale measured on the first rollout.
+    """
 
     def __init__(
         self,
         roles: Roles,
         tokenizer: PreTrainedTokenizerBase,
-        reward_model: RewardModel,
+        scorer: Scorer,
         config: PPOConfig,
         reference: str | None,
         total: Total,
+        *,
+        value_is_reward: bool,
     ) -> None:
         self.roles = roles
         self.tokenizer = tokenizer
-        self.reward_model = reward_model
+        self.scorer = scorer
         self.config = config
         self.reference = reference
         self.total = total
-        self.scale: RewardScale | None = None if config.normalize_rewards else RewardScale()
+        self.value_is_reward = value_is_reward
+        self.kl_coef = config.kl_coef
 
     @torch.no_grad()
-    def collect(self, prompts: Sequence[Prompt], seed: int) -> Rollout:
-        """One completion of each prompt, and everything PPO's update needs to know of it."""
+    def collect(
+        self,
+        prompts: Sequence[Prompt],
+        seed: int,
+        columns: Mapping[str, Sequence[Any]] | None = None,
+    ) -> Rollout:
+        """`num_generations` completions of each prompt, and everything PPO needs to know of them.
+
+        Args:
+            columns: The prompts' other columns of the dataset, which reward functions may read.
+        """
         # In training mode a base with gradient checkpointing drops the cache it samples with.
         self.roles.eval()
-        config = self.config
+        config, each = self.config, self.config.num_generations
         completions = self.sample(prompts, seed)
+        prompts = [prompt for prompt in prompts for _ in range(each)]
+        columns = {n: [v for v in c for _ in range(each)] for n, c in (columns or {}).items()}
         input_ids, mask, completion_mask = self.batch(prompts, completions)
         device = input_ids.device
-        raw = torch.tensor(self.reward_model(prompts, [c.text for c in completions]), device=device)
+        texts = [c.text for c in completions]
         finished = torch.tensor([c.finished for c in completions], device=device)
-        # Before the passes: the first scores rescale the head that predicts them.
-        scores = self.effective_scores(raw, finished)
-        old_logps, ref_logps, entropy, values, trunk = self.passes(
-            input_ids, mask, completion_mask.shape[1]
-        )
-        kl = kl_estimate(old_logps, ref_logps, config.kl_estimator)
-        rewards = token_rewards(scores, kl, completion_mask, config.kl_coef)
-        if config.whiten_rewards:
-            rewards = scale_to_unit_variance(rewards, completion_mask, self.total)
-        advantages, returns = generalized_advantages(
-            rewards, values, completion_mask, config.gamma, config.lam
-        )
-        episodes = Episodes(
-            input_ids=input_ids,
-            mask=mask,
-            completion_mask=completion_mask,
-            old_logps=old_logps,
-            old_values=values,
-            advantages=whiten(advantages, completion_mask, self.total),
-            returns=returns,
-            trunk=trunk,
-        )
-        table = {
+        parts = self.scorer.raw(prompts, texts, columns)
+        raw = self.scorer.mixed(parts).to(device)
+        if self.scorer.scale is None:  # before the passes: the value head predicts scaled scores
+            self.rescale_value_head(self.scorer.measure_scale(raw), raw, parts)
+        scores = self.scorer.effective(raw, finished)
+        passes = self.passes(input_ids, mask, completion_mask)
+        kl = kl_estimate(passes.logps, passes.ref_logps, config.kl_estimator)
+        rewards = token_rewards(scores, kl, completion_mask, self.kl_coef)
+        episodes = self.episodes(input_ids, mask, completion_mask, rewards, passes)
+        numbers = {
             "score": raw,
             "effective_score": scores,
-            "kl": torch.where(completion_mask, kl, 0.0).sum(-1),
-            "entropy": torch.where(completion_mask, entropy, 0.0).sum(-1),
+            "kl": kl.sum(-1),
+            "entropy": passes.entropy.sum(-1),
             "length": completion_mask.sum(-1),
             "finished": finished,
         }
-        texts: dict[str, list[Any]] = {
-            "prompt": list(prompts),
-            "completion": [c.text for c in completions],
-        }
-        columns = {name: column.tolist() for name, column in table.items()}
-        return Rollout(episodes, rollout_metrics(table, config.kl_coef), {**texts, **columns})
+        table: dict[str, list[Any]] = {"prompt": list(prompts), "completion": texts}
+        table |= {name: column.tolist() for name, column in numbers.items()}
+        return Rollout(episodes, table | {f"rewards/{n}": list(c) for n, c in parts.items()})
+
+    def episodes(
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        completion_mask: Tensor,
+        rewards: Tensor,
+        passes: Passes,
+    ) -> Episodes:
+        """Advantages and returns of per-token rewards, with all that an update needs."""
+        config = self.config
+        if config.whiten_rewards:
+            rewards = scale_to_unit_variance(rewards, completion_mask, self.total)
+        advantages, returns = generalized_advantages(
+            rewards, passes.values, completion_mask, config.gamma, config.lam
+        )
+        return Episodes(
+            input_ids=input_ids,
+            mask=mask,
+            completion_mask=completion_mask,
+            old_logps=passes.logps,
+            old_values=passes.values,
+            advantages=whiten(advantages, completion_mask, self.total),
+            returns=returns,
+            trunk=passes.trunk,
+        )
 
     def sample(self, prompts: Sequence[Prompt], seed: int) -> list[Completion]:
-        """One completion of each prompt from the policy, its adapter merged for the while."""
+        """Completions of each prompt in turn from the policy, its adapter merged for the while."""
         with self.roles.merged(POLICY) as sampler:
             rows = sample(
                 sampler,
                 self.tokenizer,
                 prompts,
+                num_completions=self.config.num_generations,
                 max_completion_length=self.config.max_completion_length,
                 temperature=self.config.temperature,
                 batch_size=self.config.generation_batch_size,
                 seed=seed,
             )
-        return [row[0] for row in rows]
+        return [completion for row in rows for completion in row]
 
     def batch(
         self, prompts: Sequence[Prompt], completions: Sequence[Completion]
@@ -197,44 +161,75 @@ class RolloutWorker:
             completion_mask.to(device),
         )
 
-    def passes(
-        self, input_ids: Tensor, mask: Tensor, length: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """Log-probabilities of policy and reference, the policy's entropy, values, and the trunk.
+    def passes(self, input_ids: Tensor, mask: Tensor, completion_mask: Tensor) -> Passes:
+        """One forward pass of policy, reference and value each, zero where there is no token.
 
-        In micro-batches of the size that training uses: logits of a whole rollout at once are
-        the largest thing a run could hold.
+        In micro-batches of the size that training uses, of rows of like length: logits of a whole
+        rollout at once are the largest thing a run could hold.
         """
-        parts = []
-        for rows in torch.arange(len(input_ids)).split(self.config.per_device_train_batch_size):
-            trunk = self.roles.trunk(input_ids[rows], mask[rows])
-            inputs = input_ids[rows], mask[rows], length, self.config.temperature, trunk
+        found: dict[str, Tensor] = {}
+        for rows, left, end, length in self.micro_batches(mask, completion_mask):
+            ids, part = input_ids[rows, left:end], mask[rows, left:end]
+            trunk = self.roles.trunk(ids, part)
+            inputs = ids, part, length, self.config.temperature, trunk
             policy = self.roles(POLICY, *inputs)
-            reference = self.roles(self.reference, *inputs)
-            values = self.roles(VALUE, *inputs)
-            parts.append((policy.logps, reference.logps, policy.entropy, values, trunk))
-        *columns, trunks = zip(*parts, strict=True)
-        old_logps, ref_logps, entropy, values = (torch.cat(column) for column in columns)
-        whole_trunk = None if trunks[0] is None else torch.cat(trunks)
-        return old_logps, ref_logps, entropy, values, whole_trunk
+            micro = {
+                "logps": policy.logps,
+                "ref_logps": self.roles(self.reference, *inputs).logps,
+                "entropy": policy.entropy,
+                "values": self.roles(VALUE, *inputs),
+            }
+            for name, column in micro.items():
+                whole = found.setdefault(name, column.new_zeros(completion_mask.shape))
+                whole[rows, :length] = torch.where(completion_mask[rows, :length], column, 0.0)
+            if trunk is not None:
+                whole = found.setdefault("trunk", trunk.new_zeros(*mask.shape, trunk.shape[-1]))
+                whole[rows, left:end] = trunk
+        return Passes(trunk=found.pop("trunk", None), **found)
 
-    def effective_scores(self, raw: Tensor, finished: Tensor) -> Tensor:
-        """Scores as PPO maximises them: normalised, clipped, less the penalty for no end.
+    def trunk(self, input_ids: Tensor, mask: Tensor, completion_mask: Tensor) -> Tensor | None:
+        """The trunk that `passes` gives for the same rows, bit for bit."""
+        whole = None
+        for rows, left, end, _ in self.micro_batches(mask, completion_mask):
+            trunk = self.roles.trunk(input_ids[rows, left:end], mask[rows, left:end])
+            if trunk is not None:
+                if whole is None:
+                    whole = trunk.new_zeros(*mask.shape, trunk.shape[-1])
+                whole[rows, left:end] = trunk
+        return whole
 
-        The scale is measured once, on the first rollout, which the reference itself sampled.
+    def micro_batches(
+        self, mask: Tensor, completion_mask: Tensor
+    ) -> Iterator[tuple[Tensor, int, int, int]]:
+        """Rows of like length, with the columns and the completion length they need."""
+        for rows in by_length(mask, self.config.per_device_train_batch_size):
+            yield rows, *bounds(mask[rows], completion_mask[rows])
+
+    def adapt_kl_coef(self, kl: float, episodes: int) -> None:
+        """Steer the penalty's weight towards the config's `kl_target`, if it has one."""
+        if self.config.kl_target is not None:
+            self.kl_coef = adapted_kl_coef(
+                self.kl_coef, kl, self.config.kl_target, episodes, self.config.kl_horizon
+            )
+
+    def rescale_value_head(
+        self, scale: RewardScale, mixed: Tensor, parts: Mapping[str, Sequence[float]]
+    ) -> None:
+        """Make the value head, which started as the reward model's, predict effective scores.
+
+        V' = (w V + m - mean) / deviation, where w is the reward model's weight and m what the
+        other reward functions add on average.
         """
-        if self.scale is None:
-            self.scale = RewardScale.of(raw, self.total)
-            self.rescale_value_head(self.scale)
-        scores = (raw - self.scale.mean) / self.scale.deviation
-        if self.config.reward_clip is not None:
-            scores = scores.clamp(-self.config.reward_clip, self.config.reward_clip)
-        if self.config.missing_eos_penalty is not None:
-            scores = scores - self.config.missing_eos_penalty * (~finished).float()
-        return scores
+        if self.value_is_reward:
+            weight = self.scorer.weights[0]
+            own = torch.tensor(next(iter(parts.values())), device=mixed.device)
+            means = (RewardScale.of(scores, self.total).mean for scores in (mixed, own))
+            others = next(means) - weight * next(means)
+            head = self.roles.head(VALUE)
+            head.weight.mul_(weight / scale.deviation)
+            head.bias.mul_(weight).add_(others - scale.mean).div_(scale.deviation)
 
-    def rescale_value_head(self, scale: RewardScale) -> None:
-        """Make the value head predict normalised scores: it started as the reward model's head."""
-        head = self.roles.head(VALUE)
-        head.weight.div_(scale.deviation)
-        head.bias.sub_(scale.mean).div_(scale.deviation)
+
+def by_length(mask: Tensor, size: int) -> list[Tensor]:
+    """The rows of a mask in groups of that size, rows with as many tokens together."""
+    return list(mask.sum(-1).sort(stable=True).indices.split(size))

@@ -4,44 +4,48 @@ The Trainer keeps the loop, the optimiser, checkpoints, logging and processes. T
 two things PPO does differently: where a batch comes from (a rollout) and what a step does with it.
 """
 
-from collections import defaultdict
-from dataclasses import asdict
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
 
-from rlhf_recipes.adapters import assert_same_base, require_head
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.ppo.checkpoint import load_state, save_state
+from rlhf_recipes.ppo.checks import check_run, stop_at
 from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.episodes import Episodes
+from rlhf_recipes.ppo.metrics import Averages
 from rlhf_recipes.ppo.objective import clipped_policy_loss, clipped_value_loss, entropy_bonus
 from rlhf_recipes.ppo.roles import POLICY, REFERENCE, REWARD, VALUE, build_roles
-from rlhf_recipes.ppo.rollout import Episodes, RewardScale, Rollout, RolloutWorker
+from rlhf_recipes.ppo.rollout import RolloutWorker, by_length
+from rlhf_recipes.ppo.schedule import Schedule
+from rlhf_recipes.ppo.scoring import RewardFunc, Scorer
+from rlhf_recipes.ppo.tables import Table, rollout_metrics, sample_table, write_table
 from rlhf_recipes.rewards import RewardModel
-
-STATE_FILE = "ppo_state.pt"
 
 
 class PPOTrainer(Trainer):
-    """Train a LoRA policy with PPO against a reward adapter on the same frozen base.
+    """Train a LoRA policy with PPO; all its roles are adapters on one frozen base.
 
     Args:
-        model: The base. All roles become adapters on it.
+        model: The base.
         args: PPO's configuration.
-        reward_model_path: Folder of a reward adapter trained on that base; the value role starts
-            from it as well.
-        train_dataset: A `prompt` column, plain texts or conversations.
+        train_dataset: A `prompt` column, plain texts or conversations. Reward functions are given
+            its other columns.
         processing_class: The tokenizer, with the chat template for conversations.
-        peft_config: LoRA of the policy, when it starts from the base.
-        policy_path: An adapter to start the policy from; a frozen copy of it is the reference.
-            Without one the reference is the base, with all adapters off.
+        peft_config: LoRA of the policy, unless `args.sft_model_path` gives it an adapter.
+        reward_model_path: Folder of a reward adapter trained on that base: the first reward
+            function, and what the value role starts from. Without one the value starts at 0.
+        reward_funcs: Further reward functions, as GRPOTrainer takes them.
+        eval_dataset: Prompts for `evaluate`, as `train_dataset`.
     """
 
     args: PPOConfig
@@ -50,104 +54,103 @@ class PPOTrainer(Trainer):
         self,
         model: PreTrainedModel,
         args: PPOConfig,
-        reward_model_path: str,
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         peft_config: PeftConfig | None = None,
-        policy_path: str | None = None,
+        reward_model_path: str | None = None,
+        reward_funcs: Sequence[RewardFunc] = (),
+        eval_dataset: Dataset | None = None,
         **kwargs: Any,
     ) -> None:
-        assert_same_base(reward_model_path, str(model.name_or_path))
-        require_head(reward_model_path)
-        _refuse_sharding(args)
+        check_run(args, model, processing_class, train_dataset, eval_dataset)
         set_seed(args.seed)  # before LoRA's weights are drawn, as TRL's trainers do
-        self.roles = build_roles(model, reward_model_path, peft_config, policy_path)
+        self.roles = build_roles(model, reward_model_path, peft_config, args.sft_model_path)
+        self.schedule = Schedule(args, len(train_dataset))
         if args.total_episodes is not None:
-            episodes_per_step = args.rollout_size * args.world_size
-            rollouts = -(-args.total_episodes // episodes_per_step)
-            args.max_steps = rollouts * args.num_ppo_epochs * args.num_mini_batches
+            args.max_steps = self.schedule.steps(args.total_episodes)
         super().__init__(
             model=self.roles,
             args=args,
             train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
             **kwargs,
         )
+        if reward_model_path is not None:
+            size = args.per_device_train_batch_size
+            reward_model = RewardModel(self.roles, processing_class, REWARD, size)
+            reward_funcs = [reward_model, *reward_funcs]
         self.worker = RolloutWorker(
             self.roles,
             processing_class,
-            RewardModel(self.roles, processing_class, REWARD, args.per_device_train_batch_size),
+            Scorer(reward_funcs, args, self.total),
             args,
-            REFERENCE if policy_path else None,
+            REFERENCE if args.sft_model_path else None,
             self.total,
+            value_is_reward=reward_model_path is not None,
         )
-        self.rollout: Rollout | None = None
+        self.episodes: Episodes | None = None
+        self.stopped_early = False  # whether the rollout in use serves no further update
         self._micro_step: int | None = None
-        self._logged: dict[str, list[float]] = defaultdict(list)
+        self._approxkl = 0.0
+        self._collected = 0  # episodes, since `_began`
+        self._began = time.monotonic()
+        self._averages = Averages(self.total, args.world_size, args.device)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """One element for every micro-step of an epoch on each process.
+        """One element for every micro-step of an epoch on each process; it says nothing.
 
-        The elements say nothing: which prompts a rollout has follows from its number alone, so that
-        a resumed run reads what an uninterrupted one would have read, on any number of processes.
+        What a micro-step learns from follows from its number: see `schedule.py`.
         """
-        dataset, size = self.train_dataset, self.args.rollout_size * self.args.world_size
-        assert isinstance(dataset, Dataset)
-        if len(dataset) < size:
-            raise RecipeError(
-                f"There are {len(dataset)} training prompts, and one rollout takes {size} "
-                f"({self.args.rollout_size} on each of {self.args.world_size} processes). Lower "
-                "`per_device_train_batch_size`, `gradient_accumulation_steps` or "
-                "`num_mini_batches`, or give more prompts."
-            )
-        steps = len(dataset) // size * self.args.micro_steps_per_rollout * self.args.world_size
-        numbers: Any = range(steps)
+        numbers: Any = range(self.schedule.micro_steps_per_epoch * self.args.world_size)
         loader = DataLoader(numbers, collate_fn=lambda rows: {"micro_step": rows[0]})
         return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
 
-    def prompt_rows(self, number: int) -> list[int]:
-        """The rows of the training data that rollout `number` has on this process.
-
-        An epoch is a shuffle drawn from the seed and the epoch; prompts that do not fill a whole
-        rollout at its end are left for another epoch's shuffle.
-        """
+    def start_rollout(self, number: int) -> None:
+        """Sample and score rollout `number` with the policy as it now is."""
         assert isinstance(self.train_dataset, Dataset)
-        num_prompts, size = len(self.train_dataset), self.args.rollout_size
-        together = size * self.args.world_size
-        epoch, place = divmod(number, num_prompts // together)
-        generator = torch.Generator().manual_seed(self.args.seed + epoch)
-        start = place * together + self.args.process_index * size
-        return torch.randperm(num_prompts, generator=generator)[start : start + size].tolist()
+        rows = self.train_dataset[self.schedule.prompt_rows(number)]
+        self.episodes, table = self._collect(
+            rows, self.schedule.seed(number), f"completions_{number:05d}"
+        )
+        self.stopped_early = False
+        self._collected += len(table["score"])
+        metrics = rollout_metrics(table, self.worker.kl_coef)
+        self._averages.note(metrics)
+        self.worker.adapt_kl_coef(metrics["objective/kl"], len(table["score"]))
 
-    def next_episodes(self) -> tuple[Episodes, float]:
-        """The micro-batch of this step and the tokens its minibatch has on average a process.
+    def _collect(self, rows: dict[str, Any], seed: int, name: str) -> tuple[Episodes, Table]:
+        """Episodes of those rows of a dataset, and the table of all processes' episodes."""
+        columns = dict(rows)
+        # Every process samples with a seed of its own.
+        own_seed = seed * self.args.world_size + self.args.process_index
+        rollout = self.worker.collect(columns.pop("prompt"), own_seed, columns)
+        table = {name: gather_object(column) for name, column in rollout.table.items()}
+        if self.args.log_completions and self.is_world_process_zero():
+            write_table(table, Path(str(self.args.output_dir)) / "completions" / f"{name}.parquet")
+        return rollout.episodes, table
 
-        A new rollout is collected when the last one has served all its epochs. Each epoch visits
-        the rollout in an order of its own, drawn from the seed and the rollout's number.
+    def next_episodes(self) -> tuple[Episodes, float, bool]:
+        """The micro-batch of this step, of a new rollout when the last has served its epochs.
+
+        With it come the tokens its minibatch has on average a process, and whether it is the
+        minibatch's last part. Episodes of like length are in one part.
         """
-        args = self.args
         if self._micro_step is None:  # the first step of a run, or of a resumed one
-            self._micro_step = self.state.global_step * args.gradient_accumulation_steps
-        number, step = divmod(self._micro_step, args.micro_steps_per_rollout)
+            self._micro_step = self.state.global_step * self.args.gradient_accumulation_steps
+        place = self.schedule.place(self._micro_step)
         self._micro_step += 1
-        seed = args.seed + 100_003 * number
-        if step == 0:
-            assert isinstance(self.train_dataset, Dataset)
-            prompts = self.train_dataset.select(self.prompt_rows(number))["prompt"]
-            # Every process samples with a seed of its own.
-            own_seed = seed * args.world_size + args.process_index
-            self.rollout = self.worker.collect(list(prompts), own_seed)
-            self._record_rollout(self.rollout, number)
-        assert self.rollout is not None
-        episodes = self.rollout.episodes
-        epoch, within = divmod(step, args.num_mini_batches * args.gradient_accumulation_steps)
-        generator = torch.Generator().manual_seed(seed + epoch)
-        order = torch.randperm(args.rollout_size, generator=generator)
-        minibatches = order.view(args.num_mini_batches, args.gradient_accumulation_steps, -1)
-        minibatch, part = divmod(within, args.gradient_accumulation_steps)
-        rows = minibatches[minibatch]
-        tokens = episodes.completion_mask[rows.flatten()].sum().float()
-        return episodes.rows(rows[part]), float(self.total(tokens)) / args.world_size
+        if place.first:
+            self.start_rollout(place.rollout)
+        assert self.episodes is not None
+        minibatch = self.episodes.rows(self.schedule.minibatch_rows(place))
+        parts = by_length(minibatch.mask, self.args.per_device_train_batch_size)
+        tokens = float(self.total(minibatch.completion_mask.sum().float()))
+        return (
+            minibatch.rows(parts[place.part]),
+            tokens / self.args.world_size,
+            place.part == len(parts) - 1,
+        )
 
     def training_step(
         self,
@@ -158,16 +161,22 @@ class PPOTrainer(Trainer):
         """Gradients of policy and value on one micro-batch; the sum of both losses, detached.
 
         Each loss is taken back through the model before the next role is switched on: gradient
-        checkpointing recomputes activations with the adapter that is active then.
+        checkpointing recomputes activations with the adapter that is active then. Once an update
+        is stopped early there are no gradients, and the optimiser leaves the weights alone.
         """
-        episodes, num_tokens = self.next_episodes()
+        episodes, num_tokens, last_part = self.next_episodes()
+        if self.stopped_early:
+            return torch.zeros((), device=self.args.device)
         model.train()
         with self.roles.use(POLICY):
             policy_loss = self.policy_loss(model, episodes, num_tokens)
-            self.accelerator.backward(policy_loss)
+            self._backward(policy_loss, "policy", episodes)
         with self.roles.use(VALUE):
             value_loss = self.value_loss(model, episodes, num_tokens)
-            self.accelerator.backward(value_loss)
+            self._backward(value_loss, "value", episodes)
+        if last_part:
+            limit, self._approxkl, found = self.args.early_stop_approxkl, 0.0, self._approxkl
+            self.stopped_early = limit is not None and found > limit
         return (policy_loss + value_loss).detach()
 
     def policy_loss(self, model: nn.Module, episodes: Episodes, num_tokens: float) -> Tensor:
@@ -182,10 +191,18 @@ class PPOTrainer(Trainer):
             num_tokens,
         )
         bonus = entropy_bonus(entropy, episodes.completion_mask, num_tokens)
-        self._note("loss/policy_avg", policy.loss * self.args.gradient_accumulation_steps)
-        self._note("policy/approxkl_avg", policy.approxkl)
-        self._note("policy/clipfrac_avg", policy.clipfrac)
-        self._note("val/ratio", policy.ratio)
+        self._averages.note(
+            {
+                "loss/policy_avg": policy.loss * self.args.gradient_accumulation_steps,
+                "policy/approxkl_avg": policy.approxkl,
+                "policy/clipfrac_avg": policy.clipfrac,
+                "val/ratio": policy.ratio,
+                "val/ratio_var": policy.ratio_var,
+            }
+        )
+        if self.args.early_stop_approxkl is not None:
+            share = policy.approxkl * episodes.completion_mask.sum() / num_tokens
+            self._approxkl += float(self.total(share)) / self.args.world_size
         return policy.loss - self.args.entropy_coef * bonus
 
     def value_loss(self, model: nn.Module, episodes: Episodes, num_tokens: float) -> Tensor:
@@ -198,37 +215,53 @@ class PPOTrainer(Trainer):
             self.args.cliprange_value,
             num_tokens,
         )
-        self._note("loss/value_avg", value.loss * self.args.gradient_accumulation_steps)
-        self._note("val/clipfrac_avg", value.clipfrac)
+        average = value.loss * self.args.gradient_accumulation_steps
+        self._averages.note({"loss/value_avg": average, "val/clipfrac_avg": value.clipfrac})
         return self.args.vf_coef * value.loss
+
+    def _backward(self, loss: Tensor, role: str, episodes: Episodes) -> None:
+        """Gradients of a loss, on every process or on none."""
+        if float(self.total((~loss.isfinite()).float())):
+            stop_at(loss, role, episodes, self.args, self.state.global_step)
+        self.accelerator.backward(loss)
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
         return self.accelerator.reduce(value, reduction="sum")  # type: ignore[no-any-return]
 
-    def _note(self, name: str, value: Tensor) -> None:
-        self._logged[name].append(float(self.total(value.detach())) / self.args.world_size)
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """The metrics of a rollout on held-out prompts, always with the same seed.
 
-    def _record_rollout(self, rollout: Rollout, number: int) -> None:
-        for name, value in rollout.metrics.items():
-            self._note(name, torch.tensor(value, device=self.args.device))
-        if not self.args.log_completions:
-            return
-        columns = {name: gather_object(column) for name, column in rollout.table.items()}
+        Writes the completions beside those of training, and shows a few of them.
+        """
+        prompts = self.eval_dataset if eval_dataset is None else eval_dataset
+        assert isinstance(prompts, Dataset)
+        started = time.monotonic()
+        mine = range(self.args.process_index, len(prompts), self.args.world_size)
+        name = f"{metric_key_prefix}_{self.state.global_step:05d}"
+        _, table = self._collect(prompts[list(mine)], self.schedule.seed(0) + 1, name)
+        found = rollout_metrics(table, self.worker.kl_coef)
+        found["runtime"] = time.monotonic() - started
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        super().log(metrics)
         if self.is_world_process_zero():
-            folder = Path(str(self.args.output_dir)) / "completions"
-            folder.mkdir(parents=True, exist_ok=True)
-            columns["rollout"] = [number] * len(columns["score"])
-            pd.DataFrame(columns).to_parquet(folder / f"completions_{number:05d}.parquet")
+            tqdm.write(sample_table(table))
+        handler = self.callback_handler
+        self.control = handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what has been noted since the last time, averaged, with the episodes so far."""
-        averages = {name: sum(values) / len(values) for name, values in self._logged.items()}
-        self._logged.clear()
+        averages = self._averages.take()
         if averages:
-            steps = self.args.num_ppo_epochs * self.args.num_mini_batches
-            rollouts = -(-self.state.global_step // steps)
+            rollouts = self.schedule.rollouts(self.state.global_step)
             averages["episode"] = rollouts * self.args.rollout_size * self.args.world_size
+            averages["eps"] = self._collected / (time.monotonic() - self._began)
         super().log({**logs, **averages}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -243,12 +276,9 @@ class PPOTrainer(Trainer):
             assert isinstance(self.processing_class, PreTrainedTokenizerBase)
             self.processing_class.save_pretrained(folder)
         if _internal_call:
-            folder.mkdir(parents=True, exist_ok=True)
-            state = {
-                "rollout": None if self.rollout is None else asdict(self.rollout),
-                "scale": None if self.worker.scale is None else asdict(self.worker.scale),
-            }
-            torch.save(state, folder / f"{self.args.process_index}_{STATE_FILE}")
+            served = (self._micro_step or 0) % self.args.micro_steps_per_rollout == 0
+            episodes = None if served else self.episodes
+            save_state(folder, self.args.process_index, self.worker, episodes, self.stopped_early)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -256,33 +286,14 @@ class PPOTrainer(Trainer):
         # Private, yet the one place where the Trainer loads weights: its own version knows whole
         # models and PEFT models, not roles.
         folder = Path(resume_from_checkpoint)
+        self._load_weights(folder)
+        self.episodes, self.stopped_early = load_state(
+            folder, self.args.process_index, self.args.world_size, self.worker
+        )
+
+    def _load_best_model(self) -> None:
+        self._load_weights(Path(str(self.state.best_model_checkpoint)))
+
+    def _load_weights(self, folder: Path) -> None:
         self.roles.load_role(POLICY, folder)
         self.roles.load_role(VALUE, folder / VALUE)
-        file = folder / f"{self.args.process_index}_{STATE_FILE}"
-        state = torch.load(file, map_location=self.args.device, weights_only=True)
-        if state["scale"] is not None:
-            self.worker.scale = RewardScale(**state["scale"])
-        if state["rollout"] is not None:
-            episodes = Episodes(**state["rollout"].pop("episodes"))
-            self.rollout = Rollout(episodes, **state["rollout"])
-
-
-def _refuse_sharding(args: PPOConfig) -> None:
-    """Raise RecipeError under DeepSpeed and FSDP, whose steps and weights are not this trainer's.
-
-    DeepSpeed steps the optimiser at every backward pass, and a PPO step has two; FSDP replaces the
-    parameters that the roles switch, and sampling would wait for a process that has finished.
-    """
-    if (
-        args.deepspeed
-        or args.fsdp
-        or args.distributed_state.distributed_type
-        in (
-            DistributedType.DEEPSPEED,
-            DistributedType.FSDP,
-        )
-    ):
-        raise RecipeError(
-            "PPO does not run under DeepSpeed or FSDP. Use accelerate_configs/single.yaml or "
-            "multi_gpu.yaml; a base too large for one GPU fits with `load_in_4bit: true`."
-        )

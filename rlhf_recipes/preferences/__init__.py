@@ -16,7 +16,14 @@ from rlhf_recipes.preferences.shapes import prompt_text
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-__all__ = ["DataArguments", "dataset_fingerprint", "load_prepared", "prompt_text", "unique_prompts"]
+__all__ = [
+    "DataArguments",
+    "dataset_fingerprint",
+    "hold_out",
+    "load_prepared",
+    "prompt_text",
+    "unique_prompts",
+]
 
 
 @dataclass
@@ -123,6 +130,17 @@ def unique_prompts(split: "Dataset") -> "Dataset":
 
     seen: dict[str, object] = {prompt_text(prompt): prompt for prompt in split["prompt"]}
     return Dataset.from_dict({"prompt": list(seen.values())})
+
+
+def hold_out(prompts: "Dataset", count: int) -> tuple["Dataset", "Dataset"]:
+    """The prompts without the last `count`, and those `count`."""
+    kept = len(prompts) - count
+    if kept < 1:
+        raise RecipeError(
+            f"`num_eval_prompts` is {count} of {len(prompts)} training prompts, which leaves none "
+            "to train on. Give fewer."
+        )
+    return prompts.select(range(kept)), prompts.select(range(kept, len(prompts)))
 
 
 def dataset_fingerprint(folder: str | Path) -> str:

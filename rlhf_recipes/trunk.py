@@ -1,0 +1,37 @@
+"""A decoder cut in two: the layers below every adapter, which all roles share, and the rest."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+# Their decoder is embeddings, `layers`, `norm`, and gives hidden states to a layer unchanged.
+TRUNK_TYPES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def lowest_adapted_layer(base: PreTrainedModel) -> int:
+    """How many layers lie below every adapter; 0 where the architecture cannot be cut."""
+    config = base.config
+    if config.model_type not in TRUNK_TYPES or len(set(getattr(config, "layer_types", ()))) > 1:
+        return 0
+    names = [name for name, module in base.named_modules() if isinstance(module, LoraLayer)]
+    layers = [re.search(r"\.layers\.(\d+)\.", name) for name in names]
+    return min((int(found[1]) if found else 0 for found in layers), default=0)
+
+
+@contextmanager
+def only_layers(base: PreTrainedModel, part: slice) -> Iterator[None]:
+    """Leave that part of the decoder's layers, and the final norm only with the last."""
+    decoder: Any = base.base_model
+    layers, norm = decoder.layers, decoder.norm
+    decoder.layers = layers[part]
+    if part.stop is not None:
+        decoder.norm = nn.Identity()
+    try:
+        yield
+    finally:
+        decoder.layers, decoder.norm = layers, norm

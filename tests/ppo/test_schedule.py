@@ -1,0 +1,49 @@
+import pytest
+
+from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.schedule import Place, Schedule
+
+
+def schedule(tmp_path, prompts=16, **changes) -> Schedule:
+    settings = {"per_device_train_batch_size": 2, "num_mini_batches": 2, "num_ppo_epochs": 3}
+    return Schedule(PPOConfig(output_dir=str(tmp_path), **{**settings, **changes}), prompts)
+
+
+def test_a_rollout_is_visited_whole_in_every_epoch_and_in_another_order(tmp_path):
+    plan = schedule(tmp_path, gradient_accumulation_steps=2)
+    places = [plan.place(step) for step in range(24)]
+    assert places[0] == Place(0, 0, 0, 0)
+    assert places[1] == Place(0, 0, 0, 1)
+    assert places[2] == Place(0, 0, 1, 0)
+    assert places[4] == Place(0, 1, 0, 0)
+    assert places[12] == Place(1, 0, 0, 0)
+    assert [p.first for p in places].count(True) == 2
+    orders = []
+    for epoch in range(3):
+        rows = [plan.minibatch_rows(Place(0, epoch, m, 0)).tolist() for m in range(2)]
+        assert sorted(rows[0] + rows[1]) == list(range(8))
+        orders.append(rows)
+    assert orders[0] != orders[1] != orders[2]
+    assert orders[0] != [plan.minibatch_rows(Place(1, 0, m, 0)).tolist() for m in range(2)]
+
+
+def test_an_epoch_visits_each_prompt_at_most_once_and_another_epoch_in_another_order(tmp_path):
+    plan = schedule(tmp_path, per_device_train_batch_size=5, num_mini_batches=1)
+    first, second, third, fourth = (plan.prompt_rows(number) for number in range(4))
+    assert len({*first, *second, *third}) == 15  # of 16 prompts, one is left over
+    assert fourth != first
+    assert first == plan.prompt_rows(0)
+
+
+def test_several_completions_a_prompt_take_fewer_prompts(tmp_path):
+    plan = schedule(tmp_path, num_generations=2)
+    assert len(plan.prompt_rows(0)) == 2  # for 4 episodes
+    assert plan.micro_steps_per_epoch == 8 * 6
+
+
+@pytest.mark.parametrize(("episodes", "rollouts"), [(1, 1), (4, 1), (5, 2), (20, 5)])
+def test_episodes_are_counted_in_whole_rollouts(tmp_path, episodes, rollouts):
+    plan = schedule(tmp_path)
+    assert plan.steps(episodes) == rollouts * 6
+    assert plan.rollouts(plan.steps(episodes)) == rollouts
+    assert plan.rollouts(plan.steps(episodes) - 5) == rollouts

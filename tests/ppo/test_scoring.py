@@ -1,0 +1,101 @@
+import math
+
+import pytest
+import torch
+
+from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.scoring import RewardScale, Scorer
+
+TEXTS = ["a", "bb", "cccc"]
+PROMPTS = ["say"] * 3
+
+
+def length(completions, **_):
+    return [float(len(text)) for text in completions]
+
+
+def vowels(completions, **_):
+    return [float(sum(c in "aeiou" for c in text)) for text in completions]
+
+
+def scorer(tmp_path, *functions, total=lambda value: value, **changes) -> Scorer:
+    return Scorer(functions, PPOConfig(output_dir=str(tmp_path), **changes), total)
+
+
+def test_reward_functions_are_mixed_by_their_weights(tmp_path):
+    mixer = scorer(tmp_path, length, vowels, reward_weights=[0.5, -2.0])
+    parts = mixer.raw(PROMPTS, TEXTS, {})
+    assert parts == {"length": [1, 2, 4], "vowels": [1, 0, 0]}
+    assert mixer.mixed(parts).tolist() == [0.5 - 2, 1.0, 2.0]
+    plain = scorer(tmp_path, length, vowels)
+    assert plain.mixed(parts).tolist() == [2, 2, 4]
+
+
+def test_a_reward_function_is_called_as_grpo_calls_it(tmp_path):
+    calls = []
+
+    def record(**given):
+        calls.append(given)
+        return [0.0, 0.0]
+
+    chat = [{"role": "user", "content": "say"}]
+    scorer(tmp_path, record).raw([chat, "say"], ["a", "b"], {"answer": [1, 2]})
+    assert calls == [
+        {
+            "prompts": [chat, "say"],
+            "completions": [[{"role": "assistant", "content": "a"}], "b"],
+            "answer": [1, 2],
+        }
+    ]
+
+
+def test_a_wrong_number_of_values_is_an_error(tmp_path):
+    with pytest.raises(RecipeError, match="`two` returned 2 values for 3 completions"):
+        scorer(tmp_path, two).raw(PROMPTS, TEXTS, {})
+
+
+def two(**_):
+    return [1.0, 2.0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, "1"])
+def test_a_value_that_is_no_finite_number_is_an_error(tmp_path, value):
+    def broken(**_):
+        return [1.0, value, 2.0]
+
+    with pytest.raises(RecipeError, match=rf"`broken` returned {value!r} for the completion 'bb'"):
+        scorer(tmp_path, broken).raw(PROMPTS, TEXTS, {})
+
+
+def test_a_weight_for_each_reward_function_or_none(tmp_path):
+    with pytest.raises(RecipeError, match="has 1 weights, and there are 2 reward functions"):
+        scorer(tmp_path, length, vowels, reward_weights=[1.0])
+    with pytest.raises(RecipeError, match="nothing to be rewarded for"):
+        scorer(tmp_path)
+
+
+def test_the_scale_is_over_all_processes():
+    scores = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    together = RewardScale.of(scores, lambda value: value)
+    assert together.mean == 3.0
+    assert together.deviation == pytest.approx(math.sqrt(14 / 3))
+    sums = iter([torch.tensor(4.0), scores.sum(), ((scores - 3) ** 2).sum()])
+    assert RewardScale.of(scores[:1], lambda _: next(sums)) == together
+    assert RewardScale.of(torch.ones(3), lambda value: value) == RewardScale(1.0, 1.0)
+
+
+def test_scores_are_left_as_they_are_where_no_scale_is_wanted(tmp_path):
+    mixer = scorer(tmp_path, length, normalize_rewards=False, missing_eos_penalty=None)
+    scores = torch.tensor([5.0, 9.0])
+    mixer.measure_scale(scores)
+    assert torch.equal(mixer.effective(scores, torch.tensor([True, False])), scores)
+
+
+def test_the_penalty_is_for_what_was_cut_off_alone(tmp_path):
+    mixer = scorer(
+        tmp_path, length, normalize_rewards=False, reward_clip=2.0, missing_eos_penalty=0.5
+    )
+    raw = torch.tensor([5.0, 5.0, -5.0])
+    mixer.measure_scale(raw)
+    assert mixer.effective(raw, torch.tensor([True, False, True])).tolist() == [2.0, 1.5, -2.0]

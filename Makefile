@@ -12,6 +12,8 @@ PYTHON = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 TOOLS = .venv/.tools-installed
+PEER = .venv-trl112/.installed
+STAGE = ppo
 
 # A stage writes its last file when it has finished, so these say what is still to be done.
 DATA = $(OUT)/data/run.json
@@ -28,7 +30,7 @@ CPU = $(if $(findstring cpu_ddp,$(ACCELERATE)),--use_cpu)
 
 .DEFAULT_GOAL = help
 .NOTPARALLEL:
-.PHONY: help install demo data reward ppo grpo dpo evaluate all push test check format docker
+.PHONY: help install demo data reward ppo grpo dpo evaluate all push test check format bench docker
 
 help: ## This list
 	@echo 'make TARGET [RECIPE=$(RECIPE)] [OUT=$(OUT)] [ACCELERATE=$(ACCELERATE)]'
@@ -71,6 +73,10 @@ format: $(TOOLS) ## Format the code and fix what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+bench: $(INSTALLED) $(PEER) ## Time a stage against its peer: STAGE=ppo [DATASET=preference data]
+	$(BIN)/python -m benchmarks.bench $(STAGE) --peer_python .venv-trl112/bin/python \
+		$(if $(DATASET),--dataset_name $(DATASET)) $(ARGS)
+
 docker: ## Build the container image rlhf_recipes
 	docker build --tag rlhf_recipes .
 
@@ -103,4 +109,10 @@ $(INSTALLED): requirements.txt pyproject.toml
 
 $(TOOLS): requirements-dev.txt $(INSTALLED)
 	$(BIN)/python -m pip install --requirement requirements-dev.txt
+	@touch $@
+
+# The last TRL with PPO, in an environment of its own: a peer to measure against, never a dependency.
+$(PEER): benchmarks/requirements-trl112.txt
+	$(PYTHON) -m venv .venv-trl112
+	.venv-trl112/bin/python -m pip install --requirement $<
 	@touch $@

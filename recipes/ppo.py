@@ -11,7 +11,7 @@ from rlhf_recipes.models import init_kwargs, open_base, open_tokenizer
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
-from rlhf_recipes.preferences import hold_out, load_prepared, unique_prompts
+from rlhf_recipes.preferences import load_prepared, split_off, unique_prompts
 from rlhf_recipes.rewards import load_reward_func
 from rlhf_recipes.training import Run
 
@@ -28,7 +28,7 @@ def main() -> None:
         return
     prompts, held_out = unique_prompts(dataset["train"]), None
     if training.eval_strategy != "no":  # not on the validation split, which is evaluate.py's
-        prompts, held_out = hold_out(prompts, training.num_eval_prompts)
+        prompts, held_out = split_off(prompts, training.num_eval_prompts)
     stage = Run("ppo", recipe, training, reward, model)
     trainer = PPOTrainer(
         model=open_base(

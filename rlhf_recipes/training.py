@@ -120,9 +120,10 @@ def train(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
 def last_checkpoint(folder: Path) -> str | None:
     """The newest whole checkpoint of a run folder; None where there is none.
 
-    The Trainer writes `trainer_state.json` last: a checkpoint without it was cut off.
+    The Trainer writes `trainer_state.json` last: a checkpoint without all of it was cut off.
     """
-    whole = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    whole = [state.parent for state in states if state.read_bytes().endswith(b"}\n")]
     newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     return None if newest is None else str(newest)
 

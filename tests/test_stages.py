@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -163,6 +165,54 @@ def test_a_stage_runs_on_two_processes(root, workspace, tmp_path, stage):
         processes=2,
     )
     assert read(folder / "run.json")["processes"] == 2
+
+
+def killed_at(command: list[str], root: Path, folder: Path, step: int) -> None:
+    """Start a run and kill it, with all its processes, when a checkpoint appears."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(
+        command, cwd=root, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        while process.poll() is None and not (folder / f"checkpoint-{step}").exists():
+            time.sleep(0.01)
+        assert process.poll() is None, f"it had finished before step {step}"
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ppo_killed_again_and_again_ends_as_if_it_had_not_been(
+    root, workspace, tmp_path, processes
+):
+    """SIGKILL when a checkpoint is half written, in two rollouts; the same command each time."""
+    scores = f"{workspace}/models/reward_model"
+    config = "single" if processes == 1 else "cpu_ddp"
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet"),
+        *("--config_file", f"accelerate_configs/{config}.yaml", *["--use_cpu"] * (processes - 1)),
+        *("recipes/ppo.py", "--config", "recipes/tiny/ppo.yaml", "--reward_model_path", scores),
+        *("--dataset_name", f"{workspace}/data", "--kl_target", "0.01", "--save_strategy", "steps"),
+        *("--save_steps", "1", "--max_steps", "7", "--learning_rate", "0.01"),
+    ]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for folder, steps in ((straight, ()), (killed, (2, 5))):
+        for step in steps:
+            killed_at([*command, "--output_dir", str(folder)], root, folder, step)
+        done = subprocess.run(
+            [*command, "--output_dir", str(folder)],
+            cwd=root,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("adapter_model.safetensors", "value/adapter_model.safetensors"):
+        assert (killed / name).read_bytes() == (straight / name).read_bytes()
+    histories = []
+    for folder in (straight, killed):
+        log = read(folder / "trainer_state.json")["log_history"]
+        histories.append([{**e, "eps": 0} for e in log if "loss/policy_avg" in e])
+    assert histories[0] == histories[1]
+    assert len(histories[0]) == 7
 
 
 def test_a_plan_writes_nothing(root, workspace, tmp_path):

@@ -49,8 +49,10 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
     assert last_checkpoint(tmp_path) is None
     for step in (8, 10, 9):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}\n")
     (tmp_path / "checkpoint-11").mkdir()
+    (tmp_path / "checkpoint-12").mkdir()
+    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"global_step": 1')
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 

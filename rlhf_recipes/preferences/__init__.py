@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 __all__ = [
     "DataArguments",
     "dataset_fingerprint",
-    "hold_out",
     "load_prepared",
     "prompt_text",
+    "split_off",
     "unique_prompts",
 ]
 
@@ -132,7 +132,7 @@ def unique_prompts(split: "Dataset") -> "Dataset":
     return Dataset.from_dict({"prompt": list(seen.values())})
 
 
-def hold_out(prompts: "Dataset", count: int) -> tuple["Dataset", "Dataset"]:
+def split_off(prompts: "Dataset", count: int) -> tuple["Dataset", "Dataset"]:
     """The prompts without the last `count`, and those `count`."""
     kept = len(prompts) - count
     if kept < 1:

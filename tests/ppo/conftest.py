@@ -41,6 +41,7 @@ def make_trainer(
     reward_funcs=(),
     eval_dataset=None,
     tokenizer_changes=None,
+    base="tiny",
     **changes,
 ) -> PPOTrainer:
     settings = {
@@ -59,7 +60,7 @@ def make_trainer(
     for name, value in (tokenizer_changes or {}).items():
         setattr(tokenizer, name, value)
     return PPOTrainer(
-        model=open_base("tiny"),
+        model=open_base(base),
         args=PPOConfig(output_dir=str(folder), **{**settings, **changes}),
         train_dataset=prompts,
         eval_dataset=eval_dataset,

@@ -155,8 +155,7 @@ def _refuse_lonely_processes(world_size: int) -> None:
     if started != world_size:
         raise RecipeError(
             f"{started} processes were started, and this one sees {world_size}: each would train "
-            "alone and write the same folder. On CPUs add `--use_cpu` to `accelerate launch`; "
-            "`make` does."
+            "alone and write the same folder. On CPUs add the flag `--use_cpu`; `make` does."
         )
 
 

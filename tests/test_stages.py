@@ -2,12 +2,12 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -170,13 +170,13 @@ def test_a_stage_runs_on_two_processes(root, workspace, tmp_path, stage):
 def killed_at(command: list[str], root: Path, folder: Path, step: int) -> None:
     """Start a run and kill it, with all its processes, when a checkpoint appears."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(
-        command, cwd=root, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
+    with subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not (folder / f"checkpoint-{step}").exists():
             time.sleep(0.01)
         assert process.poll() is None, f"it had finished before step {step}"
-        os.killpg(process.pid, signal.SIGKILL)
+        launcher = psutil.Process(process.pid)
+        for each in [*launcher.children(recursive=True), launcher]:
+            each.kill()  # SIGKILL
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -188,8 +188,8 @@ def test_ppo_killed_again_and_again_ends_as_if_it_had_not_been(
     config = "single" if processes == 1 else "cpu_ddp"
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--quiet"),
-        *("--config_file", f"accelerate_configs/{config}.yaml", *["--use_cpu"] * (processes - 1)),
-        *("recipes/ppo.py", "--config", "recipes/tiny/ppo.yaml", "--reward_model_path", scores),
+        *("--config_file", f"accelerate_configs/{config}.yaml", "recipes/ppo.py", "--use_cpu"),
+        *("--config", "recipes/tiny/ppo.yaml", "--reward_model_path", scores),
         *("--dataset_name", f"{workspace}/data", "--kl_target", "0.01", "--save_strategy", "steps"),
         *("--save_steps", "1", "--max_steps", "7", "--learning_rate", "0.01"),
     ]

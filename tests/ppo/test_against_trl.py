@@ -1,7 +1,8 @@
 """The losses and gradients of TRL 1.12's PPOTrainer, on the same models and the same rollout.
 
-`trl_1_12.json` is what trl_peer.py found in that trainer's own environment; to record it again:
-`python -m tests.ppo.test_against_trl .venv-trl112/bin/python` (the environment: `make bench`).
+`trl_1_12.json` is what benchmarks/ppo_trl112_rollout.py found in an environment of its own. To
+record it again: `python -m tests.ppo.test_against_trl .venv-trl112/bin/python`, once `make bench`
+has made that environment.
 
 Where no completion ends before the cap, the two agree. Where one does, TRL differs by two known
 faults, and agrees once they are copied: it puts the score on the padding token after the last real
@@ -21,6 +22,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+from benchmarks.gradients import summary
 from rlhf_recipes.logprobs import kl_estimate
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
 from rlhf_recipes.ppo.objective import (
@@ -32,7 +34,6 @@ from rlhf_recipes.ppo.objective import (
 )
 from rlhf_recipes.roles import Roles
 from tests.ppo.conftest import lora
-from tests.ppo.gradients import summary
 
 RECORD = Path(__file__).with_name("trl_1_12.json")
 SETTINGS = {
@@ -67,7 +68,7 @@ def roles_with_weights() -> Roles:
 
 
 def rollout(case: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids, prompt and completion, and the completion mask; the end token closes a short one."""
+    """Token ids of prompt and completion, and the completion mask."""
     tokenizer = open_tokenizer("tiny")
     generator = torch.Generator().manual_seed(4)
     ids = torch.randint(10, 90, (4, PROMPT + 6), generator=generator)
@@ -206,7 +207,7 @@ def record(peer_python: str) -> None:
             cases[case] = {"queries": queries, "responses": responses, "settings": SETTINGS}
         (folder / "case.json").write_text(json.dumps(cases))
         environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1"}
-        command = [peer_python, "-m", "tests.ppo.trl_peer", str(folder)]
+        command = [peer_python, "-m", "benchmarks.ppo_trl112_rollout", str(folder)]
         subprocess.run(command, check=True, env=environment)
         RECORD.write_text((folder / "found.json").read_text() + "\n")
 

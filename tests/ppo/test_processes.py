@@ -13,7 +13,7 @@ from tests.ppo.one_step import one_step
 def test_two_processes_take_the_step_that_one_takes(root, tmp_path, reward_folder):
     """Losses are means over the tokens of all processes, whose shares differ: 16 and 18 of 34."""
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--use_cpu"),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet"),
         *("--config_file", "accelerate_configs/cpu_ddp.yaml"),
         *("-m", "tests.ppo.one_step", str(tmp_path / "two"), reward_folder),
     ]

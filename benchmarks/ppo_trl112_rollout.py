@@ -1,8 +1,9 @@
 """Run TRL 1.12's PPOTrainer on a given rollout, and write what it computes.
 
-`python -m tests.ppo.trl_peer FOLDER`, in the environment of benchmarks/requirements-trl112.txt: the
-package is not imported. The folder holds a base, a policy adapter, a classifier (reward and value model) and `case.json`;
-`found.json` is written beside them, with the loss and the gradients of each optimiser step.
+`python -m benchmarks.ppo_trl112_rollout FOLDER`, in the environment of requirements-trl112.txt: the
+package is not imported. The folder holds a base, a policy adapter, a classifier (reward and value
+model) and `case.json`; `found.json` is written beside them, with the loss and the gradients of each
+optimiser step.
 """
 
 import json
@@ -15,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
-from tests.ppo.gradients import summary
+from benchmarks.gradients import summary
 
 
 def steps(folder: Path, case: dict, settings: dict) -> list[dict]:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ class Ours:
         return (policy + vf_coef * value).detach()
 
 
-def recorded(case: str, what: str) -> list[dict]:
+def recorded(case: str, what: str) -> list[dict[str, Any]]:
     return json.loads(RECORD.read_text())[case][what]
 
 

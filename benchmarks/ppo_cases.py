@@ -35,25 +35,11 @@ def cases(folder: Path, dataset_name: str) -> list[dict[str, Any]]:
         "response_length": 64,
         "temperature": 1.0,
         "learning_rate": 1e-5,
-        "batch_size": 8,
         "count_flops": False,
     }
-    return [
-        {
-            "name": "one epoch",
-            **shared,
-            "episodes": 16,
-            "num_ppo_epochs": 1,
-            "num_mini_batches": 1,
-        },
-        {
-            "name": "four epochs of four minibatches",
-            **shared,
-            "episodes": 8,
-            "num_ppo_epochs": 4,
-            "num_mini_batches": 4,
-        },
-    ]
+    one = {"name": "one epoch", "batch_size": 16, "num_ppo_epochs": 1, "num_mini_batches": 1}
+    four = {"name": "four by four", "batch_size": 4, "num_ppo_epochs": 4, "num_mini_batches": 4}
+    return [{**shared, **case, "episodes": case["batch_size"]} for case in (one, four)]
 
 
 def _prompts(dataset_name: str, count: int) -> list[Any]:

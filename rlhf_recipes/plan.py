@@ -18,7 +18,7 @@ from rlhf_recipes.hub import repo_name
 from rlhf_recipes.memory import Memory, evaluation_memory, training_memory
 from rlhf_recipes.models import open_tokenizer
 from rlhf_recipes.parameter_counts import Parameters, evaluation_parameters, stage_parameters
-from rlhf_recipes.preferences import load_prepared, unique_prompts
+from rlhf_recipes.preferences import load_prepared, split_off, unique_prompts
 from rlhf_recipes.preferences.lengths import TokenRuler
 from rlhf_recipes.preferences.shapes import Pair
 from rlhf_recipes.sampling import prompt_ids
@@ -91,7 +91,7 @@ def training_plan(
     """
     if stage in ("grpo", "ppo"):
         tokenizer = open_tokenizer(str(model.model_name_or_path), recipe.chat_template)
-        prompts = unique_prompts(dataset["train"])
+        prompts = training_prompts(stage, dataset["train"], training)
         rows = {"train": prompt_rows(prompts, tokenizer, training.max_completion_length)}
     else:
         ruler = TokenRuler(str(model.model_name_or_path), recipe.chat_template)
@@ -170,6 +170,14 @@ def pair_rows(stage: str, split: "Dataset", ruler: TokenRuler, max_length: int |
             "there is nothing to train on. Raise `max_length`."
         )
     return Rows(len(kept), len(lengths) - len(kept), max(kept))
+
+
+def training_prompts(stage: str, split: "Dataset", training: Any) -> "Dataset":
+    """What a stage samples on: every prompt, but for those PPO holds out for its evaluations."""
+    prompts = unique_prompts(split)
+    if stage == "ppo" and training.eval_strategy != "no":
+        prompts, _ = split_off(prompts, training.num_eval_prompts)
+    return prompts
 
 
 def prompt_rows(

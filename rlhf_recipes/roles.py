@@ -27,8 +27,12 @@ from transformers import PreTrainedModel
 from rlhf_recipes.adapters import HEAD_NAMES, adapter_base, read_adapter
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.logprobs import TokenLogps, token_logps
+from rlhf_recipes.models import refuse_scaled_logits
 from rlhf_recipes.sampling import positions
 from rlhf_recipes.trunk import lowest_adapted_layer, only_layers
+
+DROPOUTS = {"dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "layerdrop"}
+"""Attributes that layers of transformers keep a dropout probability in."""
 
 
 class Roles(nn.Module):
@@ -50,15 +54,22 @@ class Roles(nn.Module):
         self._peft: list[PeftModel] = []  # in a list: not a second path to the same parameters
         self._trainable: dict[nn.Parameter, bool] = {}
         self._fix_flags(trainable=False)
-        module: Any
         for module in base.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-            elif isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0
+            for name in DROPOUTS & vars(module).keys():
+                if isinstance(getattr(module, name), float):
+                    setattr(module, name, 0.0)
+        refuse_scaled_logits(base)
 
     def attach(self, role: str, config: LoraConfig, *, trainable: bool) -> None:
         """Add a fresh adapter: B = 0, so the role starts as the base itself."""
+        if config.modules_to_save:
+            raise RecipeError(
+                f"`lora_modules_to_save` is {list(config.modules_to_save)}, but a role is LoRA "
+                "alone: all roles share every other weight of the base. Leave it out, or name "
+                "those layers in `lora_target_modules`."
+            )
         config.lora_dropout = 0.0
         # PEFT would read it from the model: the name the user gave.
         config.base_model_name_or_path = self.base.name_or_path

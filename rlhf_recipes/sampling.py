@@ -1,4 +1,4 @@
-"""Sample completions from a causal language model: one sampler for PPO, GRPO and evaluation.
+"""Sample completions from a causal language model: one sampler for PPO and evaluation.
 
 The sampled distribution is the model's own, softmax(logits / temperature): no top-k, no top-p, no
 repetition penalty. Log-probabilities taken from the same logits therefore describe the sampler.
@@ -14,6 +14,9 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_recipes.arguments import RecipeError
+
+PREFILL_ROWS = 4
+"""Prompts computed at once before the first token is drawn: enough to keep the cores busy."""
 
 Messages = list[dict[str, str]]
 
@@ -145,16 +148,8 @@ def _sample_batch(
     generator: torch.Generator,
 ) -> list[list[int]]:
     """Sampled ids of each row, `num_completions` consecutive rows a prompt."""
-    mask = mask.to(model.device)
-    cache = DynamicCache(config=model.config)
-    logits = model(
-        input_ids=input_ids.to(model.device),
-        attention_mask=mask.long(),
-        position_ids=positions(mask),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
+    input_ids, mask = input_ids.to(model.device), mask.to(model.device)
+    logits, cache = _prefill(model, input_ids, mask)
     if num_completions > 1:
         cache.batch_repeat_interleave(num_completions)
         logits = logits.repeat_interleave(num_completions, 0)
@@ -185,8 +180,57 @@ def _sample_batch(
     return sampled
 
 
+def _prefill(
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor
+) -> tuple[Tensor, DynamicCache]:
+    """Logits of the first token of each row, and the cache of all prompts.
+
+    A few rows at a time, which are of like length: a short prompt in one batch with a long one
+    would cost as much as that.
+    """
+    logits, caches = [], []
+    for rows in torch.arange(len(mask), device=mask.device).split(PREFILL_ROWS):
+        part = mask[rows]
+        left = int((~part).all(0).long().cumprod(0).sum())
+        cache = DynamicCache(config=model.config)
+        output = model(
+            input_ids=input_ids[rows, left:],
+            attention_mask=part[:, left:].long(),
+            position_ids=positions(part[:, left:]),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits.append(output.logits[:, -1])
+        caches.append(cache)
+    if len(caches) == 1:
+        return logits[0], caches[0]
+    whole = DynamicCache(config=model.config)
+    for number in range(len(caches[0].layers)):
+        layers: list[Any] = [cache.layers[number] for cache in caches]
+        keys, values = (
+            torch.cat([_padded(tensor, mask.shape[1]) for tensor in tensors])
+            for tensors in ([x.keys for x in layers], [x.values for x in layers])
+        )
+        whole.update(keys, values, number)
+    return torch.cat(logits), whole
+
+
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    """Keys or values, shape (batch, heads, tokens, width), with padding on the left."""
+    return torch.nn.functional.pad(tensor, (0, 0, length - tensor.shape[2], 0))
+
+
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """One token of each row, by inversion: the first whose cumulative probability exceeds u.
+
+    One uniform number a row. `torch.multinomial` draws one for every token of the vocabulary.
+    """
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(-1, dtype=torch.float64)
+    draw = torch.rand(
+        len(logits), 1, generator=generator, dtype=torch.float64, device=logits.device
+    )
+    # Scaled by the sum, which rounding leaves beside 1: u below it always finds a token.
+    return torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True).squeeze(-1)

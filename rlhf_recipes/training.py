@@ -25,7 +25,15 @@ from rlhf_recipes.hub import push, repo_name, write_card
 from rlhf_recipes.preferences import dataset_fingerprint
 from rlhf_recipes.records import run_record, workspace, write_json
 
-LEAVES_WEIGHTS_ALONE = ("output_dir", "push_", "hub_", "save_", "logging_", "report_to", "disable_")
+FREE_TO_CHANGE = (
+    "output_dir",
+    "push_",
+    "hub_",
+    "save_",
+    "logging_",
+    "report_to",
+    "disable_tqdm",
+)
 """How the recipe's keys begin that may change between a killed run and its continuation."""
 
 Review = Callable[[Path], dict[str, float]]
@@ -180,7 +188,7 @@ def _refuse_another_recipe(folder: Path, resolved: dict[str, Any]) -> None:
     changed = [
         f"`{name}`: {before.get(name, 'default')} there, {resolved.get(name, 'default')} now"
         for name in sorted({*before, *resolved})
-        if before.get(name) != resolved.get(name) and not name.startswith(LEAVES_WEIGHTS_ALONE)
+        if before.get(name) != resolved.get(name) and not name.startswith(FREE_TO_CHANGE)
     ]
     if changed:
         raise RecipeError(

@@ -1,7 +1,13 @@
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    CohereConfig,
+    CohereForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.models import base_path, open_base
@@ -204,3 +210,42 @@ def test_an_adapter_for_another_base_is_refused(tmp_path):
 def test_a_folder_without_an_adapter_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="holds no adapter"):
         Roles(open_base("tiny")).attach_saved("policy", tmp_path, trainable=True)
+
+
+def test_a_base_that_scales_its_logits_is_refused():
+    """Cohere multiplies them: log-probabilities from the last layer alone would be another's."""
+    config = CohereConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        logit_scale=0.0625,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.5,
+    )
+    with pytest.raises(RecipeError, match="does more to its logits than its last layer"):
+        Roles(CohereForCausalLM(config))
+
+
+def test_dropout_kept_as_a_number_is_off_too():
+    config = OPTConfig(
+        vocab_size=64,
+        hidden_size=32,
+        ffn_dim=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        dropout=0.5,
+    )
+    roles = Roles(OPTForCausalLM(config))
+    roles.train()
+    first, second = (roles(None, IDS, MASK, COMPLETION).logps for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_role_is_lora_alone():
+    with pytest.raises(RecipeError, match=r"`lora_modules_to_save` is \['lm_head'\]"):
+        Roles(open_base("tiny")).attach("policy", lora(modules_to_save=["lm_head"]), trainable=True)

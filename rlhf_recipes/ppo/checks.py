@@ -27,6 +27,11 @@ def check_run(
     _refuse_sharding(args)
     _refuse_tokenizer(tokenizer)
     _refuse_few(train_dataset, args)
+    if eval_dataset is not None and len(eval_dataset) < args.world_size:
+        raise RecipeError(
+            f"There are {len(eval_dataset)} prompts to evaluate on and {args.world_size} "
+            "processes, each of which needs one. Raise `num_eval_prompts`."
+        )
     for prompts in (train_dataset, eval_dataset):
         if prompts is not None:
             _refuse_long(prompts, tokenizer, base, args)

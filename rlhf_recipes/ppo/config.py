@@ -140,14 +140,37 @@ class PPOConfig(TrainingArguments):
             )
             if (value := getattr(self, name)) is not None and value <= 0
         ]
+        wrong += self._contradictions()
+        if wrong:
+            raise ValueError("; ".join(wrong) + ".")
+
+    def _contradictions(self) -> list[str]:
+        """Values that are right alone and do not go together, or that PPO has no use for."""
+        found = []
         if self.num_generations > 0 and self.rollout_size % self.num_generations:
-            wrong.append(
+            found.append(
                 f"`num_generations` is {self.num_generations}, which does not divide the "
                 f"{self.rollout_size} episodes of a rollout (`per_device_train_batch_size` x "
                 "`gradient_accumulation_steps` x `num_mini_batches`)"
             )
-        if wrong:
-            raise ValueError("; ".join(wrong) + ".")
+        if self.total_episodes is not None and self.max_steps > 0:
+            found.append(
+                f"`total_episodes` is {self.total_episodes} and `max_steps` {self.max_steps}, but "
+                "each sets the length of the run: give one of them (null for the other)"
+            )
+        if self.kl_target is not None and self.kl_coef == 0:
+            found.append("`kl_coef` is 0, which `kl_target` can only multiply: start it above 0")
+        if self.fp16 and self.early_stop_approxkl is not None:
+            found.append(
+                "`early_stop_approxkl` does not go with `fp16`, whose gradient scaler wants "
+                "gradients at every step: use `bf16`"
+            )
+        if self.eval_on_start or self.auto_find_batch_size:
+            found.append(
+                "PPO has no `eval_on_start` (the first rollout sets the scale of rewards, and is "
+                "the base's) and no `auto_find_batch_size`: leave them out"
+            )
+        return found
 
     @property
     def steps_per_rollout(self) -> int:

@@ -1,6 +1,5 @@
 """Averages of what is noted between two logs."""
 
-from collections import defaultdict
 from collections.abc import Mapping
 
 import torch
@@ -10,25 +9,29 @@ from rlhf_recipes.ppo.objective import Total
 
 
 class Averages:
-    """Means over time and processes; every process notes the same names."""
+    """Weighted means over time and processes; every process notes the same names.
 
-    def __init__(self, total: Total, processes: int, device: torch.device) -> None:
+    Attributes:
+        noted: Of each name the weighted sum and the weights' sum since the last log, shape (2,).
+    """
+
+    def __init__(self, total: Total, device: torch.device) -> None:
         self.total = total
-        self.processes = processes
         self.device = device
-        self._noted: dict[str, list[Tensor]] = defaultdict(list)
+        self.noted: dict[str, Tensor] = {}
 
-    def note(self, values: Mapping[str, Tensor | float]) -> None:
-        """Keep a value of this process under each name; nothing is sent to others yet."""
+    def note(self, values: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
+        """Add a value of this process under each name; nothing is sent to others yet."""
         for name, value in values.items():
-            self._noted[name].append(torch.as_tensor(value).detach().float())
+            pair = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in (value, 1.0)])
+            pair = pair.to(self.device) * torch.as_tensor(weight).detach()
+            self.noted[name] = self.noted.get(name, torch.zeros_like(pair)) + pair.detach()
 
     def take(self) -> dict[str, float]:
         """The means of what was noted since the last call, in one exchange between processes."""
-        if not self._noted:
+        if not self.noted:
             return {}
-        means = torch.stack([torch.stack(v).mean().to(self.device) for v in self._noted.values()])
-        together = (self.total(means) / self.processes).tolist()
-        names = list(self._noted)
-        self._noted.clear()
-        return dict(zip(names, together, strict=True))
+        sums, weights = self.total(torch.stack(list(self.noted.values()))).unbind(-1)
+        names = list(self.noted)
+        self.noted.clear()
+        return dict(zip(names, (sums / weights).tolist(), strict=True))

@@ -191,10 +191,10 @@ def entropy_bonus(
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, episodes: int, horizon: int) -> float:
     """The penalty's weight after a rollout of that many episodes whose mean KL was `kl`.
 
-    e = clip(kl / target - 1, -0.2, 0.2),   kl_coef' = kl_coef (1 + e · episodes / horizon)
+    e = clip(kl / target - 1, -0.2, 0.2),   kl_coef' = kl_coef (1 + e · min(episodes / horizon, 1))
 
     The log-space proportional controller of https://huggingface.co/papers/1909.08593, section 2.2,
     whose gain is per batch: here it is episodes / horizon, so that it does not depend on the batch.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return kl_coef * (1 + error * episodes / horizon)
+    return kl_coef * (1 + error * min(episodes / horizon, 1.0))

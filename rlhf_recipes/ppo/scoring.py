@@ -34,7 +34,9 @@ class RewardScale:
         count = float(total(torch.tensor(float(len(scores)), device=scores.device)))
         mean = float(total(scores.sum())) / count
         variance = float(total(((scores - mean) ** 2).sum())) / max(count - 1, 1)
-        return cls(mean, variance**0.5 if variance > 0 else 1.0)
+        # A constant score that float32 cannot hold has a deviation of its rounding errors.
+        deviation = variance**0.5
+        return cls(mean, deviation if deviation > 1e-6 * max(1.0, abs(mean)) else 1.0)
 
 
 class Scorer:
@@ -43,6 +45,11 @@ class Scorer:
     def __init__(self, reward_funcs: Sequence[RewardFunc], config: PPOConfig, total: Total) -> None:
         self.reward_funcs = list(reward_funcs)
         self.names = [getattr(f, "__name__", type(f).__name__) for f in reward_funcs]
+        if len(set(self.names)) < len(self.names):
+            raise RecipeError(
+                f"Two reward functions have one name: {', '.join(self.names)}. Each is logged "
+                "under its own: rename one (the reward model is `reward_model`)."
+            )
         if not reward_funcs:
             raise RecipeError(
                 "There is nothing to be rewarded for. Give `reward_model_path`, `reward_funcs`, or "
@@ -71,8 +78,7 @@ class Scorer:
         scores = {}
         for name, function in zip(self.names, self.reward_funcs, strict=True):
             values = list(function(prompts=list(prompts), completions=completions, **columns))
-            _check(name, values, texts)
-            scores[name] = [float(value) for value in values]
+            scores[name] = _checked(name, values, texts)
         return scores
 
     def mixed(self, scores: Mapping[str, Sequence[float]]) -> Tensor:
@@ -97,16 +103,17 @@ class Scorer:
         return scores
 
 
-def _check(name: str, values: Sequence[Any], texts: Sequence[str]) -> None:
+def _checked(name: str, values: Sequence[Any], texts: Sequence[str]) -> list[float]:
     if len(values) != len(texts):
         raise RecipeError(
             f"The reward function `{name}` returned {len(values)} values for {len(texts)} "
             "completions. It must return one float for each, in their order."
         )
     for value, text in zip(values, texts, strict=True):
-        if not isinstance(value, int | float) or not isfinite(value):
+        if value is None or isinstance(value, str) or not isfinite(value):
             raise RecipeError(
                 f"The reward function `{name}` returned {value!r} for the completion "
                 f"{text[:80]!r}. It must return a finite number: one that is none would spread to "
                 "every weight of the policy."
             )
+    return [float(value) for value in values]

@@ -16,9 +16,9 @@ from peft import PeftConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from rlhf_recipes.ppo.checkpoint import load_state, save_state
+from rlhf_recipes.ppo.checkpoint import RolesTrainer
 from rlhf_recipes.ppo.checks import check_run, stop_at
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.episodes import Episodes
@@ -32,7 +32,7 @@ from rlhf_recipes.ppo.tables import Table, rollout_metrics, sample_table, write_
 from rlhf_recipes.rewards import RewardModel
 
 
-class PPOTrainer(Trainer):
+class PPOTrainer(RolesTrainer):
     """Train a LoRA policy with PPO; all its roles are adapters on one frozen base.
 
     Args:
@@ -91,11 +91,18 @@ class PPOTrainer(Trainer):
         )
         self.episodes: Episodes | None = None
         self.stopped_early = False  # whether the rollout in use serves no further update
-        self._micro_step: int | None = None
+        self.micro_step: int | None = None
         self._approxkl = 0.0
         self._collected = 0  # episodes, since `_began`
         self._began = time.monotonic()
-        self._averages = Averages(self.total, args.world_size, args.device)
+        self.averages = Averages(self.total, args.device)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; a second call begins a run of its own."""
+        self.micro_step, self._approxkl = None, 0.0
+        self.averages.noted.clear()
+        self._began, self._collected = time.monotonic(), 0
+        return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """One element for every micro-step of an epoch on each process; it says nothing.
@@ -116,7 +123,7 @@ class PPOTrainer(Trainer):
         self.stopped_early = False
         self._collected += len(table["score"])
         metrics = rollout_metrics(table, self.worker.kl_coef)
-        self._averages.note(metrics)
+        self.averages.note(metrics)
         self.worker.adapt_kl_coef(metrics["objective/kl"], len(table["score"]))
 
     def _collect(self, rows: dict[str, Any], seed: int, name: str) -> tuple[Episodes, Table]:
@@ -136,10 +143,10 @@ class PPOTrainer(Trainer):
         With it come the tokens its minibatch has on average a process, and whether it is the
         minibatch's last part. Episodes of like length are in one part.
         """
-        if self._micro_step is None:  # the first step of a run, or of a resumed one
-            self._micro_step = self.state.global_step * self.args.gradient_accumulation_steps
-        place = self.schedule.place(self._micro_step)
-        self._micro_step += 1
+        if self.micro_step is None:  # the first step of a run, or of a resumed one
+            self.micro_step = self.state.global_step * self.args.gradient_accumulation_steps
+        place = self.schedule.place(self.micro_step)
+        self.micro_step += 1
         if place.first:
             self.start_rollout(place.rollout)
         assert self.episodes is not None
@@ -191,17 +198,19 @@ class PPOTrainer(Trainer):
             num_tokens,
         )
         bonus = entropy_bonus(entropy, episodes.completion_mask, num_tokens)
-        self._averages.note(
+        tokens = episodes.completion_mask.sum()
+        self.averages.note(
             {
-                "loss/policy_avg": policy.loss * self.args.gradient_accumulation_steps,
+                "loss/policy_avg": policy.loss * num_tokens / tokens,
                 "policy/approxkl_avg": policy.approxkl,
                 "policy/clipfrac_avg": policy.clipfrac,
                 "val/ratio": policy.ratio,
                 "val/ratio_var": policy.ratio_var,
-            }
+            },
+            weight=tokens,
         )
         if self.args.early_stop_approxkl is not None:
-            share = policy.approxkl * episodes.completion_mask.sum() / num_tokens
+            share = policy.approxkl * tokens / num_tokens
             self._approxkl += float(self.total(share)) / self.args.world_size
         return policy.loss - self.args.entropy_coef * bonus
 
@@ -215,8 +224,9 @@ class PPOTrainer(Trainer):
             self.args.cliprange_value,
             num_tokens,
         )
-        average = value.loss * self.args.gradient_accumulation_steps
-        self._averages.note({"loss/value_avg": average, "val/clipfrac_avg": value.clipfrac})
+        tokens = episodes.completion_mask.sum()
+        found = {"loss/value_avg": value.loss * num_tokens / tokens}
+        self.averages.note(found | {"val/clipfrac_avg": value.clipfrac}, weight=tokens)
         return self.args.vf_coef * value.loss
 
     def _backward(self, loss: Tensor, role: str, episodes: Episodes) -> None:
@@ -241,11 +251,12 @@ class PPOTrainer(Trainer):
         """
         prompts = self.eval_dataset if eval_dataset is None else eval_dataset
         assert isinstance(prompts, Dataset)
+        assert self.worker.scorer.scale is not None, "train first: the base sets the scale"
         started = time.monotonic()
         mine = range(self.args.process_index, len(prompts), self.args.world_size)
         name = f"{metric_key_prefix}_{self.state.global_step:05d}"
         _, table = self._collect(prompts[list(mine)], self.schedule.seed(0) + 1, name)
-        found = rollout_metrics(table, self.worker.kl_coef)
+        found = rollout_metrics(table, self.args.kl_coef)  # one measure, though kl_coef may move
         found["runtime"] = time.monotonic() - started
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         super().log(metrics)
@@ -257,43 +268,9 @@ class PPOTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log what has been noted since the last time, averaged, with the episodes so far."""
-        averages = self._averages.take()
+        averages = self.averages.take()
         if averages:
             rollouts = self.schedule.rollouts(self.state.global_step)
             averages["episode"] = rollouts * self.args.rollout_size * self.args.world_size
             averages["eps"] = self._collected / (time.monotonic() - self._began)
         super().log({**logs, **averages}, start_time)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the policy adapter, the value adapter beneath it, and the tokenizer.
-
-        A checkpoint also holds the rollout in use, so that a resumed run goes on where it was.
-        """
-        folder = Path(output_dir or str(self.args.output_dir))
-        if self.args.should_save:
-            self.roles.save_role(POLICY, folder)
-            self.roles.save_role(VALUE, folder / VALUE)
-            assert isinstance(self.processing_class, PreTrainedTokenizerBase)
-            self.processing_class.save_pretrained(folder)
-        if _internal_call:
-            served = (self._micro_step or 0) % self.args.micro_steps_per_rollout == 0
-            episodes = None if served else self.episodes
-            save_state(folder, self.args.process_index, self.worker, episodes, self.stopped_early)
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        # Private, yet the one place where the Trainer loads weights: its own version knows whole
-        # models and PEFT models, not roles.
-        folder = Path(resume_from_checkpoint)
-        self._load_weights(folder)
-        self.episodes, self.stopped_early = load_state(
-            folder, self.args.process_index, self.args.world_size, self.worker
-        )
-
-    def _load_best_model(self) -> None:
-        self._load_weights(Path(str(self.state.best_model_checkpoint)))
-
-    def _load_weights(self, folder: Path) -> None:
-        self.roles.load_role(POLICY, folder)
-        self.roles.load_role(VALUE, folder / VALUE)

@@ -14,16 +14,29 @@ from rlhf_recipes.roles import Roles
 PROMPTS = Dataset.from_dict({"prompt": [f"say {'so ' * (i % 5)}{i}" for i in range(16)]})
 
 
-def lora() -> LoraConfig:
-    return LoraConfig(r=8, lora_alpha=32, target_modules="all-linear")
+UPPER = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]}
+"""LoRA in the upper of the two layers only, so that there is a trunk."""
+
+
+def lora(**changes) -> LoraConfig:
+    return LoraConfig(**{"r": 8, "lora_alpha": 32, "target_modules": "all-linear", **changes})
 
 
 @pytest.fixture(scope="session")
 def reward_folder(tmp_path_factory):
     """A reward adapter whose head and weights are random: it scores, and means nothing."""
-    folder = tmp_path_factory.mktemp("reward")
+    return random_reward_model(tmp_path_factory.mktemp("reward"))
+
+
+@pytest.fixture(scope="session")
+def upper_reward_folder(tmp_path_factory):
+    """The same with adapters in the upper of the two layers only."""
+    return random_reward_model(tmp_path_factory.mktemp("upper"), **UPPER)
+
+
+def random_reward_model(folder, **changes) -> str:
     roles = Roles(open_base("tiny"))
-    roles.attach(REWARD, lora(), trainable=True)
+    roles.attach(REWARD, lora(**changes), trainable=True)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in roles.parameters():
@@ -42,6 +55,7 @@ def make_trainer(
     eval_dataset=None,
     tokenizer_changes=None,
     base="tiny",
+    lora_changes=None,
     **changes,
 ) -> PPOTrainer:
     settings = {
@@ -65,7 +79,7 @@ def make_trainer(
         train_dataset=prompts,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
-        peft_config=lora(),
+        peft_config=lora(**(lora_changes or {})),
         reward_model_path=reward_folder,
         reward_funcs=reward_funcs,
     )

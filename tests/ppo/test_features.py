@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from rlhf_recipes.ppo.objective import adapted_kl_coef
 from rlhf_recipes.ppo.roles import POLICY, REFERENCE, VALUE
 from rlhf_recipes.roles import Roles
 from tests.ppo.conftest import PROMPTS, lora, make_trainer, weights
+
+
+NOTHING: dict[str, Any] = {}
 
 
 def random_adapter(folder, seed: int = 0) -> str:
@@ -134,6 +138,10 @@ def test_the_penalty_moves_towards_its_target():
     assert adapted_kl_coef(0.1, kl=0.0, target=6.0, episodes=64, horizon=640) == pytest.approx(
         0.1 * 0.98
     )
+    # More episodes than the horizon change it no further: it never reaches zero.
+    assert adapted_kl_coef(0.1, kl=0.0, target=6.0, episodes=9999, horizon=640) == pytest.approx(
+        0.1 * 0.8
+    )
 
 
 def test_the_penalty_in_use_is_logged_and_changes_after_each_rollout(tmp_path, reward_folder):
@@ -237,6 +245,80 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(tmp_path, reward_
         make_trainer(tmp_path, reward_folder, prompts=long)
 
 
+def test_the_value_starts_as_the_reward_model(tmp_path, reward_folder):
+    """At a completion's last token it predicts the effective score of what stands there."""
+    ppo = make_trainer(tmp_path, reward_folder, missing_eos_penalty=None)
+    collected = ppo.worker.collect(PROMPTS["prompt"][:4], seed=1)
+    one = collected.episodes.rows(torch.tensor([2]))
+    scale = ppo.worker.scorer.scale
+    raw = ppo.roles.scores("reward", one.input_ids, one.mask)[0, -one.old_values.shape[1] - 1 : -1]
+    torch.testing.assert_close(one.old_values[0], (raw - scale.mean) / scale.deviation)
+
+
+def test_masks_come_from_lengths_where_padding_is_the_end_token(tmp_path, reward_folder):
+    """Seed 63 ends a completion early: its last token counts though padding looks the same."""
+    settings = {"seed": 63, "normalize_rewards": False}
+    plain = make_trainer(tmp_path, reward_folder, **settings)
+    eos = {"pad_token": plain.processing_class.eos_token}
+    same = make_trainer(tmp_path, reward_folder, tokenizer_changes=eos, **settings)
+    prompts = PROMPTS.select(plain.schedule.prompt_rows(0))["prompt"]
+    wanted, found = (t.worker.collect(prompts, seed=63).episodes for t in (plain, same))
+    assert len(set(wanted.completion_mask.sum(-1).tolist())) > 1
+    assert torch.equal(found.completion_mask, wanted.completion_mask)
+    assert torch.equal(found.input_ids[found.mask], wanted.input_ids[wanted.mask])
+    torch.testing.assert_close(found.old_logps, wanted.old_logps)
+    torch.testing.assert_close(found.old_values, wanted.old_values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"gamma": 0.5}, "returns"),
+        ({"lam": 0.1}, "returns"),
+        ({"whiten_rewards": True}, "returns"),
+        ({"kl_coef": 5.0}, "returns"),
+        ({"reward_clip": 0.01}, "returns"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else value,
+)
+def test_a_setting_of_the_rewards_is_used(tmp_path, reward_folder, changes, what):
+    start = random_adapter(tmp_path / "sft")
+    found = []
+    for settings in (NOTHING, changes):
+        ppo = make_trainer(tmp_path / "run", reward_folder, sft_model_path=start, **settings)
+        randomise(ppo.roles)  # away from its reference, so that there is a divergence
+        found.append(getattr(ppo.worker.collect(PROMPTS["prompt"][:8], seed=1).episodes, what))
+    assert not torch.allclose(*found)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"vf_coef": 0.0}, {"max_grad_norm": 1e-3}, {"entropy_coef": 1.0}], ids=str
+)
+def test_a_setting_of_the_update_is_used(tmp_path, reward_folder, changes):
+    found = []
+    for settings in (NOTHING, changes):
+        sgd = {"optim": "sgd", "learning_rate": 0.1, "max_steps": 1}
+        ppo = make_trainer(tmp_path / "run", reward_folder, **{**sgd, **settings})
+        ppo.train()
+        found.append(weights(ppo.roles))
+    changed = {n for n in found[0] if not torch.equal(found[0][n], found[1][n])}
+    role = VALUE if "vf_coef" in changes else POLICY
+    assert any(f".{role}." in name for name in changed)
+
+
+def randomise(roles: Roles) -> None:
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in roles.base.named_parameters():
+            if f".{POLICY}." in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def test_more_processes_than_prompts_to_evaluate_on_is_refused(tmp_path, reward_folder):
+    with pytest.raises(RecipeError, match="There are 0 prompts to evaluate on"):
+        make_trainer(tmp_path, reward_folder, eval_dataset=PROMPTS.select([]))
+
+
 def test_a_tokenizer_without_padding_is_refused(tmp_path, reward_folder):
     with pytest.raises(RecipeError, match="has no pad_token"):
         make_trainer(tmp_path, reward_folder, tokenizer_changes={"pad_token": None})
@@ -250,6 +332,8 @@ def test_a_tokenizer_without_padding_is_refused(tmp_path, reward_folder):
         ("num_generations", 3, "`num_generations` is 3, which does not divide the 8 episodes"),
         ("num_generations", 0, "`num_generations` is 0, but must be at least 1"),
         ("kl_target", 0.0, "`kl_target` is 0.0, but must be above 0"),
+        ("total_episodes", 8, "`total_episodes` is 8 and `max_steps` 4, but each sets"),
+        ("eval_on_start", True, "PPO has no `eval_on_start`"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(tmp_path, reward_folder, name, value, text):

@@ -75,6 +75,16 @@ def test_a_weight_for_each_reward_function_or_none(tmp_path):
         scorer(tmp_path)
 
 
+def test_two_reward_functions_of_one_name_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match="Two reward functions have one name: length, length"):
+        scorer(tmp_path, length, length)
+
+
+def test_a_constant_score_has_no_scale_though_rounding_gives_it_one():
+    constant = torch.full((36,), 0.1)
+    assert RewardScale.of(constant, lambda value: value).deviation == 1.0
+
+
 def test_the_scale_is_over_all_processes():
     scores = torch.tensor([1.0, 2.0, 3.0, 6.0])
     together = RewardScale.of(scores, lambda value: value)

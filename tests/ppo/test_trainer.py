@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.roles import POLICY, VALUE
-from tests.ppo.conftest import PROMPTS, make_trainer, weights
+from tests.ppo.conftest import PROMPTS, UPPER, make_trainer, weights
 
 
 def test_before_the_first_step_the_policy_is_the_reference(tmp_path, reward_folder):
@@ -61,6 +61,7 @@ def test_accumulating_parts_of_a_minibatch_is_the_same_step(tmp_path, reward_fol
             optim="sgd",
             max_grad_norm=0.0,
             missing_eos_penalty=None,
+            seed=63,  # one completion ends early
         )
         for size in (8, 2)
     )
@@ -83,6 +84,35 @@ class Kill(TrainerCallback):
         control.should_training_stop = state.global_step >= self.step
 
 
+def assert_resumed_equals_straight(folder, reward_folder, killed_after, **changes):
+    settings = {
+        "max_steps": 16,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "lr_scheduler_type": "cosine",
+        **changes,
+    }
+    straight = make_trainer(folder / "straight", reward_folder, **settings)
+    straight.train()
+    killed = make_trainer(folder / "killed", reward_folder, **settings)
+    killed.add_callback(Kill(killed_after))
+    killed.train()
+    resumed = make_trainer(folder / "killed", reward_folder, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    for name, parameter in straight.roles.named_parameters():
+        assert torch.equal(parameter, dict(resumed.roles.named_parameters())[name]), name
+    wanted, found = (
+        [
+            {name: value for name, value in entry.items() if name not in ("eps", "loss")}
+            for entry in t.state.log_history
+            if "episode" in entry
+        ]
+        for t in (straight, resumed)
+    )
+    assert wanted == found
+    return straight
+
+
 @pytest.mark.parametrize("killed_after", [4, 6, 9])
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(
     tmp_path, reward_folder, killed_after
@@ -91,30 +121,59 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(
 
     Two rollouts are an epoch, so the third is drawn from another shuffle.
     """
-    settings = {
-        "max_steps": 16,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        "lr_scheduler_type": "cosine",
-    }
+    assert_resumed_equals_straight(tmp_path, reward_folder, killed_after)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
+        {"kl_target": 0.01, "kl_horizon": 10},
+        {"early_stop_approxkl": 1e-6, "learning_rate": 0.05},
+        {"logging_steps": 4},
+        {"num_generations": 2},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_resumed_run_keeps_all_that_a_run_keeps(tmp_path, reward_folder, changes):
+    """Killed at the second step of a rollout, with that rollout's state in the checkpoint."""
+    ran = assert_resumed_equals_straight(tmp_path, reward_folder, 6, **changes)
+    assert ran.state.global_step == 16
+    if "kl_target" in changes:
+        assert ran.worker.kl_coef != 0.05
+
+
+def test_a_resumed_run_computes_the_trunk_again_bit_for_bit(tmp_path, upper_reward_folder):
+    ran = assert_resumed_equals_straight(tmp_path, upper_reward_folder, 6, lora_changes=UPPER)
+    assert ran.roles.trunk_depth == 1
+    assert ran.episodes.trunk.any()
+
+
+def test_a_trunk_changes_nothing_that_is_learned(tmp_path, upper_reward_folder):
+    settings = {"lora_changes": UPPER, "seed": 63, "max_steps": 5}
+    shared = make_trainer(tmp_path / "shared", upper_reward_folder, **settings)
+    plain = make_trainer(tmp_path / "plain", upper_reward_folder, **settings)
+    plain.roles.trunk_depth = 0
+    shared.train()
+    plain.train()
+    assert plain.episodes.trunk is None
+    for name, parameter in plain.roles.named_parameters():
+        torch.testing.assert_close(
+            parameter, dict(shared.roles.named_parameters())[name], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_a_trainer_that_is_started_again_goes_on_where_its_checkpoint_is(tmp_path, reward_folder):
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 1}
     straight = make_trainer(tmp_path / "straight", reward_folder, **settings)
     straight.train()
-    killed = make_trainer(tmp_path / "killed", reward_folder, **settings)
-    killed.add_callback(Kill(killed_after))
-    killed.train()
-    resumed = make_trainer(tmp_path / "killed", reward_folder, **settings)
-    resumed.train(resume_from_checkpoint=True)
+    again = make_trainer(tmp_path / "again", reward_folder, **settings)
+    again.add_callback(Kill(6))
+    again.train()
+    again.remove_callback(Kill)
+    again.train(resume_from_checkpoint=str(tmp_path / "again" / "checkpoint-5"))
     for name, parameter in straight.roles.named_parameters():
-        assert torch.equal(parameter, dict(resumed.roles.named_parameters())[name]), name
-    wanted, found = (
-        [
-            {name: value for name, value in entry.items() if name != "eps"}
-            for entry in t.state.log_history
-            if "loss/policy_avg" in entry
-        ]
-        for t in (straight, resumed)
-    )
-    assert wanted == found
+        assert torch.equal(parameter, dict(again.roles.named_parameters())[name]), name
 
 
 def test_it_learns_to_say_what_is_rewarded(tmp_path, reward_folder):

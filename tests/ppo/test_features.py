@@ -16,7 +16,6 @@ from rlhf_recipes.ppo.roles import POLICY, REFERENCE, VALUE
 from rlhf_recipes.roles import Roles
 from tests.ppo.conftest import PROMPTS, lora, make_trainer, weights
 
-
 NOTHING: dict[str, Any] = {}
 
 

@@ -37,9 +37,14 @@ def cases(folder: Path, dataset_name: str) -> list[dict[str, Any]]:
         "learning_rate": 1e-5,
         "count_flops": False,
     }
-    one = {"name": "one epoch", "batch_size": 16, "num_ppo_epochs": 1, "num_mini_batches": 1}
-    four = {"name": "four by four", "batch_size": 4, "num_ppo_epochs": 4, "num_mini_batches": 4}
-    return [{**shared, **case, "episodes": case["batch_size"]} for case in (one, four)]
+    one = {"batch_size": 16, "num_ppo_epochs": 1, "num_mini_batches": 1}
+    four = {"batch_size": 4, "num_ppo_epochs": 4, "num_mini_batches": 4}
+    named = [
+        {"name": "one epoch", "peer_part": 16, **one},
+        {"name": "one epoch, both in parts of 2", "peer_part": 2, **one},
+        {"name": "four by four", "peer_part": 4, **four},
+    ]
+    return [{**shared, **case, "episodes": case["batch_size"]} for case in named]
 
 
 def _prompts(dataset_name: str, count: int) -> list[Any]:

@@ -9,25 +9,15 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    TrainerCallback,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from benchmarks.measure import read_case, report, timed
 
 
-class NoReport(TrainerCallback):
-    """Metrics stay out of stdout, whose last line is the result."""
-
-
 def main() -> None:
     """Train on the case's prompts as TRL's PPO example does, and score the fixed texts."""
     case = read_case(sys.argv[1])
-    torch.set_num_threads(torch.get_num_threads())
     tokenizer = AutoTokenizer.from_pretrained(case["base"], padding_side="left")
     encoded = [
         tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
@@ -41,7 +31,8 @@ def main() -> None:
     ]
     args = PPOConfig(
         output_dir=str(Path(case["folder"], "trl")),
-        per_device_train_batch_size=case["batch_size"],
+        per_device_train_batch_size=case["peer_part"],
+        gradient_accumulation_steps=case["batch_size"] // case["peer_part"],
         num_mini_batches=case["num_mini_batches"],
         num_ppo_epochs=case["num_ppo_epochs"],
         total_episodes=case["episodes"],

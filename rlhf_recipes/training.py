@@ -79,7 +79,11 @@ class Run:
         if trainer.eval_dataset is not None:
             metrics |= trainer.evaluate()
         trainer.save_model()
-        if not trainer.is_world_process_zero():
+        first = trainer.is_world_process_zero()
+        # From here on processes have nothing to do with each other. A group that is still up when
+        # Python exits can abort the process.
+        trainer.accelerator.end_training()
+        if not first:
             return
         if review is not None:
             metrics |= review(self.folder)

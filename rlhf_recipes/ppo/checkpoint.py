@@ -63,7 +63,7 @@ class RolesTrainer(Trainer):
             "scale": None if scale is None else asdict(scale),
             "kl_coef": self.worker.kl_coef,
             "stopped_early": self.stopped_early,
-            "noted": self.averages.noted,
+            "noted": {name: pair.tolist() for name, pair in self.averages.noted.items()},
             "processes": self.args.world_size,
         }
 
@@ -84,7 +84,7 @@ class RolesTrainer(Trainer):
         files = [folder / STATE_FILE.format(process=i) for i in (self.args.process_index, 0)]
         state = torch.load(
             next(file for file in files if file.exists()),
-            map_location=self.args.device,
+            map_location=self.roles.base.device,
             weights_only=True,
         )
         if state["processes"] != self.args.world_size:
@@ -97,7 +97,7 @@ class RolesTrainer(Trainer):
             self.worker.scorer.scale = RewardScale(**state["scale"])
         self.worker.kl_coef = state["kl_coef"]
         self.stopped_early = state["stopped_early"]
-        self.averages.noted = state["noted"]
+        self.averages.restore(state["noted"])
         if state["episodes"] is not None:
             self.episodes = Episodes(**state["episodes"])
             self.episodes.trunk = self.worker.trunk(

@@ -27,6 +27,13 @@ class Averages:
             pair = pair.to(self.device) * torch.as_tensor(weight).detach()
             self.noted[name] = self.noted.get(name, torch.zeros_like(pair)) + pair.detach()
 
+    def restore(self, noted: Mapping[str, list[float]]) -> None:
+        """Go on from what `noted` held in another process, as lists."""
+        self.noted = {
+            name: torch.tensor(pair, dtype=torch.float64, device=self.device)
+            for name, pair in noted.items()
+        }
+
     def take(self) -> dict[str, float]:
         """The means of what was noted since the last call, in one exchange between processes."""
         if not self.noted:

@@ -106,3 +106,12 @@ def test_a_conversation_without_a_chat_template_is_refused(tokenizer):
     bare.chat_template = None
     with pytest.raises(RecipeError, match="no chat template"):
         prompt_ids(bare, [{"role": "user", "content": "hello"}])
+
+
+def test_prompts_prefilled_in_parts_give_what_each_gives_alone(model, tokenizer):
+    """Ten prompts of other lengths are three parts, whose caches are joined on the left."""
+    prompts = ["so " * i + "say it" for i in range(10)]
+    settings = {"max_completion_length": 5, "temperature": 0}
+    together = sample(model, tokenizer, prompts, **settings)
+    alone = [sample(model, tokenizer, [prompt], **settings)[0] for prompt in prompts]
+    assert together == alone

@@ -6,8 +6,9 @@ takes as it is. Attention is taken of two padded blocks: of the prefixes, and of
 see their prefix before them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,27 @@ def groups_of(sequences: Sequence[Integers]) -> list[Group]:
 
 
 @dataclass(frozen=True)
+class Rests:
+    """Rests of like length, a padded block that attention is taken of.
+
+    Attributes:
+        shape: (rows, C).
+        groups: The group of each row, shape (rows,).
+        visible: Which keys a token sees, of its group's prefix and of its own rest, shape
+            (rows, 1, C, P + C), where P is the longest prefix of these groups.
+    """
+
+    shape: tuple[int, int]
+    groups: Tensor
+    visible: Tensor
+
+    def keys(self, prefixes: Tensor, rests: Tensor) -> Tensor:
+        """Keys or values (rows, heads, P + C, d) of those of all groups and of these rests."""
+        seen = prefixes[:, :, : self.visible.shape[-1] - self.shape[1]]
+        return torch.cat([seen.index_select(0, self.groups), rests], 2)
+
+
+@dataclass(frozen=True)
 class Packing:
     """Where the tokens of a batch stand; N of them are left of the (rows, length) it had.
 
@@ -61,22 +83,19 @@ class Packing:
         position_ids: Its position in its row, shape (1, N).
         places: Of each token of the batch, its place among the packed ones, shape (rows, length);
             any place where there is padding.
-        prefixes: The places of each group's prefix, padded on the right, shape (groups, P).
-        rests: Those of each row's rest, padded on the right, shape (rows, C).
-        order: Of each packed token, its place in those two blocks, flattened, shape (N,).
-        group: The group of each row, shape (rows,).
-        visible: Which keys a token of a rest sees, of its group's prefix and of its own rest, shape
-            (rows, 1, C, P + C).
+        prefixes: (groups, P), the shape of the block of prefixes, padded on the right.
+        rests: The blocks of rests.
+        padded: The places of what stands in all these blocks in turn, any where there is padding.
+        order: Of each packed token, where it stands in `padded`, shape (N,).
     """
 
     source: Tensor
     position_ids: Tensor
     places: Tensor
-    prefixes: Tensor
-    rests: Tensor
+    prefixes: tuple[int, int]
+    rests: list[Rests]
+    padded: Tensor
     order: Tensor
-    group: Tensor
-    visible: Tensor
 
     def pack(self, batch: Tensor) -> Tensor:
         """What belongs to each packed token, shape (1, N, ...), of (rows, length, ...)."""
@@ -87,20 +106,20 @@ class Packing:
         tokens = packed[0].index_select(0, self.places.flatten())
         return tokens.view(*self.places.shape, *tokens.shape[1:])
 
-    def blocks(self, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """Prefixes (groups, heads, P, d) and rests (rows, heads, C, d) of (1, heads, N, d)."""
-        both = torch.cat([self.prefixes.flatten(), self.rests.flatten()])
-        tokens: Tensor = _Moved.apply(packed[0].transpose(0, 1), both, self.order)
-        prefixes, rests = tokens.split([self.prefixes.numel(), self.rests.numel()])
-        return (
-            prefixes.unflatten(0, self.prefixes.shape).transpose(1, 2),
-            rests.unflatten(0, self.rests.shape).transpose(1, 2),
-        )
+    def blocks(self, packed: Tensor) -> list[Tensor]:
+        """The prefixes and then each block of rests, (rows, heads, C, d), of (1, heads, N, d)."""
+        tokens: Tensor = _Moved.apply(packed[0].transpose(0, 1), self.padded, self.order)
+        shapes = [self.prefixes, *(block.shape for block in self.rests)]
+        parts = tokens.split([rows * length for rows, length in shapes])
+        return [
+            part.unflatten(0, shape).transpose(1, 2)
+            for part, shape in zip(parts, shapes, strict=True)
+        ]
 
-    def joined(self, prefixes: Tensor, rests: Tensor) -> Tensor:
-        """Packed tokens (1, N, heads, d) of (groups, P, heads, d) and (rows, C, heads, d)."""
-        both = torch.cat([prefixes.flatten(0, 1), rests.flatten(0, 1)])
-        return _Moved.apply(both, self.order, None)[None]  # type: ignore[no-any-return]
+    def joined(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Packed tokens (1, N, heads, d) of the same blocks, each (rows, C, heads, d)."""
+        tokens = torch.cat([block.flatten(0, 1) for block in blocks])
+        return _Moved.apply(tokens, self.order, None)[None]  # type: ignore[no-any-return]
 
 
 class _Moved(torch.autograd.Function):
@@ -131,12 +150,25 @@ def packing_of(input_ids: Tensor, mask: Tensor) -> Packing | None:
         mask: True or 1 where a token is real; padding may stand on either side.
     """
     ids, real = input_ids.cpu().numpy(), mask.cpu().numpy().astype(bool)
-    lengths, starts = real.sum(1, keepdims=True), real.argmax(1)[:, None]
-    position = np.arange(ids.shape[1]) - starts
+    lengths = real.sum(1, keepdims=True)
+    position = np.arange(ids.shape[1]) - real.argmax(1)[:, None]
     if not lengths.all() or ((position >= 0) & (position < lengths) != real).any():
         return None
     groups = groups_of([row[kept] for row, kept in zip(ids, real, strict=True)])
-    group = np.empty(len(ids), dtype=np.int64)
+    return _packing(groups, position, lengths, partial(torch.as_tensor, device=input_ids.device))
+
+
+def _packing(
+    groups: list[Group], position: Integers, lengths: Integers, tensor: Callable[[Any], Tensor]
+) -> Packing:
+    """The packing of rows in those groups.
+
+    Args:
+        position: Of each token of the batch in its row, below 0 where padding comes before it.
+        lengths: Of each row, shape (rows, 1).
+        tensor: Makes a tensor on the batch's device.
+    """
+    group = np.empty(len(position), dtype=np.int64)
     for number, found in enumerate(groups):
         group[found.rows] = number
     first = np.array([found.rows[0] for found in groups])
@@ -144,35 +176,38 @@ def packing_of(input_ids: Tensor, mask: Tensor) -> Packing | None:
     own_prefix = prefix[group]
     # Every block has at least one column, of padding where no prefix has a token.
     columns = np.arange(max(prefix.max(), 1))
-    in_prefix = columns < prefix
     rest_columns = np.arange((lengths - own_prefix).max())
-    in_rest = rest_columns < lengths - own_prefix
+    in_prefix, in_rest = columns < prefix, rest_columns < lengths - own_prefix
     prefixes = _numbered(in_prefix, start=0)
     rests = _numbered(in_rest, start=in_prefix.sum())
-    flat = np.arange(len(ids))[:, None] * ids.shape[1] + starts  # where each row begins
-    each = (
-        len(ids),
-        len(rest_columns),
-    )  # a token of a rest sees its group's prefix and what came before
-    seen = np.broadcast_to(in_prefix[group][:, None], (*each, len(columns)))
-    causal = np.broadcast_to(np.tri(len(rest_columns), dtype=bool), (*each, len(rest_columns)))
-    arrays = {
-        "source": _packed(
-            flat[first] + columns, in_prefix, flat + own_prefix + rest_columns, in_rest
-        ),
-        "position_ids": _packed(columns, in_prefix, own_prefix + rest_columns, in_rest)[None],
-        "places": np.where(
-            position < own_prefix,
-            np.take_along_axis(prefixes[group], position.clip(0, len(columns) - 1), 1),
-            np.take_along_axis(rests, (position - own_prefix).clip(0, len(rest_columns) - 1), 1),
-        ),
-        "prefixes": prefixes,
-        "rests": rests,
-        "order": np.flatnonzero(np.concatenate([in_prefix.ravel(), in_rest.ravel()])),
-        "group": group,
-        "visible": np.concatenate([seen, causal], axis=-1)[:, None],
-    }
-    return Packing(**{name: torch.from_numpy(a).to(input_ids.device) for name, a in arrays.items()})
+    begin = np.arange(len(position))[:, None] * position.shape[1] - position[:, :1]
+    places = np.where(
+        position < own_prefix,
+        np.take_along_axis(prefixes[group], position.clip(0, len(columns) - 1), 1),
+        np.take_along_axis(rests, (position - own_prefix).clip(0, len(rest_columns) - 1), 1),
+    )
+    like = [(rows, int(in_rest[rows].sum(1).max())) for rows in of_like_length(in_rest.sum(1))]
+    blocks = [(prefixes, in_prefix)]
+    blocks += [(rests[rows, :width], in_rest[rows, :width]) for rows, width in like]
+    padded = np.concatenate([block.ravel() for block, _ in blocks])
+    filled = np.flatnonzero(np.concatenate([real.ravel() for _, real in blocks]))
+    packed = partial(_packed, in_prefix, in_rest)
+    return Packing(
+        source=tensor(packed(begin[first] + columns, begin + own_prefix + rest_columns)),
+        position_ids=tensor(packed(columns, own_prefix + rest_columns)[None]),
+        places=tensor(places),
+        prefixes=(len(groups), len(columns)),
+        rests=[_rests(group[rows], in_prefix, width, tensor) for rows, width in like],
+        padded=tensor(padded),
+        order=tensor(filled[np.argsort(padded[filled])]),
+    )
+
+
+def of_like_length(lengths: Integers) -> list[Integers]:
+    """Which rows go into one padded block: the longest has at most twice the tokens of another."""
+    by_length = np.argsort(lengths, kind="stable")
+    doublings = np.ceil(np.log2(lengths[by_length]))
+    return np.split(by_length, np.flatnonzero(np.diff(doublings)) + 1)
 
 
 def _numbered(real: Mask, start: int) -> Integers:
@@ -180,7 +215,17 @@ def _numbered(real: Mask, start: int) -> Integers:
     return np.where(real, start + real.cumsum().reshape(real.shape) - 1, 0)
 
 
-def _packed(prefixes: Integers, in_prefix: Mask, rests: Integers, in_rest: Mask) -> Integers:
+def _packed(in_prefix: Mask, in_rest: Mask, prefixes: Integers, rests: Integers) -> Integers:
     """The entries of both blocks where they have tokens, prefixes first."""
-    parts = (prefixes, in_prefix), (rests, in_rest)
-    return np.concatenate([np.broadcast_to(part, real.shape)[real] for part, real in parts])
+    parts = (in_prefix, prefixes), (in_rest, rests)
+    return np.concatenate([np.broadcast_to(part, real.shape)[real] for real, part in parts])
+
+
+def _rests(groups: Integers, in_prefix: Mask, width: int, tensor: Callable[[Any], Tensor]) -> Rests:
+    """A block of rests: a token sees its group's prefix, and what came before in its own rest."""
+    longest = max(int(in_prefix[groups].sum(1).max()), 1)
+    shape = (len(groups), width)
+    seen = np.broadcast_to(in_prefix[groups, None, :longest], (*shape, longest))
+    own = np.broadcast_to(np.tri(width, dtype=bool), (*shape, width))
+    visible = np.concatenate([seen, own], axis=-1)[:, None]
+    return Rests(shape, tensor(groups), tensor(visible))

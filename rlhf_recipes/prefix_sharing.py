@@ -45,17 +45,16 @@ def shared_attention(
     attend = functools.partial(AttentionInterface()["sdpa"], module, **kwargs)
     if packing is None:
         return attend(query, key, value, attention_mask)  # type: ignore[no-any-return]
-    (query, rest_query), (key, rest_key), (value, rest_value) = (
+    (query, *queries), (key, *keys), (value, *values) = (
         packing.blocks(packed) for packed in (query, key, value)
     )
-    prefixes, _ = attend(query, key, value, None)
-    rests, _ = attend(
-        rest_query,
-        torch.cat([key.index_select(0, packing.group), rest_key], 2),
-        torch.cat([value.index_select(0, packing.group), rest_value], 2),
-        packing.visible,
-    )
-    return packing.joined(prefixes, rests), None
+    found = [attend(query, key, value, None)[0]]
+    for rests, own_query, own_key, own_value in zip(
+        packing.rests, queries, keys, values, strict=True
+    ):
+        seen = rests.keys(key, own_key), rests.keys(value, own_value)
+        found.append(attend(own_query, *seen, rests.visible)[0])
+    return packing.joined(found), None
 
 
 AttentionInterface.register(SHARED_ATTENTION, shared_attention)
@@ -106,7 +105,7 @@ def packed_pass(backbone: Callable[..., Any], packing: Packing, **inputs: Any) -
         **inputs,
         position_ids=packing.position_ids,
         # A mask of four dimensions is handed to attention as it is, which here has its own.
-        attention_mask=packing.visible,
+        attention_mask=packing.rests[0].visible,
         packing=packing,
         use_cache=False,
     )

@@ -23,6 +23,14 @@ def lowest_adapted_layer(base: PreTrainedModel) -> int:
     return min((int(found[1]) if found else 0 for found in layers), default=0)
 
 
+def frozen_depth(base: PreTrainedModel) -> int:
+    """How many layers lie below every adapter and, like the embeddings, never change."""
+    decoder: Any = base.base_model
+    depth = lowest_adapted_layer(base)
+    below = [base.get_input_embeddings(), *(decoder.layers[:depth] if depth else ())]
+    return 0 if any(p.requires_grad for part in below for p in part.parameters()) else depth
+
+
 @contextmanager
 def only_layers(base: PreTrainedModel, part: slice) -> Iterator[None]:
     """Leave that part of the decoder's layers, and the final norm only with the last."""

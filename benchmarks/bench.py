@@ -1,7 +1,7 @@
 """Time stages against their peers on the same work: `python -m benchmarks.bench dpo`.
 
-The two sides run in turn, each in a process of its own with all cores, at least three times. A stage
-writes `results/<stage>.json` beside this file, a figure of the same name, and prints its table.
+The two sides run in turn, each in a process of its own with all cores. A stage prints its table and
+writes `results/<stage>.json` with a figure of the same name.
 """
 
 import argparse
@@ -49,9 +49,7 @@ def main() -> None:
     use_all_cores()
     for stage in options.stages:
         with tempfile.TemporaryDirectory() as folder:
-            setting = Setting(
-                Path(folder), options.dataset_name, options.base, options.max_length
-            )
+            setting = Setting(Path(folder), options.dataset_name, options.base, options.max_length)
             if stage in OTHERS:
                 found = OTHERS[stage](setting)
             else:
@@ -69,14 +67,14 @@ def compare_all(stage: str, setting: Setting, options: argparse.Namespace) -> di
     for case in module.cases(setting):
         if options.case in case["name"]:
             found.append(compare(module, case, options, peak))
-            print(row(found[-1]), flush=True)
+            print(table(stage, found[-1]), flush=True)
     return {"dataset": setting.dataset_name, "base": setting.base, "cases": found}
 
 
 def compare(
     stage: ModuleType, case: Case, options: argparse.Namespace, peak: float
 ) -> dict[str, Any]:
-    """Both sides of a case in turn; medians, and the ratios of neighbouring runs."""
+    """Both sides of a case in turn; medians, and the ratios of neighbours."""
     sides: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
     for number in range(options.runs):
         for side, runs in sides.items():
@@ -85,20 +83,13 @@ def compare(
             print(f"  {case['name']}, run {number + 1}, {side}: {seconds:.3f} s", flush=True)
     ours, theirs = (_summary(runs, case["units"]) for runs in sides.values())
     counted = run(stage, {**case, "side": "ours", "count_flops": True}, options.peer_python)
-    ratios = [
-        peer / mine for mine, peer in zip(ours["seconds_by_run"], theirs["seconds_by_run"], strict=True)
-    ]
     return {
         "name": case["name"],
         "peer": stage.PEER,
         "unit": stage.UNIT,
         "ours": ours,
         "theirs": theirs,
-        "speedup": {
-            "median": statistics.median(ratios),
-            "min": min(ratios),
-            "max": max(ratios),
-        },
+        "speedup": ratios(ours["seconds_by_run"], theirs["seconds_by_run"]),
         "memory_ratio": theirs["peak_gb"] / ours["peak_gb"],
         "equal": {
             "what": stage.EQUAL,
@@ -106,6 +97,12 @@ def compare(
         },
         "flops_share": counted["flops"] / case["units"] / ours["seconds"] / peak,
     }
+
+
+def ratios(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """How many times as fast ours is: of each of its runs, with the peer's that came next."""
+    found = [peer / mine for mine, peer in zip(ours, theirs, strict=True)]
+    return {"median": statistics.median(found), "min": min(found), "max": max(found)}
 
 
 def difference(
@@ -122,7 +119,8 @@ def difference(
         else runs[0]
         for side, runs in sides.items()
     )
-    return max(abs(a - b) for a, b in zip(mine["values"], peer["values"], strict=True))
+    values: list[tuple[float, float]] = list(zip(mine["values"], peer["values"], strict=True))
+    return max(abs(a - b) for a, b in values)
 
 
 def _summary(runs: list[dict[str, Any]], units: int) -> dict[str, Any]:
@@ -188,15 +186,21 @@ def _processor() -> str:
     return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
-def row(case: dict[str, Any]) -> str:
-    """A case in words."""
-    speedup, ours, theirs = case["speedup"], case["ours"], case["theirs"]
-    return (
-        f"{case['name']}: {ours['seconds']:.3g} s a {case['unit']} and {ours['peak_gb']:.2f} GB; "
-        f"{case['peer']}: {theirs['seconds']:.3g} s and {theirs['peak_gb']:.2f} GB; "
-        f"{speedup['median']:.2f}x [{speedup['min']:.2f}, {speedup['max']:.2f}] the speed, "
-        f"1/{case['memory_ratio']:.1f} of the memory, {case['flops_share']:.0%} of peak FLOP/s; "
-        f"{case['equal']['what']} differ by {case['equal']['difference']:.1e}"
+def table(stage: str, case: dict[str, Any]) -> str:
+    """What was found of a case, as it is printed."""
+    ours, theirs, speedup = case["ours"], case["theirs"], case["speedup"]
+    time_ratio = f"{speedup['median']:.2f}x [{speedup['min']:.2f}, {speedup['max']:.2f}]"
+    seconds = f"seconds a {case['unit']}"
+    return "\n".join(
+        (
+            f"{stage}: {case['name']}",
+            f"  {'':22}{'ours':>10}  {case['peer']}",
+            f"  {seconds:22}{ours['seconds']:10.3f}{theirs['seconds']:10.3f}  {time_ratio}",
+            f"  {'peak memory (GB)':22}{ours['peak_gb']:10.2f}{theirs['peak_gb']:10.2f}"
+            f"  1/{case['memory_ratio']:.2f}",
+            f"  {'of peak FLOP/s':22}{case['flops_share']:10.0%}",
+            f"  {case['equal']['what']} differ by at most {case['equal']['difference']:.1e}",
+        )
     )
 
 

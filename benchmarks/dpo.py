@@ -3,6 +3,7 @@
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from peft import LoraConfig
@@ -41,7 +42,8 @@ def build(case: Case) -> DPOTrainer:
         peft_config=LoraConfig(**case["lora"], task_type="CAUSAL_LM"),
     )
     if case["side"] == "ours":
-        share_prefixes(trainer.model)
+        model: Any = trainer.model
+        share_prefixes(model)
     return trainer
 
 

@@ -15,6 +15,7 @@ from benchmarks.cases import COMPLETION_LENGTH, Setting
 from benchmarks.measure import Case, measured, read_case, report
 from rlhf_recipes.evaluation.collect import Collector, EvaluationArguments
 from rlhf_recipes.models import open_base, open_tokenizer
+from rlhf_recipes.rewards import scored_ids
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Completion, Prompt, prompt_ids
 from rlhf_recipes.training import use_all_cores
@@ -22,6 +23,7 @@ from rlhf_recipes.training import use_all_cores
 PEER = "one by one, three models"
 UNIT = "response"
 EQUAL = "KL of given responses"
+
 SEED = 42
 
 
@@ -43,7 +45,11 @@ def cases(setting: Setting) -> list[Case]:
     ]
 
 
-def ours(case: Case) -> tuple[Callable[[list[Prompt]], Any], Callable[[], list[float]]]:
+Evaluate = Callable[[list[Prompt]], list[dict[str, Any]]]
+Divergences = Callable[[], list[float]]
+
+
+def ours(case: Case) -> tuple[Evaluate, Divergences]:
     """Evaluate prompts, and the KL of the case's responses: one base, batches."""
     roles = Roles(open_base(case["base"]))
     for role in ("policy", "reward"):
@@ -63,22 +69,22 @@ def ours(case: Case) -> tuple[Callable[[list[Prompt]], Any], Callable[[], list[f
     return lambda prompts: collector.records("policy", "policy", prompts, SEED), divergences
 
 
-def theirs(case: Case) -> tuple[Callable[[list[Prompt]], Any], Callable[[], list[float]]]:
+def theirs(case: Case) -> tuple[Evaluate, Divergences]:
     """The same with a prompt at a time, and policy, reference and reward model in memory."""
     tokenizer = open_tokenizer(case["base"])
     causal, classifier = AutoModelForCausalLM, AutoModelForSequenceClassification
-    policy, reference = (causal.from_pretrained(case["base"], dtype="float32") for _ in range(2))
-    reward = classifier.from_pretrained(case["base"], num_labels=1, dtype="float32")
-    reward.config.pad_token_id = tokenizer.pad_token_id
-    policy = PeftModel.from_pretrained(policy, case["policy"]).eval()
-    reward = PeftModel.from_pretrained(reward, case["reward"]).eval()
+    base, reference = (causal.from_pretrained(case["base"], dtype="float32") for _ in range(2))
+    scorer = classifier.from_pretrained(case["base"], num_labels=1, dtype="float32")
+    scorer.config.pad_token_id = tokenizer.pad_token_id
+    policy: Any = PeftModel.from_pretrained(base, case["policy"]).eval()
+    reward: Any = PeftModel.from_pretrained(scorer, case["reward"]).eval()
 
     @torch.no_grad()
-    def evaluate(prompts: list[Prompt]) -> list[tuple[float, float]]:
+    def evaluate(prompts: list[Prompt]) -> list[dict[str, Any]]:
         torch.manual_seed(SEED)
         return [evaluate_one(prompt) for prompt in prompts]
 
-    def evaluate_one(prompt: Prompt) -> tuple[float, float]:
+    def evaluate_one(prompt: Prompt) -> dict[str, Any]:
         ids = torch.tensor([prompt_ids(tokenizer, prompt)])
         sampled = policy.generate(
             input_ids=ids,
@@ -88,10 +94,9 @@ def theirs(case: Case) -> tuple[Callable[[list[Prompt]], Any], Callable[[], list
             top_k=0,
             max_new_tokens=COMPLETION_LENGTH,
         )
-        text = tokenizer.decode(sampled[0, ids.shape[1] :], skip_special_tokens=True)
-        messages = [*prompt, {"role": "assistant", "content": text}]  # type: ignore[list-item]
-        scored = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")
-        return reward(**scored).logits.item(), divergence(sampled, ids.shape[1])
+        text = str(tokenizer.decode(sampled[0, ids.shape[1] :], skip_special_tokens=True))
+        score = reward(input_ids=torch.tensor([scored_ids(tokenizer, prompt, text)])).logits.item()
+        return {"response": text, "reward": score, "kl": divergence(sampled, ids.shape[1])}
 
     def divergence(ids: torch.Tensor, prompt_length: int) -> float:
         logps, ref_logps = (

@@ -23,14 +23,14 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 def _caption(record: dict[str, Any], text: str) -> str:
     machine = record["machine"]
-    return f"{text} {machine['cores']} cores of {machine['processor']}, float32."
+    return f"{text} {machine['cores']} cores of {machine['processor']}."
 
 
 def compared_figure(record: dict[str, Any], path: Path) -> None:
     """Time and peak memory of both sides, a row a side and case; every run is a dot."""
     cases = record["cases"]
     peer, unit = cases[0]["peer"], cases[0]["unit"]
-    text = _caption(record, f"Bars: medians of {len(cases[0]['ours']['seconds_by_run'])} runs.")
+    text = _caption(record, "Bars: medians; dots: runs, in turn. float32.")
     with figure(path, 9.5, 1.7 + 0.8 * len(cases), text) as canvas:
         left, right = canvas.subplots(1, 2, sharey=True)
         for position, case in enumerate(cases):
@@ -65,7 +65,7 @@ def growth_figure(record: dict[str, Any], path: Path) -> None:
     """Seconds per unit over a size, one panel a curve; dots are runs, lines go through medians."""
     curves = record["curves"]
     text = _caption(
-        record, "Forward and backward pass of given tokens. Lines: medians. Both axes logarithmic."
+        record, "Forward and backward pass of given tokens. Lines: medians; dots: runs. float32."
     )
     with figure(path, 5.2 * len(curves), 4.4, text) as canvas:
         for axes, curve in zip(canvas.subplots(1, len(curves)), curves, strict=True):
@@ -82,13 +82,14 @@ def growth_figure(record: dict[str, Any], path: Path) -> None:
             axes.yaxis.set_major_formatter("{x:.3g}")
             axes.set_xlabel(curve["over"])
             axes.set_title(f"seconds a {curve['unit']}: {curve['name']}")
-        axes.legend()
+        handles, labels = axes.get_legend_handles_labels()
+        canvas.legend(handles, labels, loc="outside upper left", ncols=2)
 
 
 def startup_figure(record: dict[str, Any], path: Path) -> None:
     """Seconds until a command answers; every run is a dot."""
     cases = record["cases"]
-    text = _caption(record, f"Bars: medians of {len(cases[0]['seconds_by_run'])} runs.")
+    text = _caption(record, "Bars: medians; dots: runs.")
     with figure(path, 6.5, 1.3 + 0.36 * len(cases), text) as canvas:
         axes = canvas.subplots()
         for position, case in enumerate(cases):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import Trainer, TrainerCallback
 
 Case = dict[str, Any]
@@ -26,18 +26,30 @@ def read_case(file: str) -> Case:
 
 def report(**values: Any) -> None:
     """Print one line of JSON: the values, and the most memory the process has held."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    sys.stdout.write("\n" + json.dumps({**values, "peak_gb": peak}) + "\n")
+    sys.stdout.write("\n" + json.dumps({**values, "peak_gb": peak_memory_gb()}) + "\n")
+
+
+def peak_memory_gb() -> float:
+    """The most resident memory this process has held, in GB.
+
+    `getrusage` would not do: on Linux a process starts with the peak of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        peaks = [line.split()[1] for line in status.read_text().splitlines() if "VmHWM" in line]
+        return int(peaks[0]) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # in bytes on macOS
 
 
 def flop_counter() -> FlopCounterMode:
     """A counter of floating-point operations that knows attention on a CPU, as torch's does not."""
-    aten = torch.ops.aten
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     return FlopCounterMode(
         display=False,
         custom_mapping={
-            aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-            aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+            forward: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+            backward: lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4]),
         },
     )
 

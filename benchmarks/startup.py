@@ -20,7 +20,7 @@ def record(setting: Setting) -> dict[str, Any]:
     """Seconds of `import rlhf_recipes` and of every recipe's `--help`: medians of five runs."""
     del setting  # no model and no data is opened
     names = {path.stem: str(path) for path in sorted((ROOT / "recipes").glob("*.py"))}
-    timed = {"import rlhf_recipes": [_import_seconds() for _ in range(RUNS)]}
+    timed = {"import rlhf_recipes": [import_seconds() for _ in range(RUNS)]}
     for stem, script in names.items():
         timed[f"{stem}.py --help"] = [_help_seconds(script) for _ in range(RUNS)]
     cases = [
@@ -32,7 +32,8 @@ def record(setting: Setting) -> dict[str, Any]:
     return {"cases": cases}
 
 
-def _import_seconds() -> float:
+def import_seconds() -> float:
+    """Seconds of `import rlhf_recipes` in a fresh Python, whose own start is not counted."""
     return float(_output([sys.executable, "-c", IMPORT]))
 
 

@@ -190,7 +190,7 @@ def table(stage: str, case: dict[str, Any]) -> str:
     """What was found of a case, as it is printed."""
     ours, theirs, speedup = case["ours"], case["theirs"], case["speedup"]
     time_ratio = f"{speedup['median']:.2f}x [{speedup['min']:.2f}, {speedup['max']:.2f}]"
-    seconds = f"seconds a {case['unit']}"
+    seconds = f"seconds per {case['unit']}"
     return "\n".join(
         (
             f"{stage}: {case['name']}",

@@ -45,7 +45,7 @@ def compared_figure(record: dict[str, Any], path: Path) -> None:
         speedups = [f"{case['name']}\n{case['speedup']['median']:.2f}x the speed" for case in cases]
         left.set_yticks(range(len(cases)), speedups)
         left.set_ylim(len(cases) - 0.5, -0.5)
-        left.set_title(f"seconds a {unit}")
+        left.set_title(f"seconds per {unit}")
         right.set_title("peak memory (GB)")
         for axes in (left, right):
             axes.set_xlim(0, axes.get_xlim()[1] * 1.15)
@@ -81,7 +81,7 @@ def growth_figure(record: dict[str, Any], path: Path) -> None:
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.yaxis.set_major_formatter("{x:.3g}")
             axes.set_xlabel(curve["over"])
-            axes.set_title(f"seconds a {curve['unit']}: {curve['name']}")
+            axes.set_title(f"seconds per {curve['unit']}: {curve['name']}")
         handles, labels = axes.get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside upper left", ncols=2)
 

@@ -146,7 +146,7 @@ def _group(trainer: Trainer, size: int) -> Inputs:
 
 
 def _table(curve: dict[str, Any]) -> str:
-    lines = [f"{curve['name']}: seconds a {curve['unit']} over {curve['over']}"]
+    lines = [f"{curve['name']}: seconds per {curve['unit']} over {curve['over']}"]
     for point in curve["points"]:
         ours, theirs = (point[side]["seconds"] for side in SIDES)
         lines.append(

@@ -8,6 +8,7 @@ see their prefix before them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,8 +59,8 @@ class Packing:
     Attributes:
         source: Of each packed token, its place in the flattened batch, shape (N,).
         position_ids: Its position in its row, shape (1, N).
-        places: Of each token of the batch, its place among the packed ones, shape (rows, length); any
-            place where there is padding.
+        places: Of each token of the batch, its place among the packed ones, shape (rows, length);
+            any place where there is padding.
         prefixes: The places of each group's prefix, padded on the right, shape (groups, P).
         rests: Those of each row's rest, padded on the right, shape (rows, C).
         order: Of each packed token, its place in those two blocks, flattened, shape (N,).
@@ -83,21 +84,42 @@ class Packing:
 
     def unpack(self, packed: Tensor) -> Tensor:
         """What belongs to each token of the batch, shape (rows, length, ...), of (1, N, ...)."""
-        return _at(self.places, packed[0])
+        return packed[0].index_select(0, self.places.flatten()).unflatten(0, self.places.shape)
 
     def blocks(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         """Prefixes (groups, heads, P, d) and rests (rows, heads, C, d) of (1, heads, N, d)."""
-        tokens = packed[0].transpose(0, 1)
-        return _at(self.prefixes, tokens).transpose(1, 2), _at(self.rests, tokens).transpose(1, 2)
+        both = torch.cat([self.prefixes.flatten(), self.rests.flatten()])
+        tokens = _Moved.apply(packed[0].transpose(0, 1), both, self.order)
+        prefixes, rests = tokens.split([self.prefixes.numel(), self.rests.numel()])
+        return (
+            prefixes.unflatten(0, self.prefixes.shape).transpose(1, 2),
+            rests.unflatten(0, self.rests.shape).transpose(1, 2),
+        )
 
     def joined(self, prefixes: Tensor, rests: Tensor) -> Tensor:
-        """Packed tokens (1, N, heads, d) of blocks (groups, P, heads, d) and (rows, C, heads, d)."""
+        """Packed tokens (1, N, heads, d) of (groups, P, heads, d) and (rows, C, heads, d)."""
         both = torch.cat([prefixes.flatten(0, 1), rests.flatten(0, 1)])
-        return both.index_select(0, self.order)[None]
+        return _Moved.apply(both, self.order, None)[None]  # type: ignore[no-any-return]
 
 
-def _at(places: Tensor, tokens: Tensor) -> Tensor:
-    return tokens.index_select(0, places.flatten()).unflatten(0, places.shape)
+class _Moved(torch.autograd.Function):
+    """`tokens.index_select(0, places)`, with a backward pass that moves back instead of adding up.
+
+    Each token is moved to one place that is read; to others only as padding, which no gradient
+    comes from. `back` is where each one went, or None where `places` has every token at most once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, places: Tensor, back: Tensor | None) -> Tensor:
+        ctx.places, ctx.back, ctx.shape = places, back, tokens.shape
+        return tokens.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (moved,) = gradients
+        if ctx.back is not None:
+            return moved.index_select(0, ctx.back), None, None
+        return moved.new_zeros(ctx.shape).index_copy_(0, ctx.places, moved), None, None
 
 
 def packing_of(input_ids: Tensor, mask: Tensor) -> Packing | None:
@@ -110,7 +132,7 @@ def packing_of(input_ids: Tensor, mask: Tensor) -> Packing | None:
     ids, real = input_ids.cpu().numpy(), mask.cpu().numpy().astype(bool)
     lengths, starts = real.sum(1, keepdims=True), real.argmax(1)[:, None]
     position = np.arange(ids.shape[1]) - starts
-    if not lengths.all() or ((0 <= position) & (position < lengths) != real).any():
+    if not lengths.all() or ((position >= 0) & (position < lengths) != real).any():
         return None
     groups = groups_of([row[kept] for row, kept in zip(ids, real, strict=True)])
     group = np.empty(len(ids), dtype=np.int64)
@@ -127,11 +149,16 @@ def packing_of(input_ids: Tensor, mask: Tensor) -> Packing | None:
     prefixes = _numbered(in_prefix, start=0)
     rests = _numbered(in_rest, start=in_prefix.sum())
     flat = np.arange(len(ids))[:, None] * ids.shape[1] + starts  # where each row begins
-    each = (len(ids), len(rest_columns))  # a token of a rest sees its group's prefix and what came before
+    each = (
+        len(ids),
+        len(rest_columns),
+    )  # a token of a rest sees its group's prefix and what came before
     seen = np.broadcast_to(in_prefix[group][:, None], (*each, len(columns)))
     causal = np.broadcast_to(np.tri(len(rest_columns), dtype=bool), (*each, len(rest_columns)))
     arrays = {
-        "source": _packed(flat[first] + columns, in_prefix, flat + own_prefix + rest_columns, in_rest),
+        "source": _packed(
+            flat[first] + columns, in_prefix, flat + own_prefix + rest_columns, in_rest
+        ),
         "position_ids": _packed(columns, in_prefix, own_prefix + rest_columns, in_rest)[None],
         "places": np.where(
             position < own_prefix,

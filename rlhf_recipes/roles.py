@@ -19,7 +19,6 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -27,7 +26,10 @@ from transformers import PreTrainedModel
 from rlhf_recipes.adapters import HEAD_NAMES, adapter_base, read_adapter
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.logprobs import TokenLogps, token_logps
+from rlhf_recipes.merging import merged
 from rlhf_recipes.models import refuse_scaled_logits
+from rlhf_recipes.packing import packing_of
+from rlhf_recipes.prefix_sharing import SHARED_ATTENTION, obstacle, packed_pass
 from rlhf_recipes.sampling import positions
 from rlhf_recipes.trunk import lowest_adapted_layer, only_layers
 
@@ -61,6 +63,9 @@ class Roles(nn.Module):
                 if isinstance(getattr(module, name), float):
                     setattr(module, name, 0.0)
         refuse_scaled_logits(base)
+        self.packs = obstacle(base) is None
+        if self.packs:
+            base.set_attn_implementation(SHARED_ATTENTION)
 
     def attach(self, role: str, config: LoraConfig, *, trainable: bool) -> None:
         """Add a fresh adapter: B = 0, so the role starts as the base itself."""
@@ -159,40 +164,13 @@ class Roles(nn.Module):
 
     @contextmanager
     def merged(self, role: str | None) -> Iterator[PreTrainedModel]:
-        """The base with a role's adapter added into its weights: the cheapest way to sample.
-
-        W' = W + (alpha / r) B A. The original weights are kept and put back, bit for bit:
-        subtracting the product again would leave rounding errors behind after every rollout. Only
-        float32 weights are merged: others would round the product away, and then the sampler would
-        not be the policy. They are sampled from with the adapter beside them.
-        """
-        if role is not None and not self._mergeable(role):
-            with self.use(role):
+        """The base as a role, its adapter added into the weights where that is possible."""
+        with self.use(role):
+            if role is None:
                 yield self.base
-            return
-        originals: dict[nn.Parameter, Tensor] = {}
-        try:
-            if role is not None:
-                for layer in self._lora_layers(role):
-                    weight = layer.get_base_layer().weight
-                    originals[weight] = weight.data
-                    weight.data = weight.data + layer.get_delta_weight(role).to(weight.dtype)
-            with self.use(None):
-                yield self.base
-        finally:
-            for weight, data in originals.items():
-                weight.data = data
-
-    def _mergeable(self, role: str) -> bool:
-        return all(
-            layer.get_base_layer().weight.dtype == torch.float32 and role not in layer.lora_variant
-            for layer in self._lora_layers(role)
-        )
-
-    def _lora_layers(self, role: str) -> Iterator[Any]:
-        for module in self.base.modules():
-            if isinstance(module, LoraLayer) and role in module.lora_A:
-                yield module
+            else:
+                with merged(self.base, role):
+                    yield self.base
 
     def forward(
         self,
@@ -254,21 +232,30 @@ class Roles(nn.Module):
         if self.trunk_depth == 0:
             return None
         with torch.no_grad(), only_layers(self.base, slice(0, self.trunk_depth)):
-            return self._decode(mask, input_ids=input_ids)
+            return self._decode(input_ids, mask)
 
     def hidden(
         self, role: str | None, input_ids: Tensor, mask: Tensor, trunk: Tensor | None = None
     ) -> Tensor:
-        """Last hidden states, after the final norm, shape (batch, length, width)."""
+        """Last hidden states, after the final norm, shape (batch, length, width).
+
+        What rows have in common is computed once; see `packing.py`.
+        """
         with self.use(role):
             if trunk is None:
-                return self._decode(mask, input_ids=input_ids)
+                return self._decode(input_ids, mask)
             with only_layers(self.base, slice(self.trunk_depth, None)):
-                return self._decode(mask, inputs_embeds=trunk)
+                return self._decode(input_ids, mask, trunk)
 
-    def _decode(self, mask: Tensor, **inputs: Tensor) -> Tensor:
-        output = self.base.base_model(
-            attention_mask=mask.long(), position_ids=positions(mask), use_cache=False, **inputs
+    def _decode(self, input_ids: Tensor, mask: Tensor, trunk: Tensor | None = None) -> Tensor:
+        decoder = self.base.base_model
+        given = {"input_ids": input_ids} if trunk is None else {"inputs_embeds": trunk}
+        packing = packing_of(input_ids, mask) if self.packs else None
+        if packing is not None:
+            packed = {name: packing.pack(tensor) for name, tensor in given.items()}
+            return packing.unpack(packed_pass(decoder, packing, **packed).last_hidden_state)
+        output = decoder(
+            attention_mask=mask.long(), position_ids=positions(mask), use_cache=False, **given
         )
         return output.last_hidden_state  # type: ignore[no-any-return]
 

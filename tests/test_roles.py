@@ -150,8 +150,11 @@ def test_a_merged_role_computes_the_same_and_the_base_comes_back_bit_for_bit():
     before = {name: p.clone() for name, p in roles.base.named_parameters()}
     with torch.no_grad():
         expected = roles.completion_logits("policy", IDS, MASK, COMPLETION)
-        with roles.merged("policy"):
-            found = roles.completion_logits(None, IDS, MASK, COMPLETION)
+        with roles.merged("policy") as base:
+            found = roles.completion_logits("policy", IDS, MASK, COMPLETION)
+            weights = dict(base.named_parameters())
+            changed = [n for n, p in before.items() if not torch.equal(weights[n], p)]
+    assert len(changed) == 4  # two layers of two target modules: no product is left to compute
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     for name, parameter in roles.base.named_parameters():
         assert torch.equal(parameter, before[name]), name

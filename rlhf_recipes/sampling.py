@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.kv_cache import block_cache
 
 PREFILL_ROWS = 4
 """Prompts computed at once before the first token is drawn: enough to keep the cores busy."""
@@ -94,14 +95,15 @@ def sample(
     max_completion_length: int,
     num_completions: int = 1,
     temperature: float = 1.0,
-    batch_size: int = 32,
+    batch_size: int = 64,
     seed: int = 0,
     progress: str | None = None,
 ) -> list[list[Completion]]:
     """`num_completions` independent completions of each prompt, in the order of the prompts.
 
-    Prompts are batched by length, a prompt is prefilled once for all its completions, and rows
-    leave the batch when they end. Reproducible for a given seed, batch size and set of prompts.
+    Completions are decoded in batches by the length of their prompts, a prompt is prefilled once
+    for all its completions in a batch, and rows leave the batch when they end. Reproducible for a
+    given seed, batch size and set of prompts.
 
     Args:
         model: Called as it stands: the caller chooses adapters and evaluation mode.
@@ -111,51 +113,51 @@ def sample(
     """
     generator = torch.Generator(device=model.device).manual_seed(seed)
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
+    by_length = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), encoded[i]))
+    rows = [i for i in by_length for _ in range(num_completions)]
     ends = end_ids(model, tokenizer)
-    prompts_at_once = max(1, batch_size // num_completions)
     completions: list[list[Completion]] = [[] for _ in prompts]
-    with tqdm(total=len(prompts) * num_completions, desc=progress, disable=progress is None) as bar:
-        for start in range(0, len(by_length), prompts_at_once):
-            batch = by_length[start : start + prompts_at_once]
-            rows = _sample_batch(
+    with tqdm(total=len(rows), desc=progress, disable=progress is None) as bar:
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            sampled = _sample_batch(
                 model,
-                *pad([encoded[i] for i in batch], tokenizer.pad_token_id, left=True),
-                num_completions=num_completions,
+                [encoded[i] for i in batch],
+                tokenizer.pad_token_id,
                 max_completion_length=max_completion_length,
                 temperature=temperature,
                 ends=ends,
                 generator=generator,
             )
-            for row, ids in enumerate(rows):
-                finished = ids[-1] in ends
+            for row, ids in zip(batch, sampled, strict=True):
                 text = str(tokenizer.decode(ids, skip_special_tokens=True))
-                completions[batch[row // num_completions]].append(Completion(ids, text, finished))
-            bar.update(len(rows))
+                completions[row].append(Completion(ids, text, finished=ids[-1] in ends))
+            bar.update(len(batch))
     return completions
 
 
 @torch.no_grad()
 def _sample_batch(
     model: PreTrainedModel,
-    input_ids: Tensor,
-    mask: Tensor,
+    prompts: list[list[int]],
+    pad_token_id: int,
     *,
-    num_completions: int,
     max_completion_length: int,
     temperature: float,
     ends: list[int],
     generator: torch.Generator,
 ) -> list[list[int]]:
-    """Sampled ids of each row, `num_completions` consecutive rows a prompt."""
-    input_ids, mask = input_ids.to(model.device), mask.to(model.device)
+    """Sampled ids of each row; equal prompts stand side by side, and are prefilled once."""
+    different = [ids for i, ids in enumerate(prompts) if i == 0 or ids != prompts[i - 1]]
+    input_ids, mask = (part.to(model.device) for part in pad(different, pad_token_id, left=True))
     logits, cache = _prefill(model, input_ids, mask)
-    if num_completions > 1:
-        cache.batch_repeat_interleave(num_completions)
-        logits = logits.repeat_interleave(num_completions, 0)
-        mask = mask.repeat_interleave(num_completions, 0)
-    sampled: list[list[int]] = [[] for _ in range(len(logits))]
-    alive = list(range(len(logits)))
+    if len(different) < len(prompts):
+        new = [int(i > 0 and ids != prompts[i - 1]) for i, ids in enumerate(prompts)]
+        origin = torch.tensor(new, device=model.device).cumsum(0)
+        cache.batch_select_indices(origin)
+        logits, mask = logits[origin], mask[origin]
+    sampled: list[list[int]] = [[] for _ in prompts]
+    alive = list(range(len(prompts)))
     end_tokens = torch.tensor(ends, device=model.device)
     for step in range(max_completion_length):
         tokens = _draw(logits, temperature, generator)
@@ -180,9 +182,7 @@ def _sample_batch(
     return sampled
 
 
-def _prefill(
-    model: PreTrainedModel, input_ids: Tensor, mask: Tensor
-) -> tuple[Tensor, DynamicCache]:
+def _prefill(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Cache]:
     """Logits of the first token of each row, and the cache of all prompts.
 
     A few rows at a time, which are of like length: a short prompt in one batch with a long one
@@ -192,7 +192,7 @@ def _prefill(
     for rows in torch.arange(len(mask), device=mask.device).split(PREFILL_ROWS):
         part = mask[rows]
         left = int((~part).all(0).long().cumprod(0).sum())
-        cache = DynamicCache(config=model.config)
+        cache = block_cache(model.config)
         output = model(
             input_ids=input_ids[rows, left:],
             attention_mask=part[:, left:].long(),
@@ -205,7 +205,7 @@ def _prefill(
         caches.append(cache)
     if len(caches) == 1:
         return logits[0], caches[0]
-    whole = DynamicCache(config=model.config)
+    whole = block_cache(model.config)
     for number in range(len(caches[0].layers)):
         layers: list[Any] = [cache.layers[number] for cache in caches]
         keys, values = (

@@ -15,6 +15,7 @@ from benchmarks.cases import COMPLETION_LENGTH, TRAINING, Setting
 from benchmarks.measure import Case, measured_steps, read_case, report
 from rlhf_recipes.models import open_tokenizer
 from rlhf_recipes.prefix_sharing import share_prefixes
+from rlhf_recipes.rollout import rollout_func_for
 from rlhf_recipes.sampling import prompt_ids
 from rlhf_recipes.training import use_all_cores
 
@@ -53,19 +54,21 @@ def build(case: Case) -> GRPOTrainer:
     """The trainer of a side."""
     set_seed(case["training"]["seed"])
     ours = case["side"] == "ours"
+    args = GRPOConfig(
+        output_dir=str(Path(case["folder"], case["side"])),
+        model_init_kwargs={"dtype": "float32"},
+        **case["training"],
+    )
+    rollout_func = rollout_func_for(args) if ours else None
     trainer = GRPOTrainer(
         model=case["base"],
         # A list of floats is none of floats or None to a type checker.
         reward_funcs=variety,  # type: ignore[arg-type]
-        args=GRPOConfig(
-            output_dir=str(Path(case["folder"], case["side"])),
-            model_init_kwargs={"dtype": "float32"},
-            **case["training"],
-        ),
+        args=args,
         train_dataset=Dataset.from_dict({"prompt": case["prompts"]}),
         processing_class=open_tokenizer(case["base"]),
         peft_config=LoraConfig(**case["lora"], task_type="CAUSAL_LM"),
-        rollout_func=given_completions if case["fixed"] else None,
+        rollout_func=given_completions if case["fixed"] else rollout_func,
     )
     if ours:
         model: Any = trainer.model

@@ -53,6 +53,15 @@ def test_both_sides_of_a_stage_compute_the_same_and_ours_with_fewer_operations(s
     assert 0 < ours["flops"] < 0.8 * theirs["flops"]
 
 
+def test_both_sides_of_grpo_sample_and_train(setting):
+    (case,) = grpo.cases(setting)
+    for side in ("ours", "theirs"):
+        trainer = grpo.build({**case, "side": side})
+        assert (trainer.rollout_func is None) == (side == "theirs")
+        assert measured_steps(trainer, count_flops=False)["seconds"] > 0
+        assert trainer.state.global_step == 2
+
+
 def test_both_evaluations_find_the_same_divergences(setting):
     (case,) = evaluate.cases(setting)
     found = [side(case) for side in (evaluate.ours, evaluate.theirs)]

@@ -11,6 +11,7 @@ from rlhf_recipes.models import base_path, init_kwargs, open_tokenizer
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared, unique_prompts
 from rlhf_recipes.rewards import RewardModel, load_reward_func
+from rlhf_recipes.rollout import rollout_func_for
 from rlhf_recipes.training import Run
 
 ARGUMENTS = (RecipeArguments, RewardArguments, GRPOConfig, ModelConfig)
@@ -40,6 +41,7 @@ def main() -> None:
         processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),
         peft_config=get_peft_config(model),
         quantization_config=quantization,
+        rollout_func=rollout_func_for(training),
     )
     stage.train_and_save(trainer)
 

@@ -43,6 +43,7 @@ def main() -> None:
         peft_config=get_peft_config(model),
         reward_model_path=reward.reward_model_path,
         reward_funcs=[load_reward_func(path) for path in reward.reward_funcs or ()],
+        prefix_sharing=recipe.prefix_sharing,
     )
     stage.train_and_save(trainer)
 

@@ -49,6 +49,12 @@ class RecipeArguments:
     chat_template: str | None = field(
         default=None, metadata={"help": "A Jinja file, for a base that has no chat template."}
     )
+    prefix_sharing: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute what rows of a batch have in common once; false takes the stock path."
+        },
+    )
     plan: bool = field(
         default=False,
         metadata={"help": "Print what the stage would do, cost and produce, and stop."},

@@ -26,7 +26,7 @@ class _BlockLayer(DynamicLayer):
                 new.new_empty(*new.shape[:-2], end + BLOCK, new.shape[-1])
                 for new in (key_states, value_states)
             )
-            if start:
+            if self.keys is not None and self.values is not None:
                 keys[..., :start, :], values[..., :start, :] = self.keys, self.values
             self.room = keys, values
             self.is_initialized = True

@@ -84,12 +84,13 @@ class Packing:
 
     def unpack(self, packed: Tensor) -> Tensor:
         """What belongs to each token of the batch, shape (rows, length, ...), of (1, N, ...)."""
-        return packed[0].index_select(0, self.places.flatten()).unflatten(0, self.places.shape)
+        tokens = packed[0].index_select(0, self.places.flatten())
+        return tokens.view(*self.places.shape, *tokens.shape[1:])
 
     def blocks(self, packed: Tensor) -> tuple[Tensor, Tensor]:
         """Prefixes (groups, heads, P, d) and rests (rows, heads, C, d) of (1, heads, N, d)."""
         both = torch.cat([self.prefixes.flatten(), self.rests.flatten()])
-        tokens = _Moved.apply(packed[0].transpose(0, 1), both, self.order)
+        tokens: Tensor = _Moved.apply(packed[0].transpose(0, 1), both, self.order)
         prefixes, rests = tokens.split([self.prefixes.numel(), self.rests.numel()])
         return (
             prefixes.unflatten(0, self.prefixes.shape).transpose(1, 2),

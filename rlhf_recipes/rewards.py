@@ -97,11 +97,12 @@ class RewardModel:
             scored_ids(self.tokenizer, prompt, _text(completion))
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
-        by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        # Side by side, texts that begin alike share that beginning.
+        ordered = sorted(range(len(encoded)), key=encoded.__getitem__)
         scores = [0.0] * len(encoded)
-        starts = range(0, len(by_length), self.batch_size)
+        starts = range(0, len(ordered), self.batch_size)
         for start in tqdm(starts, desc=progress, disable=progress is None):
-            rows = by_length[start : start + self.batch_size]
+            rows = ordered[start : start + self.batch_size]
             for row, score in zip(rows, self._score([encoded[i] for i in rows]), strict=True):
                 scores[row] = score
         return scores

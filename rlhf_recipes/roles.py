@@ -45,9 +45,13 @@ class Roles(nn.Module):
 
     With gradient checkpointing the backward pass computes activations again with whatever adapter
     is active then: hold `use(role)` over forward *and* backward.
+
+    Args:
+        prefix_sharing: Whether what rows of a batch have in common is computed once, where the
+            architecture allows it.
     """
 
-    def __init__(self, base: PreTrainedModel) -> None:
+    def __init__(self, base: PreTrainedModel, *, prefix_sharing: bool = True) -> None:
         super().__init__()
         self.base = base
         self.heads = nn.ModuleDict()
@@ -63,7 +67,7 @@ class Roles(nn.Module):
                 if isinstance(getattr(module, name), float):
                     setattr(module, name, 0.0)
         refuse_scaled_logits(base)
-        self.packs = obstacle(base) is None
+        self.packs = prefix_sharing and obstacle(base) is None
         if self.packs:
             base.set_attn_implementation(SHARED_ATTENTION)
 

@@ -16,13 +16,15 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from peft import PeftModel
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from rlhf_recipes.adapters import adapter_base
 from rlhf_recipes.arguments import RecipeArguments, RecipeError, resolved_recipe
 from rlhf_recipes.evaluation import training_curves_figure
 from rlhf_recipes.hub import push, repo_name, write_card
 from rlhf_recipes.preferences import dataset_fingerprint
+from rlhf_recipes.prefix_sharing import share_prefixes
 from rlhf_recipes.records import run_record, workspace, write_json
 
 FREE_TO_CHANGE = (
@@ -70,6 +72,8 @@ class Run:
     def train_and_save(self, trainer: Trainer, review: Review | None = None) -> None:
         """Train, from the last checkpoint where there is one, and write the run folder."""
         trainer.add_callback(_LogFile(workspace(self.folder) / f"training_{self.stage}.log"))
+        if self.recipe.prefix_sharing:
+            _share_prefixes(trainer)
         if trainer.is_world_process_zero():
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "recipe.yaml").write_text(
@@ -167,6 +171,13 @@ def peak_memory_gb() -> float:
         return torch.cuda.max_memory_allocated() / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def _share_prefixes(trainer: Trainer) -> None:
+    """In the model that a trainer of TRL trains, and in its reference where that is another one."""
+    for model in (trainer.model, getattr(trainer, "ref_model", None)):
+        if isinstance(model, PreTrainedModel | PeftModel):
+            share_prefixes(model)
 
 
 def _refuse_lonely_processes(world_size: int) -> None:

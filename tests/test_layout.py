@@ -24,9 +24,13 @@ DOCUMENTS = sorted(
 
 UPPER = {f"rlhf_recipes.{name}" for name in ("plan", "training", "ppo", "evaluation")}
 BANNED_NAMES = {"utils", "common", "helpers"}
-# `_prepare_inputs` is the seam that TRL's own online trainers fill, `os._exit` is documented; the
-# rest are namedtuple's.
-ALLOWED_PRIVATE = {"_prepare_inputs", "_exit", "_replace", "_asdict", "_fields", "_make"}
+# `_prepare_inputs` is the seam that TRL's own online trainers fill, `_attn_implementation` is what
+# `set_attn_implementation` sets and has no other name, `os._exit` is documented; the rest are
+# namedtuple's.
+ALLOWED_PRIVATE = {
+    *("_prepare_inputs", "_attn_implementation", "_exit"),
+    *("_replace", "_asdict", "_fields", "_make"),
+}
 
 
 def short(path):

@@ -1,7 +1,6 @@
 """Sharing prefixes changes nothing but time: TRL's trainers with it and without, on one batch."""
 
-import copy
-import logging
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +9,13 @@ from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    GemmaConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
 )
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from rlhf_recipes.models import open_tokenizer
 from rlhf_recipes.prefix_sharing import share_prefixes
@@ -31,14 +29,18 @@ SIZES = {
     "head_dim": 8,
     "max_position_embeddings": 256,
 }
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, tuple[Any, dict[str, Any], list[str]]] = {
     "llama": (LlamaConfig, SIZES, ["q_proj", "v_proj", "down_proj"]),
     "mistral": (MistralConfig, {**SIZES, "sliding_window": None}, ["q_proj", "v_proj"]),
     "qwen2": (Qwen2Config, SIZES, ["k_proj", "up_proj"]),
     "qwen3": (Qwen3Config, SIZES, ["q_proj", "o_proj"]),
     "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 3, "n_head": 4}, ["c_attn", "c_proj"]),
 }
-PROMPTS = ["What is a cloud made of?", "Say hi.", "Name three rivers in Europe, please, and one more."]
+PROMPTS = [
+    "What is a cloud made of?",
+    "Say hi.",
+    "Name three rivers in Europe, please, and one more.",
+]
 CHOSEN = ["Water.", "Hi", "Rhine, Danube, Volga, Po."]
 REJECTED = ["Watered-down milk, I am told, but who knows that?", "H", "No."]
 
@@ -100,7 +102,9 @@ def randomise(model):
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
 
 
-def trainer_of(kind, architecture, tokenizer, folder, *, peft=True, attention="sdpa", data=None, **changes):
+def trainer_of(
+    kind, architecture, tokenizer, folder, *, peft=True, attention="sdpa", data=None, **changes
+):
     checkpointing = changes.pop("gradient_checkpointing", False)
     changes["activation_checkpointing"] = checkpointing
     config = None
@@ -117,7 +121,9 @@ def trainer_of(kind, architecture, tokenizer, folder, *, peft=True, attention="s
         model = tiny(architecture, tokenizer, AutoModelForSequenceClassification, attention)
         if config is not None:
             config.task_type = "SEQ_CLS"
-        trainer = RewardTrainer(model=model, args=RewardConfig(**options(folder, **changes)), **shared)
+        trainer = RewardTrainer(
+            model=model, args=RewardConfig(**options(folder, **changes)), **shared
+        )
     else:
         model = tiny(architecture, tokenizer, AutoModelForCausalLM, attention)
         reference = None if peft else tiny(architecture, tokenizer, attention=attention)
@@ -133,7 +139,7 @@ def one_step(trainer):
     batch = next(iter(trainer.get_train_dataloader()))
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
-    metrics = {}
+    metrics: dict[str, float] = {}
     trainer.log(metrics)
     gradients = {n: p.grad for n, p in trainer.model.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), **metrics}, gradients
@@ -147,7 +153,9 @@ def assert_same(stock, shared):
         assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-5), name
     scale = max(float(gradient.abs().max()) for gradient in gradients.values())
     for name, gradient in gradients.items():
-        torch.testing.assert_close(own_gradients[name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=name)
+        torch.testing.assert_close(
+            own_gradients[name], gradient, rtol=1e-4, atol=1e-5 * scale, msg=name
+        )
 
 
 def compare(kind, architecture, tokenizer, folder, **changes):

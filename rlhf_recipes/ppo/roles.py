@@ -2,7 +2,6 @@
 
 import torch
 from peft import LoraConfig, PeftConfig
-from transformers import PreTrainedModel
 
 from rlhf_recipes.adapters import assert_same_base, read_adapter, require_head
 from rlhf_recipes.arguments import RecipeError
@@ -11,19 +10,19 @@ from rlhf_recipes.roles import Roles
 POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
 
 
-def build_roles(
-    base: PreTrainedModel,
+def attach_roles(
+    roles: Roles,
     reward_model_path: str | None,
     peft_config: PeftConfig | None,
     sft_model_path: str | None,
-) -> Roles:
-    """Policy and value, which train, and reward and reference, which do not, on one base.
+) -> None:
+    """Give a bare base policy and value, which train, and reward and reference, which do not.
 
     The value starts as the reward model; without one it has the policy's LoRA and predicts 0. The
     reference is the base itself, with all adapters off, unless the policy starts from an adapter:
     then it is a frozen copy of that.
     """
-    roles = Roles(base)
+    base = roles.base
     if sft_model_path is not None:
         assert_same_base(sft_model_path, str(base.name_or_path))
         roles.attach_saved(POLICY, sft_model_path, trainable=True)
@@ -46,4 +45,3 @@ def build_roles(
         weight = torch.zeros(1, base.config.hidden_size)
     # The reward model's head has no bias; the value needs one to sit at the scores' level.
     roles.attach_head(VALUE, weight, torch.zeros(1), trainable=True)
-    return roles

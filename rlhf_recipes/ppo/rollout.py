@@ -164,8 +164,8 @@ class RolloutWorker:
     def passes(self, input_ids: Tensor, mask: Tensor, completion_mask: Tensor) -> Passes:
         """One forward pass of policy, reference and value each, zero where there is no token.
 
-        In micro-batches of the size that training uses, of rows of like length: logits of a whole
-        rollout at once are the largest thing a run could hold.
+        In micro-batches of the size that training uses: logits of a whole rollout at once are the
+        largest thing a run could hold. A prompt's completions stand side by side and share it.
         """
         found: dict[str, Tensor] = {}
         for rows, left, end, length in self.micro_batches(mask, completion_mask):
@@ -201,8 +201,9 @@ class RolloutWorker:
     def micro_batches(
         self, mask: Tensor, completion_mask: Tensor
     ) -> Iterator[tuple[Tensor, int, int, int]]:
-        """Rows of like length, with the columns and the completion length they need."""
-        for rows in by_length(mask, self.config.per_device_train_batch_size):
+        """Rows in turn, with the columns and the completion length they need."""
+        every = torch.arange(len(mask), device=mask.device)
+        for rows in every.split(self.config.per_device_train_batch_size):
             yield rows, *bounds(mask[rows], completion_mask[rows])
 
     def adapt_kl_coef(self, kl: float, episodes: int) -> None:
@@ -228,8 +229,3 @@ class RolloutWorker:
             head = self.roles.head(VALUE)
             head.weight.mul_(weight / scale.deviation)
             head.bias.mul_(weight).add_(others - scale.mean).div_(scale.deviation)
-
-
-def by_length(mask: Tensor, size: int) -> list[Tensor]:
-    """The rows of a mask in groups of that size, rows with as many tokens together."""
-    return list(mask.sum(-1).sort(stable=True).indices.split(size))

@@ -74,7 +74,12 @@ class Schedule:
         return shuffled[start : start + size].tolist()
 
     def minibatch_rows(self, place: Place) -> Tensor:
-        """The episodes of a minibatch; each epoch has an order of its own."""
+        """The episodes of a minibatch; each epoch has the prompts in an order of its own.
+
+        A prompt's completions stay side by side: what they have in common is computed once.
+        """
         generator = torch.Generator().manual_seed(self.seed(place.rollout) + place.epoch)
-        order = torch.randperm(self.args.rollout_size, generator=generator)
+        prompts = torch.randperm(self.args.prompts_per_rollout, generator=generator)
+        each = self.args.num_generations
+        order = prompts[:, None] * each + torch.arange(each)
         return order.view(self.args.num_mini_batches, -1)[place.minibatch]

@@ -24,12 +24,13 @@ from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.episodes import Episodes
 from rlhf_recipes.ppo.metrics import Averages
 from rlhf_recipes.ppo.objective import clipped_policy_loss, clipped_value_loss, entropy_bonus
-from rlhf_recipes.ppo.roles import POLICY, REFERENCE, REWARD, VALUE, build_roles
-from rlhf_recipes.ppo.rollout import RolloutWorker, by_length
+from rlhf_recipes.ppo.roles import POLICY, REFERENCE, REWARD, VALUE, attach_roles
+from rlhf_recipes.ppo.rollout import RolloutWorker
 from rlhf_recipes.ppo.schedule import Schedule
 from rlhf_recipes.ppo.scoring import RewardFunc, Scorer
 from rlhf_recipes.ppo.tables import Table, rollout_metrics, sample_table, write_table
 from rlhf_recipes.rewards import RewardModel
+from rlhf_recipes.roles import Roles
 
 
 class PPOTrainer(RolesTrainer):
@@ -46,6 +47,7 @@ class PPOTrainer(RolesTrainer):
             function, and what the value role starts from. Without one the value starts at 0.
         reward_funcs: Further reward functions, as GRPOTrainer takes them.
         eval_dataset: Prompts for `evaluate`, as `train_dataset`.
+        prefix_sharing: Whether completions of one prompt share its computation.
     """
 
     args: PPOConfig
@@ -60,11 +62,14 @@ class PPOTrainer(RolesTrainer):
         reward_model_path: str | None = None,
         reward_funcs: Sequence[RewardFunc] = (),
         eval_dataset: Dataset | None = None,
+        *,
+        prefix_sharing: bool = True,
         **kwargs: Any,
     ) -> None:
         check_run(args, model, processing_class, train_dataset, eval_dataset)
         set_seed(args.seed)  # before LoRA's weights are drawn, as TRL's trainers do
-        self.roles = build_roles(model, reward_model_path, peft_config, args.sft_model_path)
+        self.roles = Roles(model, prefix_sharing=prefix_sharing)
+        attach_roles(self.roles, reward_model_path, peft_config, args.sft_model_path)
         self.schedule = Schedule(args, len(train_dataset))
         if args.total_episodes is not None:
             args.max_steps = self.schedule.steps(args.total_episodes)
@@ -141,7 +146,7 @@ class PPOTrainer(RolesTrainer):
         """The micro-batch of this step, of a new rollout when the last has served its epochs.
 
         With it come the tokens its minibatch has on average a process, and whether it is the
-        minibatch's last part. Episodes of like length are in one part.
+        minibatch's last part.
         """
         if self.micro_step is None:  # the first step of a run, or of a resumed one
             self.micro_step = self.state.global_step * self.args.gradient_accumulation_steps
@@ -150,11 +155,11 @@ class PPOTrainer(RolesTrainer):
         if place.first:
             self.start_rollout(place.rollout)
         assert self.episodes is not None
-        minibatch = self.episodes.rows(self.schedule.minibatch_rows(place))
-        parts = by_length(minibatch.mask, self.args.per_device_train_batch_size)
-        tokens = float(self.total(minibatch.completion_mask.sum().float()))
+        rows = self.schedule.minibatch_rows(place)
+        parts = rows.split(self.args.per_device_train_batch_size)
+        tokens = float(self.total(self.episodes.completion_mask[rows].sum().float()))
         return (
-            minibatch.rows(parts[place.part]),
+            self.episodes.rows(parts[place.part]),
             tokens / self.args.world_size,
             place.part == len(parts) - 1,
         )

@@ -13,7 +13,7 @@ BIN = .venv/bin
 INSTALLED = .venv/.installed
 TOOLS = .venv/.tools-installed
 PEER = .venv-trl112/.installed
-STAGE = ppo
+STAGE = reward dpo ppo grpo evaluate
 
 # A stage writes its last file when it has finished, so these say what is still to be done.
 DATA = $(OUT)/data/run.json
@@ -73,9 +73,8 @@ format: $(TOOLS) ## Format the code and fix what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: $(INSTALLED) $(PEER) ## Time a stage against its peer: STAGE=ppo [DATASET=preference data]
-	$(BIN)/python -m benchmarks.bench $(STAGE) --peer_python .venv-trl112/bin/python \
-		$(if $(DATASET),--dataset_name $(DATASET)) $(ARGS)
+bench: $(INSTALLED) $(if $(filter ppo,$(STAGE)),$(PEER)) ## Time stages against their peers: STAGE=dpo [DATASET=preference data]
+	$(BIN)/python -m benchmarks.bench $(STAGE) $(if $(DATASET),--dataset_name $(DATASET)) $(ARGS)
 
 docker: ## Build the container image rlhf_recipes
 	docker build --tag rlhf_recipes .

@@ -1,7 +1,7 @@
-"""Time a stage against its peer on the same work: `python -m benchmarks.bench ppo`.
+"""Time stages against their peers on the same work: `python -m benchmarks.bench dpo`.
 
-The two sides run in turn, each in a process of its own with all cores, at least three times. A run
-writes `benchmarks/results/<stage>.json` and prints a table.
+The two sides run in turn, each in a process of its own with all cores. A stage prints its table and
+writes `results/<stage>.json` with a figure of the same name.
 """
 
 import argparse
@@ -16,79 +16,129 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
+from benchmarks import figures, growth, startup
+from benchmarks.cases import Setting
+from benchmarks.measure import Case
+from rlhf_recipes.arguments import run as run_or_exit
+from rlhf_recipes.records import write_json
+from rlhf_recipes.training import use_all_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
+COMPARED = ("reward", "dpo", "ppo", "grpo", "evaluate")
+OTHERS = {"growth": growth.record, "startup": startup.record}
 
 
 def main() -> None:
-    """Run the cases of a stage and write what was found."""
+    """Run the benchmarks asked for and write what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=["ppo"])
+    parser.add_argument("stages", nargs="+", choices=[*COMPARED, *OTHERS])
     parser.add_argument("--dataset_name", default="recipes/demo/preferences")
-    parser.add_argument("--peer_python", required=True, help="Python of the peer's environment.")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--case", help="Only the cases whose name has this in it.")
+    parser.add_argument("--base", default="demo", help="Base model, embedded or a Hub id.")
+    parser.add_argument("--max_length", type=int, default=256, help="Longer pairs are left out.")
+    parser.add_argument("--peer_python", default=".venv-trl112/bin/python", help="PPO's peer's.")
+    parser.add_argument("--runs", type=int, default=3, help="Of each side, in turn.")
+    parser.add_argument("--case", default="", help="Only the cases whose name has this in it.")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
-    stage = importlib.import_module(f"benchmarks.{options.stage}_cases")
+    use_all_cores()
+    for stage in options.stages:
+        with tempfile.TemporaryDirectory() as folder:
+            setting = Setting(Path(folder), options.dataset_name, options.base, options.max_length)
+            if stage in OTHERS:
+                found = OTHERS[stage](setting)
+            else:
+                found = compare_all(stage, setting, options)
+        found = {"stage": stage, **found, **machine()}
+        write_json(options.output_dir / f"{stage}.json", found)
+        figures.draw(found, options.output_dir / f"{stage}.png")
+
+
+def compare_all(stage: str, setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
+    """Every case of a stage, as `benchmarks/results/<stage>.json` has it."""
+    module = importlib.import_module(f"benchmarks.{stage}")
+    peak = peak_flops()
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for case in stage.cases(Path(folder), options.dataset_name):
-            if (options.case or "") in case["name"]:
-                found.append(compare(stage, case, options.peer_python, options.runs))
-                print(row(found[-1]), flush=True)
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    record = {"cases": found, "dataset": options.dataset_name, **machine()}
-    (results / f"{options.stage}.json").write_text(json.dumps(record, indent=2) + "\n")
+    for case in module.cases(setting):
+        if options.case in case["name"]:
+            found.append(compare(module, case, options, peak))
+            print(table(stage, found[-1]), flush=True)
+    return {"dataset": setting.dataset_name, "base": setting.base, "cases": found}
 
 
-def compare(stage: Any, case: dict[str, Any], peer_python: str, runs: int) -> dict[str, Any]:
-    """Both sides of a case in turn; medians, and the ratios of neighbouring runs."""
-    ours, theirs = [], []
-    for number in range(runs):
-        for python, module, into in (
-            (sys.executable, stage.OURS, ours),
-            (peer_python, stage.THEIRS, theirs),
-        ):
-            into.append(run(python, module, case))
-            seconds = into[-1]["seconds"] / case["episodes"]
-            print(f"  {case['name']}, run {number + 1}, {module}: {seconds:.2f} s", flush=True)
-    flops = run(sys.executable, stage.OURS, {**case, "count_flops": True})["flops"]
-    ratios = [t["seconds"] / o["seconds"] for o, t in zip(ours, theirs, strict=True)]
-    difference = max(
-        abs(a - b) for a, b in zip(ours[0]["scores"], theirs[0]["scores"], strict=True)
-    )
-    mine, peer = (_median(side, case["episodes"]) for side in (ours, theirs))
+def compare(
+    stage: ModuleType, case: Case, options: argparse.Namespace, peak: float
+) -> dict[str, Any]:
+    """Both sides of a case in turn; medians, and the ratios of neighbours."""
+    sides: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
+    for number in range(options.runs):
+        for side, runs in sides.items():
+            runs.append(run(stage, {**case, "side": side}, options.peer_python))
+            seconds = runs[-1]["seconds"] / case["units"]
+            print(f"  {case['name']}, run {number + 1}, {side}: {seconds:.3f} s", flush=True)
+    ours, theirs = (_summary(runs, case["units"]) for runs in sides.values())
+    counted = run(stage, {**case, "side": "ours", "count_flops": True}, options.peer_python)
     return {
         "name": case["name"],
         "peer": stage.PEER,
         "unit": stage.UNIT,
-        "ours": mine,
-        "theirs": peer,
-        "speedup": {
-            "median": statistics.median(ratios),
-            "min": min(ratios),
-            "max": max(ratios),
+        "ours": ours,
+        "theirs": theirs,
+        "speedup": ratios(ours["seconds_by_run"], theirs["seconds_by_run"]),
+        "memory_ratio": theirs["peak_gb"] / ours["peak_gb"],
+        "equal": {
+            "what": stage.EQUAL,
+            "difference": difference(stage, case, sides, options.peer_python),
         },
-        "memory_ratio": peer["peak_gb"] / mine["peak_gb"],
-        "equal": {"what": stage.EQUAL, "difference": difference},
-        "flops_share": flops / case["episodes"] / mine["seconds"] / peak_flops(),
+        "flops_share": counted["flops"] / case["units"] / ours["seconds"] / peak,
     }
 
 
-def _median(side: list[dict[str, Any]], units: int) -> dict[str, float]:
+def ratios(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """How many times as fast ours is: of each of its runs, with the peer's that came next."""
+    found = [peer / mine for mine, peer in zip(ours, theirs, strict=True)]
+    return {"median": statistics.median(found), "min": min(found), "max": max(found)}
+
+
+def difference(
+    stage: ModuleType, case: Case, sides: dict[str, list[dict[str, Any]]], peer_python: str
+) -> float:
+    """The largest difference between what the sides computed.
+
+    In their first runs, or in runs of their own where the case says with `equality` how those
+    differ.
+    """
+    mine, peer = (
+        run(stage, {**case, **case["equality"], "side": side}, peer_python)
+        if "equality" in case
+        else runs[0]
+        for side, runs in sides.items()
+    )
+    values: list[tuple[float, float]] = list(zip(mine["values"], peer["values"], strict=True))
+    return max(abs(a - b) for a, b in values)
+
+
+def _summary(runs: list[dict[str, Any]], units: int) -> dict[str, Any]:
+    lengths = [r["mean_length"] for r in runs if "mean_length" in r]
+    seconds = [r["seconds"] / units for r in runs]
     return {
-        "seconds": statistics.median(s["seconds"] for s in side) / units,
-        "peak_gb": statistics.median(s["peak_gb"] for s in side),
+        "seconds": statistics.median(seconds),
+        "peak_gb": statistics.median(r["peak_gb"] for r in runs),
+        "seconds_by_run": seconds,
+        **({"completion_tokens": statistics.mean(lengths)} if lengths else {}),
     }
 
 
-def run(python: str, module: str, case: dict[str, Any]) -> dict[str, Any]:
+def run(stage: ModuleType, case: Case, peer_python: str) -> dict[str, Any]:
     """What one side of a case reports."""
+    python, module = sys.executable, stage.__name__
+    if case["side"] == "theirs" and stage.__name__ == "benchmarks.ppo":
+        python, module = peer_python, "benchmarks.ppo_trl112"
     file = Path(case["folder"], "case.json")
     file.write_text(json.dumps(case))
     environment = {
@@ -136,17 +186,23 @@ def _processor() -> str:
     return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
-def row(case: dict[str, Any]) -> str:
-    """A line of the table."""
-    speedup, ours, theirs = case["speedup"], case["ours"], case["theirs"]
-    return (
-        f"{case['name']}: {ours['seconds']:.2f} s an {case['unit']} and {ours['peak_gb']:.2f} GB; "
-        f"{case['peer']} {theirs['seconds']:.2f} s and {theirs['peak_gb']:.2f} GB; "
-        f"{speedup['median']:.2f}x [{speedup['min']:.2f}, {speedup['max']:.2f}] the speed, "
-        f"1/{case['memory_ratio']:.1f} of the memory, {case['flops_share']:.0%} of peak FLOP/s; "
-        f"{case['equal']['what']} differ by {case['equal']['difference']:.1e}"
+def table(stage: str, case: dict[str, Any]) -> str:
+    """What was found of a case, as it is printed."""
+    ours, theirs, speedup = case["ours"], case["theirs"], case["speedup"]
+    time_ratio = f"{speedup['median']:.2f}x [{speedup['min']:.2f}, {speedup['max']:.2f}]"
+    seconds = f"seconds per {case['unit']}"
+    return "\n".join(
+        (
+            f"{stage}: {case['name']}",
+            f"  {'':22}{'ours':>10}  {case['peer']}",
+            f"  {seconds:22}{ours['seconds']:10.3f}{theirs['seconds']:10.3f}  {time_ratio}",
+            f"  {'peak memory (GB)':22}{ours['peak_gb']:10.2f}{theirs['peak_gb']:10.2f}"
+            f"  1/{case['memory_ratio']:.2f}",
+            f"  {'of peak FLOP/s':22}{case['flops_share']:10.0%}",
+            f"  {case['equal']['what']} differ by at most {case['equal']['difference']:.1e}",
+        )
     )
 
 
 if __name__ == "__main__":
-    main()
+    run_or_exit(main)

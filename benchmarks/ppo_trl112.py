@@ -1,4 +1,4 @@
-"""TRL 1.12's PPOTrainer on a benchmark case: `python ppo_trl112.py CASE.json`; one line of JSON.
+"""TRL 1.12's PPOTrainer on a benchmark case: `python -m benchmarks.ppo_trl112 CASE.json`.
 
 It runs in an environment of its own, so nothing of this project is imported but measure.py.
 """
@@ -12,7 +12,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from benchmarks.measure import read_case, report, timed
+from benchmarks.measure import measured, read_case, report
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
         gradient_accumulation_steps=case["batch_size"] // case["peer_part"],
         num_mini_batches=case["num_mini_batches"],
         num_ppo_epochs=case["num_ppo_epochs"],
-        total_episodes=case["episodes"],
+        total_episodes=case["batch_size"],
         response_length=case["response_length"],
         temperature=case["temperature"],
         learning_rate=case["learning_rate"],
@@ -57,12 +57,11 @@ def main() -> None:
         eval_dataset=Dataset.from_dict({"input_ids": [e["input_ids"] for e in encoded[:1]]}),
         peft_config=LoraConfig(**case["lora"], task_type="CAUSAL_LM"),
     )
-    scores = [
+    values = [
         score(classifiers[0], tokenizer, [*prompt, {"role": "assistant", "content": text}])
         for prompt, text in zip(case["prompts"], case["texts"], strict=False)
     ]
-    seconds = timed(trainer.train)
-    report(seconds=seconds, scores=scores, mean_length=None)
+    report(**measured(trainer.train, case["count_flops"]), values=values)
 
 
 @torch.no_grad()

@@ -15,7 +15,12 @@ SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = MODULES + sorted((ROOT / "recipes").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "recipes").rglob("*.md")])
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(path for name in ("recipes", "benchmarks") for path in (ROOT / name).rglob("*.md")),
+    ]
+)
 
 UPPER = {f"rlhf_recipes.{name}" for name in ("plan", "training", "ppo", "evaluation")}
 BANNED_NAMES = {"utils", "common", "helpers"}

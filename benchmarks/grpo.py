@@ -1,0 +1,109 @@
+"""Group relative policy optimisation, ours or TRL's: `python -m benchmarks.grpo CASE.json`."""
+
+import random
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import set_seed
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks.cases import COMPLETION_LENGTH, TRAINING, Setting
+from benchmarks.measure import Case, measured_steps, read_case, report
+from rlhf_recipes.models import open_tokenizer
+from rlhf_recipes.prefix_sharing import share_prefixes
+from rlhf_recipes.rollout import rollout_func_for
+from rlhf_recipes.sampling import prompt_ids
+from rlhf_recipes.training import use_all_cores
+
+PEER = f"trl {version('trl')} GRPOTrainer"
+UNIT = "completion"
+EQUAL = "losses and gradient norms on the same completions"
+
+COMPLETIONS = 16  # in a batch
+GROUP = 4
+
+
+def cases(setting: Setting) -> list[Case]:
+    """One case. At 4.5 s a completion the peer's run takes 2 steps of 72 s, all six 12 minutes."""
+    steps = 1
+    return [
+        setting.case(
+            f"groups of {GROUP}",
+            units=COMPLETIONS * steps,
+            prompts=setting.prompts(COMPLETIONS // GROUP * (steps + 1)),
+            fixed=False,
+            # Two rollouts are never the same, so the sides are compared on given completions.
+            equality={"fixed": True},
+            training={
+                **TRAINING,
+                "per_device_train_batch_size": COMPLETIONS,
+                "num_generations": GROUP,
+                "max_completion_length": COMPLETION_LENGTH,
+                "beta": 0.02,  # TRL's 0 would leave no KL to the reference
+                "max_steps": steps + 1,
+            },
+        )
+    ]
+
+
+def build(case: Case) -> GRPOTrainer:
+    """The trainer of a side."""
+    set_seed(case["training"]["seed"])
+    ours = case["side"] == "ours"
+    args = GRPOConfig(
+        output_dir=str(Path(case["folder"], case["side"])),
+        model_init_kwargs={"dtype": "float32"},
+        **case["training"],
+    )
+    rollout_func = rollout_func_for(args) if ours else None
+    trainer = GRPOTrainer(
+        model=case["base"],
+        # A list of floats is none of floats or None to a type checker.
+        reward_funcs=variety,  # type: ignore[arg-type]
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": case["prompts"]}),
+        processing_class=open_tokenizer(case["base"]),
+        peft_config=LoraConfig(**case["lora"], task_type="CAUSAL_LM"),
+        rollout_func=given_completions if case["fixed"] else rollout_func,
+    )
+    if ours:
+        model: Any = trainer.model
+        share_prefixes(model)
+    return trainer
+
+
+def variety(completions: list[Any], **_: Any) -> list[float]:
+    """How many different characters each completion has: a reward that costs no time."""
+    return [float(len(set(str(completion)))) for completion in completions]
+
+
+def given_completions(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
+    """Completions of random tokens, in GRPOTrainer's form: the same on both sides."""
+    tokenizer: Any = trainer.processing_class
+    draw = random.Random(len(prompts))
+    completions = [
+        draw.choices(range(len(tokenizer)), k=draw.randint(2, COMPLETION_LENGTH)) for _ in prompts
+    ]
+    return {
+        "prompt_ids": [prompt_ids(tokenizer, prompt) for prompt in prompts],
+        "completion_ids": completions,
+        "logprobs": None,
+    }
+
+
+def main() -> None:
+    """Train on the case's prompts."""
+    case = read_case(sys.argv[1])
+    use_all_cores()
+    trainer = build(case)
+    found = measured_steps(trainer, case["count_flops"])
+    logs = [log for log in trainer.state.log_history if "completions/mean_length" in log]
+    report(**found, mean_length=logs[-1]["completions/mean_length"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Proximal policy optimisation of this project: `python -m benchmarks.ppo CASE.json`.
+
+The peer is ppo_trl112.py, in an environment of its own.
+"""
+
+import sys
+from pathlib import Path
+
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from benchmarks.cases import COMPLETION_LENGTH, Setting
+from benchmarks.measure import Case, measured, read_case, report
+from rlhf_recipes.models import base_path, open_base, open_tokenizer
+from rlhf_recipes.ppo.config import PPOConfig
+from rlhf_recipes.ppo.trainer import PPOTrainer
+from rlhf_recipes.training import use_all_cores
+
+PEER = "trl 1.12.0 PPOTrainer"
+UNIT = "episode"
+EQUAL = "scores of four texts by the reward model"
+
+
+def cases(setting: Setting) -> list[Case]:
+    """One rollout and its update, in one epoch and in four; all that both sides need in files."""
+    adapter = setting.adapter("reward", head=True)
+    shared = {
+        "texts": ["Yes, of course.", "I do not know.", "Ask a doctor.", "Because it rains a lot."],
+        "reward_adapter": adapter,
+        "merged_reward_model": _merged(setting, adapter),
+        "response_length": COMPLETION_LENGTH,
+        "temperature": 1.0,
+        "learning_rate": 1e-5,
+    }
+    prompts = setting.prompts(16)
+    one = {"batch_size": 16, "num_ppo_epochs": 1, "num_mini_batches": 1}
+    four = {"batch_size": 4, "num_ppo_epochs": 4, "num_mini_batches": 4}
+    named = {
+        "one epoch": {"peer_part": 16, **one},
+        "one epoch, both in parts of 2": {"peer_part": 2, **one},
+        "four by four": {"peer_part": 4, **four},
+    }
+    return [
+        # No more prompts than a batch has: both sides get the same ones.
+        setting.case(
+            name,
+            units=case["batch_size"],
+            prompts=prompts[: case["batch_size"]],
+            **shared,
+            **case,
+        )
+        for name, case in named.items()
+    ]
+
+
+def _merged(setting: Setting, adapter: str) -> str:
+    """The reward adapter merged into a classifier, for the peer."""
+    folder = setting.folder / "reward_model"
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        base_path(setting.base), num_labels=1, dtype="float32"
+    )
+    classifier.config.pad_token_id = open_tokenizer(setting.base).pad_token_id
+    PeftModel.from_pretrained(classifier, adapter).merge_and_unload().save_pretrained(folder)
+    return str(folder)
+
+
+def build(case: Case) -> PPOTrainer:
+    """The trainer. Parts of two episodes are exactly the same step in less memory."""
+    minibatch = case["batch_size"] // case["num_mini_batches"]
+    part = min(minibatch, 2)
+    args = PPOConfig(
+        output_dir=str(Path(case["folder"], "ours")),
+        per_device_train_batch_size=part,
+        gradient_accumulation_steps=minibatch // part,
+        num_mini_batches=case["num_mini_batches"],
+        num_ppo_epochs=case["num_ppo_epochs"],
+        total_episodes=case["batch_size"],
+        max_completion_length=case["response_length"],
+        temperature=case["temperature"],
+        learning_rate=case["learning_rate"],
+        activation_checkpointing=False,
+        bf16=False,
+        log_completions=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    return PPOTrainer(
+        model=open_base(case["base"]),
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": case["prompts"]}),
+        processing_class=open_tokenizer(case["base"]),
+        peft_config=LoraConfig(**case["lora"]),
+        reward_model_path=case["reward_adapter"],
+    )
+
+
+def main() -> None:
+    """Train on the case's prompts, and score its fixed texts."""
+    case = read_case(sys.argv[1])
+    use_all_cores()
+    trainer = build(case)
+    values = trainer.worker.scorer.reward_funcs[0](
+        prompts=case["prompts"][:4], completions=case["texts"]
+    )
+    found = measured(trainer.train, case["count_flops"])
+    history = trainer.state.log_history
+    lengths = [e["completions/mean_length"] for e in history if "completions/mean_length" in e]
+    report(**found, values=values, mean_length=sum(lengths) / len(lengths))
+
+
+if __name__ == "__main__":
+    main()

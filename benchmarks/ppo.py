@@ -23,7 +23,10 @@ EQUAL = "scores of four texts by the reward model"
 
 
 def cases(setting: Setting) -> list[Case]:
-    """One rollout and its update, in one epoch and in four; all that both sides need in files."""
+    """One rollout and its update; all that both sides need in files.
+
+    An epoch is one step of 16 episodes, which the peer takes at once, as it does by default.
+    """
     adapter = setting.adapter("reward", head=True)
     shared = {
         "texts": ["Yes, of course.", "I do not know.", "Ask a doctor.", "Because it rains a lot."],
@@ -34,19 +37,19 @@ def cases(setting: Setting) -> list[Case]:
         "learning_rate": 1e-5,
     }
     prompts = setting.prompts(16)
-    one = {"batch_size": 16, "num_ppo_epochs": 1, "num_mini_batches": 1}
-    four = {"batch_size": 4, "num_ppo_epochs": 4, "num_mini_batches": 4}
+    one = {"batch_size": 16, "num_ppo_epochs": 1, "num_mini_batches": 1, "peer_part": 16}
+    four = {"batch_size": 8, "num_ppo_epochs": 4, "num_mini_batches": 4, "peer_part": 2}
     named = {
-        "one epoch": {"peer_part": 16, **one},
-        "one epoch, both in parts of 2": {"peer_part": 2, **one},
-        "four by four": {"peer_part": 4, **four},
+        "one epoch, four completions a prompt": {"num_generations": 4, **one},
+        "one epoch, distinct prompts": {"num_generations": 1, **one},
+        "four by four": {"num_generations": 4, **four},
     }
     return [
         # No more prompts than a batch has: both sides get the same ones.
         setting.case(
             name,
             units=case["batch_size"],
-            prompts=prompts[: case["batch_size"]],
+            prompts=prompts[: case["batch_size"] // case["num_generations"]],
             **shared,
             **case,
         )
@@ -66,9 +69,9 @@ def _merged(setting: Setting, adapter: str) -> str:
 
 
 def build(case: Case) -> PPOTrainer:
-    """The trainer. Parts of two episodes are exactly the same step in less memory."""
+    """The trainer. An update in parts is exactly the same step in less memory."""
     minibatch = case["batch_size"] // case["num_mini_batches"]
-    part = min(minibatch, 2)
+    part = min(minibatch, 4)
     args = PPOConfig(
         output_dir=str(Path(case["folder"], "ours")),
         per_device_train_batch_size=part,
@@ -76,6 +79,7 @@ def build(case: Case) -> PPOTrainer:
         num_mini_batches=case["num_mini_batches"],
         num_ppo_epochs=case["num_ppo_epochs"],
         total_episodes=case["batch_size"],
+        num_generations=case["num_generations"],
         max_completion_length=case["response_length"],
         temperature=case["temperature"],
         learning_rate=case["learning_rate"],

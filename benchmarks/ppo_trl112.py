@@ -22,6 +22,7 @@ def main() -> None:
     encoded = [
         tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
         for prompt in case["prompts"]
+        for _ in range(case["num_generations"])
     ]
     classifiers = [
         AutoModelForSequenceClassification.from_pretrained(

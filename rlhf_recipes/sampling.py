@@ -5,8 +5,8 @@ repetition penalty. Log-probabilities taken from the same logits therefore descr
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.kv_cache import block_cache
+from rlhf_recipes.logprobs import TokenLogps, token_logps
 
 PREFILL_ROWS = 4
 """Prompts computed at once before the first token is drawn: enough to keep the cores busy."""
@@ -31,11 +32,15 @@ class Completion:
 
     `ids` are the sampled token ids, with the end-of-sequence token where it was `finished` by
     one; `text` is their text without special tokens. An unfinished completion hit the length cap.
+    `logps` and `entropy` are those of `ids` under the distribution they were drawn from, in nats.
     """
 
     ids: list[int]
     text: str
     finished: bool
+    # Rounding depends on the batch: two completions are the same if their tokens are.
+    logps: list[float] = field(default_factory=list, compare=False, repr=False)
+    entropy: list[float] = field(default_factory=list, compare=False, repr=False)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -129,11 +134,19 @@ def sample(
                 ends=ends,
                 generator=generator,
             )
-            for row, ids in zip(batch, sampled, strict=True):
+            for row, (ids, *facts) in zip(batch, sampled, strict=True):
                 text = str(tokenizer.decode(ids, skip_special_tokens=True))
-                completions[row].append(Completion(ids, text, finished=ids[-1] in ends))
+                completions[row].append(Completion(ids, text, ids[-1] in ends, *facts))
             bar.update(len(batch))
     return completions
+
+
+class Sampled(NamedTuple):
+    """Tokens of one row, their log-probabilities, and the entropy each was drawn at."""
+
+    ids: list[int]
+    logps: list[float]
+    entropy: list[float]
 
 
 @torch.no_grad()
@@ -146,8 +159,8 @@ def _sample_batch(
     temperature: float,
     ends: list[int],
     generator: torch.Generator,
-) -> list[list[int]]:
-    """Sampled ids of each row; equal prompts stand side by side, and are prefilled once."""
+) -> list[Sampled]:
+    """What is sampled in each row; equal prompts stand side by side, and are prefilled once."""
     different = [ids for i, ids in enumerate(prompts) if i == 0 or ids != prompts[i - 1]]
     input_ids, mask = (part.to(model.device) for part in pad(different, pad_token_id, left=True))
     logits, cache = _prefill(model, input_ids, mask)
@@ -156,13 +169,16 @@ def _sample_batch(
         origin = torch.tensor(new, device=model.device).cumsum(0)
         cache.batch_select_indices(origin)
         logits, mask = logits[origin], mask[origin]
-    sampled: list[list[int]] = [[] for _ in prompts]
+    sampled = [Sampled([], [], []) for _ in prompts]
     alive = list(range(len(prompts)))
     end_tokens = torch.tensor(ends, device=model.device)
     for step in range(max_completion_length):
         tokens = _draw(logits, temperature, generator)
-        for row, token in zip(alive, tokens.tolist(), strict=True):
-            sampled[row].append(token)
+        facts = (tokens, *_drawn_from(logits, tokens, temperature))
+        for row, token, logp, entropy in zip(alive, *(f.tolist() for f in facts), strict=True):
+            sampled[row].ids.append(token)
+            sampled[row].logps.append(logp)
+            sampled[row].entropy.append(entropy)
         going = ~torch.isin(tokens, end_tokens)
         if step == max_completion_length - 1 or not going.any():
             break
@@ -234,3 +250,11 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Ten
     )
     # Scaled by the sum, which rounding leaves beside 1: u below it always finds a token.
     return torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True).squeeze(-1)
+
+
+def _drawn_from(logits: Tensor, tokens: Tensor, temperature: float) -> TokenLogps:
+    """Log-probability and entropy of one token a row; the most probable one is drawn surely."""
+    if temperature == 0:
+        sure = logits.new_zeros(len(tokens), dtype=torch.float32)
+        return TokenLogps(sure, sure)
+    return token_logps(logits, tokens, temperature)

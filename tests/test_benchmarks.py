@@ -84,7 +84,7 @@ def test_both_evaluations_give_a_response_the_same_reward(setting):
 
 def test_ppo_trains_on_as_many_prompts_as_its_batch_has(setting):
     case = next(c for c in ppo.cases(setting) if c["name"] == "four by four")
-    assert len(case["prompts"]) == case["units"] == 4
+    assert len(case["prompts"]) * case["num_generations"] == case["units"] == 8
     trainer = ppo.build({**case, "response_length": 4, "side": "ours"})
     trainer.train()
     # 4 epochs of 4 minibatches.

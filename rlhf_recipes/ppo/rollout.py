@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.logprobs import kl_estimate
+from rlhf_recipes.logprobs import TokenLogps, kl_estimate
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.episodes import Episodes, Rollout, bounds
 from rlhf_recipes.ppo.objective import (
@@ -89,7 +90,8 @@ class RolloutWorker:
         if self.scorer.scale is None:  # before the passes: the value head predicts scaled scores
             self.rescale_value_head(self.scorer.measure_scale(raw), raw, parts)
         scores = self.scorer.effective(raw, finished)
-        passes = self.passes(input_ids, mask, completion_mask)
+        known = self.behaviour(completions) if self.sampler_is_exact else None
+        passes = self.passes(input_ids, mask, completion_mask, known)
         kl = kl_estimate(passes.logps, passes.ref_logps, config.kl_estimator)
         rewards = token_rewards(scores, kl, completion_mask, self.kl_coef)
         episodes = self.episodes(input_ids, mask, completion_mask, rewards, passes)
@@ -161,8 +163,35 @@ class RolloutWorker:
             completion_mask.to(device),
         )
 
-    def passes(self, input_ids: Tensor, mask: Tensor, completion_mask: Tensor) -> Passes:
+    @property
+    def sampler_is_exact(self) -> bool:
+        """Whether the sampler's log-probabilities are a training pass's, but for float32 rounding.
+
+        In lower precision a cached step and a whole pass differ by far more: the ratio of the first
+        update would be noise.
+        """
+        full = self.roles.base.dtype == torch.float32
+        return full and not (self.config.bf16 or self.config.fp16)
+
+    def behaviour(self, completions: Sequence[Completion]) -> TokenLogps:
+        """What the sampler knows of its completions, shape (batch, completion), 0 for padding."""
+        columns = ([c.logps for c in completions], [c.entropy for c in completions])
+        padded = (
+            pad_sequence([torch.tensor(row) for row in column], batch_first=True)
+            for column in columns
+        )
+        return TokenLogps(*(tensor.to(self.roles.base.device) for tensor in padded))
+
+    def passes(
+        self,
+        input_ids: Tensor,
+        mask: Tensor,
+        completion_mask: Tensor,
+        known: TokenLogps | None = None,
+    ) -> Passes:
         """One forward pass of policy, reference and value each, zero where there is no token.
+
+        The policy's is left out where its log-probabilities are `known` from the sampler.
 
         In micro-batches of the size that training uses: logits of a whole rollout at once are the
         largest thing a run could hold. A prompt's completions stand side by side and share it.
@@ -172,19 +201,20 @@ class RolloutWorker:
             ids, part = input_ids[rows, left:end], mask[rows, left:end]
             trunk = self.roles.trunk(ids, part)
             inputs = ids, part, length, self.config.temperature, trunk
-            policy = self.roles(POLICY, *inputs)
             micro = {
-                "logps": policy.logps,
                 "ref_logps": self.roles(self.reference, *inputs).logps,
-                "entropy": policy.entropy,
                 "values": self.roles(VALUE, *inputs),
             }
+            if known is None:
+                micro |= self.roles(POLICY, *inputs)._asdict()
             for name, column in micro.items():
                 whole = found.setdefault(name, column.new_zeros(completion_mask.shape))
                 whole[rows, :length] = torch.where(completion_mask[rows, :length], column, 0.0)
             if trunk is not None:
                 whole = found.setdefault("trunk", trunk.new_zeros(*mask.shape, trunk.shape[-1]))
                 whole[rows, left:end] = trunk
+        if known is not None:
+            found |= known._asdict()
         return Passes(trunk=found.pop("trunk", None), **found)
 
     def trunk(self, input_ids: Tensor, mask: Tensor, completion_mask: Tensor) -> Tensor | None:

@@ -71,7 +71,7 @@ def _merged(setting: Setting, adapter: str) -> str:
 def build(case: Case) -> PPOTrainer:
     """The trainer. An update in parts is exactly the same step in less memory."""
     minibatch = case["batch_size"] // case["num_mini_batches"]
-    part = min(minibatch, 4)
+    part = min(minibatch, 8)
     args = PPOConfig(
         output_dir=str(Path(case["folder"], "ours")),
         per_device_train_batch_size=part,

@@ -13,7 +13,9 @@ class TokenLogps(NamedTuple):
     entropy: Tensor
 
 
-def token_logps(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> TokenLogps:
+def token_logps(
+    logits: Tensor, ids: Tensor, temperature: float = 1.0, *, entropy_grad: bool = False
+) -> TokenLogps:
     """log p(id) and the entropy of the distribution that each id was drawn from.
 
     p = softmax(logits / temperature),   H = -Σ_v p_v log p_v = logΣexp(z) - Σ_v p_v z_v
@@ -24,12 +26,15 @@ def token_logps(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> TokenL
         logits: Shape (batch, completion, vocabulary); position t holds the logits of id t.
         ids: Shape (batch, completion).
         temperature: The sampler's, so that the distribution is the one that was sampled.
+        entropy_grad: Whether the entropy has a gradient, for which the probabilities of the whole
+            vocabulary are kept.
     """
     assert logits.shape[:-1] == ids.shape
-    scaled = logits.float() / temperature
+    scaled = logits.float() if temperature == 1 else logits.float() / temperature
     normaliser = torch.logsumexp(scaled, dim=-1)
     logps = scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - normaliser
-    entropy = normaliser - (torch.softmax(scaled, dim=-1) * scaled).sum(-1)
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        entropy = normaliser - (torch.softmax(scaled, dim=-1) * scaled).sum(-1)
     return TokenLogps(logps, entropy)
 
 

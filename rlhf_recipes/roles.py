@@ -184,6 +184,8 @@ class Roles(nn.Module):
         completion_length: int,
         temperature: float = 1.0,
         trunk: Tensor | None = None,
+        *,
+        entropy_grad: bool = False,
     ) -> TokenLogps | Tensor:
         """Values of a role with a head, log-probabilities of one without: completion tokens only.
 
@@ -191,6 +193,7 @@ class Roles(nn.Module):
 
         Args:
             trunk: What `trunk` gave for these rows, where it did.
+            entropy_grad: Whether the entropy has a gradient, which takes memory.
         """
         if role is not None and role in self.heads:
             # V(s_t) is read where token t is about to be chosen: one position before it.
@@ -200,7 +203,7 @@ class Roles(nn.Module):
             hidden = self.hidden(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
             # The head is the widest layer by far: it runs on real tokens only.
             logits = self.base.get_output_embeddings()(hidden[real])
-        found = token_logps(logits, ids[real], temperature)
+        found = token_logps(logits, ids[real], temperature, entropy_grad=entropy_grad)
         return TokenLogps(*(f.new_zeros(real.shape).masked_scatter(real, f) for f in found))
 
     def completion_logits(

@@ -1,5 +1,7 @@
 """Sharing prefixes changes nothing but time: TRL's trainers with it and without, on one batch."""
 
+import copy
+import logging
 from typing import Any
 
 import pytest
@@ -9,16 +11,18 @@ from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
     Qwen2Config,
     Qwen3Config,
 )
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer
 
 from rlhf_recipes.models import open_tokenizer
 from rlhf_recipes.prefix_sharing import share_prefixes
+from rlhf_recipes.rollout import rollout_func_for, sampled_completions
 
 SIZES = {
     "hidden_size": 32,
@@ -105,29 +109,25 @@ def randomise(model):
 def trainer_of(
     kind, architecture, tokenizer, folder, *, peft=True, attention="sdpa", data=None, **changes
 ):
-    checkpointing = changes.pop("gradient_checkpointing", False)
-    changes["activation_checkpointing"] = checkpointing
+    """TRL's trainer of that kind, with a random adapter, or without LoRA."""
     config = None
+    targets = changes.pop("lora", {"target_modules": ARCHITECTURES[architecture][2]})
     if peft:
-        targets = changes.pop("lora", ARCHITECTURES[architecture][2])
-        transposed = architecture == "gpt2"
-        config = LoraConfig(r=4, target_modules=targets, fan_in_fan_out=transposed)
+        task = "SEQ_CLS" if kind == "reward" else "CAUSAL_LM"
+        config = LoraConfig(r=4, task_type=task, fan_in_fan_out=architecture == "gpt2", **targets)
     shared = {
         "train_dataset": pairs(conversational=True) if data is None else data,
         "processing_class": tokenizer,
         "peft_config": config,
     }
+    arguments = options(folder, **{"activation_checkpointing": False, **changes})
     if kind == "reward":
         model = tiny(architecture, tokenizer, AutoModelForSequenceClassification, attention)
-        if config is not None:
-            config.task_type = "SEQ_CLS"
-        trainer = RewardTrainer(
-            model=model, args=RewardConfig(**options(folder, **changes)), **shared
-        )
+        trainer = RewardTrainer(model=model, args=RewardConfig(**arguments), **shared)
     else:
-        model = tiny(architecture, tokenizer, AutoModelForCausalLM, attention)
+        model = tiny(architecture, tokenizer, attention=attention)
         reference = None if peft else tiny(architecture, tokenizer, attention=attention)
-        args = DPOConfig(**options(folder, **changes))
+        args = DPOConfig(**arguments)
         trainer = DPOTrainer(model=model, ref_model=reference, args=args, **shared)
     randomise(trainer.model)
     return trainer
@@ -158,13 +158,23 @@ def assert_same(stock, shared):
         )
 
 
+def shared(trainer):
+    """The same trainer, sharing, with the shapes of what its first layer is given."""
+    assert share_prefixes(trainer.model)
+    if getattr(trainer, "ref_model", None) is not None:
+        assert share_prefixes(trainer.ref_model)
+    trainer.seen = []
+    embeddings = trainer.model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda _, ids, __: trainer.seen.append(ids[0].shape))
+    return trainer
+
+
 def compare(kind, architecture, tokenizer, folder, **changes):
+    """One step of TRL's trainer and of the same, sharing; returns the latter."""
     stock = trainer_of(kind, architecture, tokenizer, folder, **changes)
-    shared = trainer_of(kind, architecture, tokenizer, folder, **changes)
-    assert share_prefixes(shared.model)
-    if getattr(shared, "ref_model", None) is not None:
-        assert share_prefixes(shared.ref_model)
-    assert_same(one_step(stock), one_step(shared))
+    ours = shared(trainer_of(kind, architecture, tokenizer, folder, **changes))
+    assert_same(one_step(stock), one_step(ours))
+    return ours
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -174,4 +184,193 @@ def compare(kind, architecture, tokenizer, folder, **changes):
 def test_loss_metrics_and_gradients_are_those_of_trl(
     kind, architecture, peft, attention, tokenizer, tmp_path
 ):
-    compare(kind, architecture, tokenizer, tmp_path, peft=peft, attention=attention)
+    ours = compare(kind, architecture, tokenizer, tmp_path, peft=peft, attention=attention)
+    batch = next(iter(ours.get_train_dataloader()))
+    tokens = int(batch["attention_mask"].sum())
+    # Each pass computes one row without padding, and less than there is to it.
+    assert all(rows == 1 and length < 0.8 * tokens for rows, length in ours.seen)
+
+
+LOSSES = "sigmoid hinge ipo nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down"
+OPTIONS: list[dict[str, Any]] = [
+    *({"loss_type": [name]} for name in [*LOSSES.split(), "discopop", "sigmoid_norm"]),
+    {"loss_type": ["exo_pair"], "label_smoothing": 0.1},
+    {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]},
+    {"use_weighting": True},
+    {"ld_alpha": 0.5},
+    {"f_divergence_type": "js_divergence"},
+    {"precompute_ref_log_probs": True},
+    {"max_length": 45},
+    {"pad_to_multiple_of": 16},
+    {"activation_checkpointing": True},
+]
+
+
+@pytest.mark.parametrize("changes", OPTIONS, ids=str)
+def test_every_option_of_dpo_keeps_its_meaning(changes, tokenizer, tmp_path):
+    compare("dpo", "llama", tokenizer, tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"center_rewards_coefficient": 0.1}, {"activation_checkpointing": True}], ids=str
+)
+def test_every_option_of_the_reward_model_keeps_its_meaning(changes, tokenizer, tmp_path):
+    compare("reward", "llama", tokenizer, tmp_path, **changes)
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_flex_attention_gives_the_same(kind, tokenizer, tmp_path):
+    """Only forward: on a CPU flex_attention has no backward pass to compare with."""
+    stock, ours = (
+        trainer_of(kind, "llama", tokenizer, tmp_path, attention="flex_attention") for _ in range(2)
+    )
+    batch = next(iter(stock.get_train_dataloader()))
+    with torch.no_grad():
+        expected = stock.compute_loss(stock.model, dict(batch))
+        found = shared(ours).compute_loss(ours.model, dict(batch))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_padding_may_be_the_end_token(kind, tmp_path):
+    tokenizer = open_tokenizer("tiny")
+    tokenizer.pad_token = tokenizer.eos_token
+    compare(kind, "llama", tokenizer, tmp_path)
+
+
+EDGES = {
+    "one-token completions": ("ab", "c", "d"),
+    "completions that begin alike": ("ab", "same start, yes", "same start, no"),
+    "one completion is the start of the other": ("ab", "same", "same and more"),
+    "equal completions": ("ab", "same", "same"),
+    "nothing in common": ("", "one", "two"),
+}
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+@pytest.mark.parametrize("case", EDGES)
+def test_edges(kind, case, tokenizer, tmp_path):
+    prompt, chosen, rejected = EDGES[case]
+    rows = {"prompt": [prompt, "zz"], "chosen": [chosen, "y"], "rejected": [rejected, "x y z"]}
+    compare(kind, "llama", tokenizer, tmp_path, data=Dataset.from_dict(rows))
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_layers_below_every_adapter_run_once_for_policy_and_reference(kind, tokenizer, tmp_path):
+    upper = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [2]}
+    ours = compare(kind, "llama", tokenizer, tmp_path, lora=upper)
+    assert len(ours.seen) == 1
+
+
+def test_training_with_and_without_goes_the_same_way(tokenizer, tmp_path):
+    """Three optimiser steps of two pairs and one, with an evaluation."""
+    found = []
+    for sharing in (False, True):
+        settings = {"per_device_train_batch_size": 2, "max_steps": 3, "logging_steps": 1}
+        trainer = trainer_of("dpo", "qwen2", tokenizer, tmp_path / str(sharing), **settings)
+        if sharing:
+            shared(trainer)
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        found.append([*losses, trainer.evaluate(pairs(conversational=True))["eval_loss"]])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert len(set(found[0])) > 2
+
+
+def grpo(tokenizer, folder, **changes):
+    model = tiny("llama", tokenizer)
+    arguments = {
+        **options(folder, per_device_train_batch_size=8, num_generations=4, max_steps=2),
+        "max_completion_length": 6,
+        "beta": 0.1,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "activation_checkpointing": False,
+        **changes,
+    }
+    args = GRPOConfig(**arguments)
+    return GRPOTrainer(
+        model=model,
+        reward_funcs=lambda completions, **_: [float(len(str(text))) for text in completions],
+        args=args,
+        train_dataset=pairs(conversational=True).select_columns("prompt"),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
+        rollout_func=rollout_func_for(args),
+    )
+
+
+def test_a_group_shares_its_prompt(tokenizer, tmp_path):
+    """GRPO's loss, gradients and metrics on one batch of two groups, shuffled as TRL does."""
+    stock, ours = (grpo(tokenizer, tmp_path) for _ in range(2))
+    shared(ours)
+    for trainer in (stock, ours):
+        randomise(trainer.model)
+        trainer.model.train()
+    rows = [{"prompt": row["prompt"]} for row in stock.train_dataset.select([0] * 4 + [2] * 4)]
+    torch.manual_seed(0)
+    batch = stock._prepare_inputs(rows)
+    ours.seen.clear()
+    found = []
+    for trainer in (stock, ours):
+        trainer.model.zero_grad()
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        loss.backward()
+        named = trainer.model.named_parameters()
+        found.append(({"loss": loss.detach()}, {n: p.grad for n, p in named if p.grad is not None}))
+    assert_same(*found)
+    tokens = int(batch["prompt_mask"].sum() + batch["completion_mask"].sum())
+    assert all(rows == 1 and length < 0.5 * tokens for rows, length in ours.seen)
+
+
+def test_grpo_samples_with_the_projects_sampler_and_is_reproducible(tokenizer, tmp_path):
+    histories = []
+    for run in range(2):
+        trainer = grpo(tokenizer, tmp_path / str(run))
+        base = copy.deepcopy(dict(trainer.model.get_base_model().named_parameters()))
+        trainer.train()
+        after = dict(trainer.model.get_base_model().named_parameters())
+        frozen = [name for name in base if "lora_" not in name]
+        assert all(torch.equal(after[name], base[name]) for name in frozen)
+        histories.append([e["loss"] for e in trainer.state.log_history if "loss" in e])
+    assert histories[0] == histories[1]
+    assert trainer.rollout_func is sampled_completions
+
+
+@pytest.mark.parametrize(
+    "changes", [{"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"repetition_penalty": 1.1}], ids=str
+)
+def test_trl_samples_where_another_distribution_is_asked_for(changes, tmp_path, caplog):
+    name, value = next(iter(changes.items()))
+    args = GRPOConfig(**options(tmp_path, num_generations=3, **changes))
+    with caplog.at_level(logging.WARNING):
+        assert rollout_func_for(args) is None
+    assert f"`{name}` is {value}" in caplog.text
+
+
+def test_what_cannot_share_is_left_as_it_is_and_the_log_says_why(tokenizer, caplog):
+    sliding = tiny("mistral", tokenizer, sliding_window=16)
+    gemma = AutoModelForCausalLM.from_config(
+        GemmaConfig(vocab_size=64, **SIZES), attn_implementation="sdpa"
+    )
+    dropout = tiny("gpt2", tokenizer)
+    dropout.transformer.drop.p = 0.1
+    for model, reason in ((sliding, "sliding"), (gemma, "gemma"), (dropout, "disable_dropout")):
+        forward, attention = model.base_model.forward, model.config._attn_implementation
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert not share_prefixes(model)
+        assert reason in caplog.text
+        assert model.base_model.forward == forward
+        assert model.config._attn_implementation == attention
+
+
+def test_generation_is_what_it_was(tokenizer):
+    model = tiny("llama", tokenizer).eval()
+    ids = torch.tensor([tokenizer("What is it?")["input_ids"]] * 2)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    settings = {"max_new_tokens": 8, "do_sample": False, "attention_mask": mask}
+    expected = model.generate(ids, **settings)
+    assert share_prefixes(model)
+    assert torch.equal(model.generate(ids, **settings), expected)

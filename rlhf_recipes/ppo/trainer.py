@@ -193,7 +193,8 @@ class PPOTrainer(RolesTrainer):
 
     def policy_loss(self, model: nn.Module, episodes: Episodes, num_tokens: float) -> Tensor:
         """Clipped surrogate less the entropy bonus, as this micro-batch's share."""
-        logps, entropy = model(POLICY, *episodes.inputs(), self.args.temperature, episodes.trunk)
+        inputs = *episodes.inputs(), self.args.temperature, episodes.trunk
+        logps, entropy = model(POLICY, *inputs, entropy_grad=self.args.entropy_coef > 0)
         policy = clipped_policy_loss(
             logps,
             episodes.old_logps,

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,56 @@ BASE = "base"
 CONTROL = "control"
 FIRST = (BASE, "ppo", "grpo", "dpo")
 NUMBERS = ("reward", "kl", "kl_k1", "n_tokens")
+CURVE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class ModelSamples:
-    """One model's responses: records[i][k] is sample k to prompt i, prompts in the same order."""
+    """One model's responses: records[i][k] is sample k to prompt i, prompts in the same order.
+
+    Checkpoints and seeds of one run belong to one family; a checkpoint has its training step.
+    """
 
     name: str
     records: list[list[Record]]
+    family: str = ""
+    checkpoint: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "family", self.family or self.name)
 
     def values(self, field: str) -> Array:
         """A field of every record, shape (prompts, samples)."""
         return np.array([[r[field] for r in row] for row in self.records], dtype=np.float64)
 
+    def scores(self, metric: str) -> Array:
+        """The scores of every record by a metric, shape (prompts, samples)."""
+        if metric in FIELD:
+            return self.values(FIELD[metric])
+        return np.array([[r["scores"][metric] for r in row] for row in self.records])
+
+    @property
+    def step(self) -> float:
+        """Where a model stands in its family: its checkpoint's step, infinity if it has none."""
+        return math.inf if self.checkpoint is None else self.checkpoint
+
+    @property
+    def flat(self) -> list[Record]:
+        return [record for row in self.records for record in row]
+
 
 @dataclass(frozen=True)
 class Collection:
-    """All models' samples on one prompt set, and the facts written when they were collected."""
+    """All models' samples on one prompt set, and the facts written when they were collected.
+
+    verdicts[judge][model] holds a pairwise judge's share of wins over base by prompt.
+    """
 
     facts: dict[str, Any]
     models: dict[str, ModelSamples]
     control: ModelSamples | None
     metrics: tuple[str, ...]
+    verdicts: dict[str, dict[str, Array]] = field(default_factory=dict)
 
     @property
     def base(self) -> ModelSamples:
@@ -49,12 +77,26 @@ class Collection:
         return [model for name, model in self.models.items() if name != BASE]
 
     @property
+    def finals(self) -> list[ModelSamples]:
+        """The policies that claims are made on: of each family what has no step, else its last."""
+        last: dict[str, float] = {}
+        for model in self.policies:
+            last[model.family] = max(model.step, last.get(model.family, 0))
+        return [model for model in self.policies if model.step == last[model.family]]
+
+    @property
     def primary(self) -> str:
-        """The metric claims are made on: gold where there is one."""
+        """The metric claims are made on: gold where there is one, then an extra judge."""
         return self.metrics[-1]
 
 
 FIELD = {"proxy": "reward", "gold": "gold"}
+
+
+def reward_of(entry: dict[str, Any], metric: str) -> dict[str, Any]:
+    """A model's rewards by a metric among its results: `reward`, `gold` or one of `scores`."""
+    found: dict[str, Any] = entry[FIELD[metric]] if metric in FIELD else entry["scores"][metric]
+    return found
 
 
 def ordered(names: list[str]) -> list[str]:
@@ -76,11 +118,33 @@ def read_samples(folder: Path) -> Collection:
             f"{folder / 'collection.json'} lists no model besides {', '.join(names)}. There is "
             "nothing to compare. Train a policy first, for instance with `make dpo`."
         )
-    models = {name: _arrange(name, _read(folder / f"{name}_samples.json")) for name in names}
+    _require_one_setting(facts)
+    families: dict[str, str] = facts.get("families") or {}
+    steps: dict[str, int] = facts.get("checkpoints") or {}
+    names = ordered_by_family(names, families, steps)
+    models = {
+        name: ModelSamples(
+            name,
+            _arranged(name, _read(folder / f"{name}_samples.json")),
+            families.get(name, name),
+            steps.get(name),
+        )
+        for name in names
+    }
     _require_one_prompt_set(models)
-    metrics = ("proxy", "gold") if _has_gold(models) else ("proxy",)
+    metrics = _metrics(models)
+    verdicts = _verdicts(folder, models)
     control = models.pop(CONTROL, None)
-    return Collection(facts, models, control, metrics)
+    return Collection(facts, models, control, metrics, verdicts)
+
+
+def ordered_by_family(
+    names: list[str], families: dict[str, str], steps: dict[str, int]
+) -> list[str]:
+    """Names with each family together, in the order of its steps, and what has no step last."""
+    family_of = {name: families.get(name, name) for name in names}
+    rank = {family: i for i, family in enumerate(ordered(list(family_of.values())))}
+    return sorted(names, key=lambda n: (rank[family_of[n]], steps.get(n, math.inf), n))
 
 
 def _read(path: Path) -> Any:
@@ -98,7 +162,7 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _arrange(name: str, records: list[Record]) -> ModelSamples:
+def _arranged(name: str, records: list[Record]) -> list[list[Record]]:
     if not records:
         raise RecipeError(
             f"`{name}` has no samples. A model without responses cannot be compared. "
@@ -106,13 +170,7 @@ def _arrange(name: str, records: list[Record]) -> ModelSamples:
         )
     by_prompt: dict[int, list[Record]] = {}
     for record in records:
-        for field in NUMBERS:
-            value = record.get(field)
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise RecipeError(
-                    f"Sample {record.get('id')} of `{name}` has {field} = {value}. Every response "
-                    "needs a finite number there. Collect again with `make evaluate`."
-                )
+        _require_numbers(name, record)
         by_prompt.setdefault(record["prompt_id"], []).append(record)
     if len({len(row) for row in by_prompt.values()}) > 1:
         raise RecipeError(
@@ -120,8 +178,47 @@ def _arrange(name: str, records: list[Record]) -> ModelSamples:
             f"{max(map(len, by_prompt.values()))} samples a prompt. Prompts would weigh "
             "differently. Collect again with `make evaluate`."
         )
-    rows = [sorted(by_prompt[i], key=lambda r: int(r["sample_index"])) for i in sorted(by_prompt)]
-    return ModelSamples(name, rows)
+    return [sorted(by_prompt[i], key=lambda r: int(r["sample_index"])) for i in sorted(by_prompt)]
+
+
+def _require_numbers(name: str, record: Record) -> None:
+    for field_ in NUMBERS:
+        value = record.get(field_)
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise RecipeError(
+                f"Sample {record.get('id')} of `{name}` has {field_} = {value}. Every response "
+                "needs a finite number there. Collect again with `make evaluate`."
+            )
+    curve = record.get("kl_curve")
+    if curve and not math.isclose(sum(curve), record["kl"], rel_tol=CURVE_TOLERANCE, abs_tol=1e-4):
+        raise RecipeError(
+            f"Sample {record.get('id')} of `{name}` has a `kl_curve` that sums to {sum(curve):.6g} "
+            f"and kl = {record['kl']:.6g}. They are one quantity, so one of them is wrong. Collect "
+            "again with `make evaluate`."
+        )
+
+
+def _require_one_setting(facts: dict[str, Any]) -> None:
+    """Models sampled apart say how: each fact they share with base must be base's."""
+    base = {"generation": facts.get("generation"), "base": facts.get("base")}
+    base |= facts["models"].get(BASE, {})
+    for name, own in facts["models"].items():
+        for key in ("generation", "base", "reference", "dataset"):
+            if own.get(key) is None or base.get(key) is None or own[key] == base[key]:
+                continue
+            what, mine, other = _difference(key, own[key], base[key])
+            raise RecipeError(
+                f"`{name}` was collected with {what} = {mine}, and `{BASE}` with {other}. "
+                "Responses of different settings cannot be compared. Collect both again with "
+                "`make evaluate`."
+            )
+
+
+def _difference(key: str, mine: Any, other: Any) -> tuple[str, Any, Any]:
+    if not (isinstance(mine, dict) and isinstance(other, dict)):
+        return key, mine, other
+    setting = next(k for k in {**mine, **other} if mine.get(k) != other.get(k))
+    return f"{key}.{setting}", mine.get(setting), other.get(setting)
 
 
 def _require_one_prompt_set(models: dict[str, ModelSamples]) -> None:
@@ -145,12 +242,41 @@ def _require_one_prompt_set(models: dict[str, ModelSamples]) -> None:
         )
 
 
-def _has_gold(models: dict[str, ModelSamples]) -> bool:
-    golds = [r.get("gold") for m in models.values() for row in m.records for r in row]
-    missing = sum(g is None or not math.isfinite(g) for g in golds)
-    if 0 < missing < len(golds):
+def _metrics(models: dict[str, ModelSamples]) -> tuple[str, ...]:
+    """The proxy, the extra judges by name, and gold, as far as all samples have them."""
+    records = [record for model in models.values() for record in model.flat]
+    judges = sorted({judge for record in records for judge in record.get("scores") or {}})
+    found = ["proxy"]
+    found += [j for j in judges if _complete(j, [(r.get("scores") or {}).get(j) for r in records])]
+    if _complete("gold", [record.get("gold") for record in records]):
+        found.append("gold")
+    return tuple(found)
+
+
+def _complete(metric: str, values: list[float | None]) -> bool:
+    missing = sum(value is None or not math.isfinite(value) for value in values)
+    if 0 < missing < len(values):
         raise RecipeError(
-            f"{missing} of {len(golds)} samples have no gold reward. A comparison on some of them "
-            "would be biased. Score all of them or none, and collect again with `make evaluate`."
+            f"{missing} of {len(values)} samples have no {metric} score. A comparison on some of "
+            "them would be biased. Score all of them or none, and collect again with "
+            "`make evaluate`."
         )
     return missing == 0
+
+
+def _verdicts(folder: Path, models: dict[str, ModelSamples]) -> dict[str, dict[str, Array]]:
+    """Per judge and model the mean outcome by prompt, from verdicts_<judge>.json."""
+    found: dict[str, dict[str, Array]] = {}
+    for path in sorted(folder.glob("verdicts_*.json")):
+        judge = path.stem.removeprefix("verdicts_")
+        outcomes: dict[str, dict[int, list[float]]] = {name: {} for name in models}
+        for verdict in _read(path):
+            by_prompt = outcomes.setdefault(verdict["model"], {})
+            by_prompt.setdefault(verdict["prompt_id"], []).append(verdict["outcome"])
+        ids = {name: [row[0]["prompt_id"] for row in m.records] for name, m in models.items()}
+        found[judge] = {
+            name: np.array([np.mean(outcomes[name][i]) for i in ids[name]])
+            for name in models
+            if set(ids[name]) <= set(outcomes[name])
+        }
+    return found

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_recipes.evaluation import statistics
-from rlhf_recipes.evaluation.results import UNDECIDED, verdict
+from rlhf_recipes.evaluation.comparisons import UNDECIDED, verdict
 
 Results = dict[str, Any]
 
@@ -50,6 +50,18 @@ def span(ci: Sequence[float]) -> str:
 def percent_span(ci: Sequence[float]) -> str:
     """An interval of shares, in percent."""
     return f"[{100 * ci[0]:.0f}, {100 * ci[1]:.0f}]"
+
+
+def optional(value: float | None) -> str:
+    """The number, if it could be computed."""
+    return "undefined" if value is None else number(value)
+
+
+def correlation(found: Results) -> str:
+    """A rank correlation with its interval, or why there is none."""
+    if found["value"] is None:
+        return f"undefined: {found['reason']}"
+    return f"{number(found['value'])} {span(found['ci'])}"
 
 
 def rate(value: float, ci: Sequence[float]) -> str:
@@ -101,6 +113,17 @@ def over_optimisation_sentence(name: str, policy: Results) -> str:
     return f"**{name}** shows no sign of over-optimisation ({facts})."
 
 
+def fit_sentence(family: str, fit: Results) -> str:
+    """Gao et al.'s curve through a family's checkpoints: where gold would peak."""
+    facts = f"d (α - β log d), α = {number(fit['alpha'])}, β = {number(fit['beta'])}, d = √KL"
+    if fit["peak"] is None:
+        return f"**{family}**: gold shows no peak over {fit['checkpoints']} checkpoints ({facts})."
+    return (
+        f"**{family}**: the curve through {fit['checkpoints']} checkpoints peaks at d = "
+        f"{number(fit['peak'])} ({facts})."
+    )
+
+
 def failure_sentences(failures: Results) -> list[str]:
     """The failures that became more or less frequent than in base beyond doubt."""
     sentences = []
@@ -121,10 +144,64 @@ def failure_sentences(failures: Results) -> list[str]:
     return sentences or ["No failure is detectably more or less frequent than in base."]
 
 
+def diversity_sentences(results: Results) -> list[str]:
+    """Models whose answers became more or less varied than base's beyond doubt."""
+    sentences = []
+    meaning = {
+        "self_bleu_within": ("answers to one prompt are", "less alike", "more alike"),
+        "entropy": ("token choices are", "less varied", "more varied"),
+    }
+    for name, model in results["models"].items():
+        for measure, (subject, fewer, more) in meaning.items():
+            found = model["diversity"][measure]
+            if not found or found["difference"] is None:
+                continue
+            low, high = found["difference_ci"]
+            if low <= 0 <= high:
+                continue
+            direction = more if found["difference"] > 0 else fewer
+            sentences.append(
+                f"**{name}**: {subject} {direction} than base's (difference "
+                f"{signed(found['difference'])} {span(found['difference_ci'])}, uncorrected)."
+            )
+    return sentences or ["No model is detectably more or less varied than base."]
+
+
+def matched_sentence(pair: Results, metric: str) -> str:
+    """Two families at one KL; a direction only if the interval excludes 0."""
+    first, second = pair["families"]
+    low, high = pair["ci"]
+    facts = f"{gain(pair['difference'])} [{gain(low)}, {gain(high)}] sd of base"
+    at = f"At {number(pair['kl'])} nats, the most that both reach,"
+    if low <= 0 <= high:
+        return (
+            f"{at} **{first}** and **{second}** show no detectable difference ({facts}, {metric})."
+        )
+    direction = "more" if low > 0 else "less"
+    return f"{at} **{first}** gains {direction} than **{second}** ({facts}, {metric}, uncorrected)."
+
+
+def seeds_sentence(family: str, seeds: Results, metric: str) -> str:
+    """How a family's training seeds differ."""
+    found = seeds[metric]
+    low, high = found["ci"]
+    return (
+        f"**{family}**, {seeds['n']} runs: {gain(found['mean'])} [{gain(low)}, {gain(high)}] sd of "
+        f"base by {metric}, sd between runs {number(found['sd'])}."
+    )
+
+
 def control_sentence(name: str, control: Results, primary: str) -> str:
-    """The A/A control in words."""
-    win = control["win_rate"][primary]
+    """A control in words."""
     outcome = "passed" if control["passed"] else "**failed**"
+    if name == "best_of_n":
+        win = control["win_rate"]["proxy"]
+        return (
+            f"Positive control `best of {control['n']}` {outcome}: base's best sample by the proxy "
+            f"wins {rate(win['value'], win['ci'])} against base sampled again, by the proxy (Holm "
+            f"p = {p_value(win['p_holm'])}); {percent(control['expected'])} expected."
+        )
+    win = control["win_rate"][primary]
     return (
         f"A/A control `{name}` {outcome}: base sampled again wins {rate(win['value'], win['ci'])} "
         f"against itself by {primary} (Holm p = {p_value(win['p_holm'])}), at a KL of "

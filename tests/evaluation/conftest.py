@@ -86,10 +86,17 @@ def make_records(
                     "kl_per_token": float(kl / tokens),
                     "logp_policy": -1.9 * tokens,
                     "logp_ref": -1.9 * tokens - float(kl),
-                    "entropy": 1.4,
+                    "entropy": float(1.4 + 0.1 * rng.normal()),
+                    "kl_curve": curve(kl, tokens),
                 }
             )
     return records
+
+
+def curve(kl: float, tokens: int) -> list[float]:
+    """A KL that is spent early in the response."""
+    shares = np.exp(-np.arange(tokens) / 12)
+    return [float(share) for share in kl * shares / shares.sum()]
 
 
 def write_collection(folder: Path, models: dict[str, list[Record]]) -> Path:
@@ -196,19 +203,16 @@ def logs() -> dict[str, list[dict[str, Any]]]:
 @pytest.fixture(scope="session")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole output folder, analysed once: 64 prompts, 5 models, gold, curves, reward model."""
-    from rlhf_recipes.evaluation import reward_model_errors
-
     output = tmp_path_factory.mktemp("run") / "outputs"
     models = {name: make_records(name, effect, 64, 1) for name, effect in EFFECTS.items()}
     for record in models["base"] + models["control"]:
         record["kl"] = record["kl_k1"] = 0.0
+        record["kl_curve"] = [0.0] * record["n_tokens"]
     write_collection(output, models)
     for stage, log in log_histories().items():
         folder = output / "models" / f"{stage}_model"
         folder.mkdir(parents=True)
         (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
-    (output / "results").mkdir()
-    errors = json.dumps(reward_model_errors(make_pairs()))
-    (output / "results" / "reward_model_errors.json").write_text(errors)
+    (output / "models" / "reward_model" / "scores.json").write_text(json.dumps(make_pairs()))
     analyse(output)
     return output

@@ -83,9 +83,14 @@ def difference(own: Array, reference: Array) -> Results:
 
 
 def pairwise(collection: Collection) -> Results:
-    """Policy against policy on the same prompts, never by comparing two intervals against base."""
+    """Policy against policy on the same prompts, never by comparing two intervals against base.
+
+    Two training seeds of one family are not compared: which of them won is no finding.
+    """
     pairs: Results = {}
     for first, second in combinations(collection.finals, 2):
+        if first.family == second.family:
+            continue
         pair: Results = {"gold": None, "difference": {}}
         for metric in collection.metrics:
             own, other = first.scores(metric), second.scores(metric)

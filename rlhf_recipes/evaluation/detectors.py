@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 
 REPEATED_SHARE = 0.5
 LOOP_TIMES = 3
@@ -84,8 +85,9 @@ def echoes_prompt(prompt: str, text: str) -> bool:
 
 def is_degenerate(text: str) -> bool:
     """Whether over half of the characters are symbols or stand in words that mix scripts."""
-    total = sum(not character.isspace() for character in text)
-    odd = sum(unicodedata.category(c)[0] not in "LMN" and not c.isspace() for c in text)
+    seen = {c: n for c, n in Counter(text).items() if not c.isspace()}
+    total = sum(seen.values())
+    odd = sum(n for c, n in seen.items() if unicodedata.category(c)[0] not in "LMN")
     odd += sum(len(word) for word in re.findall(r"[^\W\d_]{2,}", text) if _mixes_scripts(word))
     return total >= SYMBOL_CHARACTERS and odd / total > SYMBOL_SHARE
 

@@ -31,6 +31,8 @@ def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
     }
     budget = min(sum(map(len, tokens)) for tokens in said.values())
     size = min(map(len, texts.values()))
+    within = {model.name: _within(model) for model in _all(collection)}
+    entropy = {model.name: _entropy(model) for model in _all(collection)}
     found: dict[str, dict[str, Any]] = {}
     for model in _all(collection):
         kept = _first(said[model.name], budget)
@@ -40,8 +42,8 @@ def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
             "distinct": {str(n): distinct(kept, n) for n in (1, 2, 3)},
             "self_bleu_across": _mean(self_bleu(said[model.name])),
             "compression_ratio": compression_ratio(texts[model.name][:size]),
-            "self_bleu_within": _over_prompts(model, collection.base, _within),
-            "entropy": _over_prompts(model, collection.base, _entropy),
+            "self_bleu_within": _over_prompts(within, model.name, collection.base.name),
+            "entropy": _over_prompts(entropy, model.name, collection.base.name),
         }
     return found
 
@@ -153,12 +155,13 @@ def _entropy(model: ModelSamples) -> list[float] | None:
     return [float(np.mean([record["entropy"] for record in row])) for row in model.records]
 
 
-def _over_prompts(model: ModelSamples, base: ModelSamples, measure: Any) -> dict[str, Any] | None:
-    own = measure(model)
+def _over_prompts(
+    measured: dict[str, list[float] | None], name: str, base: str
+) -> dict[str, Any] | None:
+    own, reference = measured[name], measured[base]
     if own is None:
         return None
-    reference = None if model is base else measure(base)
-    gap = None if reference is None else np.subtract(own, reference)
+    gap = None if name == base or reference is None else np.subtract(own, reference)
     return {
         "value": float(np.mean(own)),
         "ci": list(mean_interval(np.array(own))),

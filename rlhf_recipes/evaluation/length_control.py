@@ -11,6 +11,7 @@ DRAWS = 2000
 RIDGE = 1e-4
 NEWTON_STEPS = 25
 LARGEST_STEP = 4.0
+CONVERGED = 1e-10
 # AlpacaEval calls a change of 10 points between the two rates extreme.
 EXTREME = 0.1
 OVERLAP = 0.05
@@ -62,9 +63,9 @@ def _fit(scores: Array, tilt: Array, weights: Array) -> tuple[Array, Array]:
         h00, h01 = curve.sum(axis=1) + 1e-12, curve @ tilt
         h11 = curve @ np.square(tilt) + RIDGE
         determinant = h00 * h11 - h01**2
-        for parameter, step in (
-            (theta, (h11 * g0 - h01 * g1) / determinant),
-            (phi, (h00 * g1 - h01 * g0) / determinant),
-        ):
-            parameter += np.clip(step, -LARGEST_STEP, LARGEST_STEP)
+        steps = np.stack([h11 * g0 - h01 * g1, h00 * g1 - h01 * g0]) / determinant
+        steps = np.clip(steps, -LARGEST_STEP, LARGEST_STEP)
+        theta, phi = theta + steps[0], phi + steps[1]
+        if np.abs(steps).max() < CONVERGED:
+            break
     return theta, phi

@@ -129,7 +129,8 @@ def failure_sentences(failures: Results) -> list[str]:
     sentences = []
     for detector, found in failures.items():
         for name, entry in found["per_model"].items():
-            if entry.get("p_holm", 1.0) >= statistics.ALPHA:
+            p_holm = entry.get("p_holm")  # base and earlier checkpoints are not tested
+            if p_holm is None or p_holm >= statistics.ALPHA:
                 continue
             low, high = entry["diff_ci"]
             if low <= 0 <= high:

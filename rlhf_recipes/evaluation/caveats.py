@@ -28,6 +28,10 @@ def _of_the_design(results: Results, collection: Collection) -> list[str]:
             f"{prompts} prompts are few: only large differences can be seen "
             "(`detectable` says how large)."
         )
+    if overlap := collection.facts.get("prompts_in_training"):
+        found.append(
+            f"{overlap} of the prompts are training prompts: results on them are flattered."
+        )
     if collection.primary == "proxy":
         found.append(
             "No gold judge: gold is null, and claims rest on the reward that was trained on."

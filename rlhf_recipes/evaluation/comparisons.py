@@ -11,6 +11,7 @@ from rlhf_recipes.evaluation.kl import kl_summary
 from rlhf_recipes.evaluation.length_control import length_controlled
 from rlhf_recipes.evaluation.samples import CONTROL, Collection, ModelSamples
 from rlhf_recipes.evaluation.statistics import Array, holm, mean_interval, sign_flip_test
+from rlhf_recipes.evaluation.verdicts import judged_win_rate
 from rlhf_recipes.evaluation.win_rate import soft_win_rate, summary, win_rate, win_scores
 
 Results = dict[str, Any]
@@ -41,10 +42,8 @@ def win_rates(model: ModelSamples, collection: Collection) -> Results:
     rates: Results = {"gold": None}
     for metric in collection.metrics:
         rates[metric] = win_rate(model.scores(metric), base.scores(metric), TIE)
-    for judge, by_model in collection.verdicts.items():
-        scores = by_model.get(model.name)
-        single = len(model.records[0]) == 1
-        rates[judge] = None if scores is None else summary(scores, single=single)
+    for judge, verdicts in collection.verdicts.items():
+        rates[judge] = judged_win_rate(verdicts, model)
     lengths = [m.values("n_tokens").mean(axis=1) for m in (model, base)]
     scores = win_scores(model.scores(primary), base.scores(primary), TIE)
     soft = soft_win_rate(model.values("reward"), base.values("reward"))
@@ -116,8 +115,12 @@ def controls(collection: Collection) -> Results:
     for metric in collection.metrics:
         again, once = collection.control.scores(metric), collection.base.scores(metric)
         rates[metric] = win_rate(again, once, TIE)
-    correct([rates[metric] for metric in collection.metrics])
-    same = all(verdict(rates[metric]) == UNDECIDED for metric in collection.metrics)
+    for judge, verdicts in collection.verdicts.items():
+        if judged := judged_win_rate(verdicts, collection.control):
+            rates[judge] = judged
+    tests = [rate for rate in rates.values() if rate]
+    correct(tests)
+    same = all(verdict(rate) == UNDECIDED for rate in tests)
     kl = kl_summary(collection.control)
     passed = same and not collection.control.values("kl").any()
     found = {CONTROL: {"win_rate": rates, "kl": kl, "passed": passed}}

@@ -31,7 +31,9 @@ def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
     }
     budget = min(sum(map(len, tokens)) for tokens in said.values())
     size = min(map(len, texts.values()))
-    within = {model.name: _within(model) for model in _all(collection)}
+    # Against more texts a BLEU is higher, so every model has as many as the one with fewest.
+    samples = min(len(model.records[0]) for model in _all(collection))
+    within = {model.name: _within(model, samples) for model in _all(collection)}
     entropy = {model.name: _entropy(model) for model in _all(collection)}
     found: dict[str, dict[str, Any]] = {}
     for model in _all(collection):
@@ -143,10 +145,11 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _within(model: ModelSamples) -> list[float] | None:
-    if len(model.records[0]) < 2:
+def _within(model: ModelSamples, samples: int) -> list[float] | None:
+    if samples < 2:
         return None
-    return [float(np.mean(self_bleu([words(r["response"]) for r in row]))) for row in model.records]
+    rows = ([words(r["response"]) for r in row[:samples]] for row in model.records)
+    return [float(np.mean(self_bleu(row))) for row in rows]
 
 
 def _entropy(model: ModelSamples) -> list[float] | None:

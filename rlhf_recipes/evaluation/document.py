@@ -88,7 +88,9 @@ def _identity(results: Results) -> Section:
         "gold": run.get("gold") or "none",
         "data": run.get("dataset"),
         "prompts": config["n_prompts"],
+        "of these training prompts": run.get("prompts_in_training"),
         "samples per prompt": config["samples_per_prompt"],
+        "samples of base": config["base_samples_per_prompt"],
         "generation": _pairs(run.get("generation") or {}),
         "seed": run.get("seed"),
     }
@@ -128,6 +130,7 @@ def _controls(results: Results) -> Section:
             f"The exact KL agrees with its sampled estimate for {', '.join(agreeing)} "
             "(within three joint standard errors)."
         )
+    lines += [say.judge_sentence(name, judge) for name, judge in results["judges"].items()]
     return Section("Controls and warnings", [Text(lines + results["warnings"])])
 
 

@@ -18,7 +18,14 @@ from rlhf_recipes.evaluation.detectors import (
     words,
 )
 from rlhf_recipes.evaluation.samples import Collection, ModelSamples, Record
-from rlhf_recipes.evaluation.statistics import Array, holm, rate_difference, sign_test, wilson
+from rlhf_recipes.evaluation.statistics import (
+    Array,
+    holm,
+    rate_difference,
+    sign_flip_test,
+    sign_test,
+    wilson,
+)
 
 EXAMPLES = 5
 LONG_QUANTILE = 0.95
@@ -167,8 +174,9 @@ def failure_analysis(collection: Collection, fired: Fired) -> dict[str, Any]:
     """Per detector its definition and per model n, count, rate, interval, difference to base, ids.
 
     Intervals are Wilson's over prompts; differences are paired by prompt (Newcombe). p is the
-    exact sign test on the prompts whose rates differ, Holm-corrected over all detectors and
-    policies; earlier checkpoints of a run are not tested.
+    exact sign test on the prompts that differ, with several samples a prompt the sign-flip test
+    of the rates, Holm-corrected over all detectors and policies. Earlier checkpoints of a run are
+    not tested.
     """
     analysis: dict[str, Any] = {}
     tested: list[dict[str, Any]] = []
@@ -180,7 +188,8 @@ def failure_analysis(collection: Collection, fired: Fired) -> dict[str, Any]:
             rates = _rates(by_model[name])
             entry = _failure_entry(model, by_model[name], rates)
             if model is not collection.base:
-                entry |= _compared(rates, base)
+                single = len(model.records[0]) * len(collection.base.records[0]) == 1
+                entry |= _compared(rates, base, single=single)
             if name in finals:
                 tested.append(entry)
             per_model[name] = entry
@@ -211,7 +220,9 @@ def _failure_entry(model: ModelSamples, fired: list[list[bool]], rates: Array) -
     }
 
 
-def _compared(rates: Array, base: Array) -> dict[str, Any]:
+def _compared(rates: Array, base: Array, *, single: bool) -> dict[str, Any]:
     difference, interval = rate_difference(rates, base)
-    p = sign_test(int((rates > base).sum()), int((rates < base).sum()))
+    p = sign_flip_test(rates - base)
+    if single:
+        p = sign_test(int((rates > base).sum()), int((rates < base).sum()))
     return {"diff_vs_base": difference, "diff_ci": list(interval), "p": p, "p_holm": None}

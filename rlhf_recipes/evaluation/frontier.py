@@ -13,7 +13,7 @@ from rlhf_recipes.evaluation.pareto import (
     prompt_draws,
     within_prompt_sd,
 )
-from rlhf_recipes.evaluation.samples import Collection, ModelSamples
+from rlhf_recipes.evaluation.samples import Collection
 from rlhf_recipes.evaluation.statistics import CONFIDENCE, Array
 
 Results = dict[str, Any]
@@ -75,18 +75,12 @@ def _efficiency(gain: Array, kl: Array, deviation: float | None) -> Results | No
     return {"value": value, "ci": ends.tolist()}
 
 
-def is_path(family: list[ModelSamples]) -> bool:
-    """Whether models are the checkpoints of one run, and not several seeds or settings."""
-    return len(family) > 1 and len({model.step for model in family}) == len(family)
-
-
 def _matched(collection: Collection, metric: str, scale: float) -> list[Results]:
-    paths: dict[str, list[ModelSamples]] = {}
-    for model in collection.policies:
-        paths.setdefault(model.family, []).append(model)
+    paths = {path[0].family: path for path in collection.runs.values() if len(path) > 1}
+    families = [model.family for model in collection.finals]
     base = collection.base.scores(metric).mean(axis=1)
     found = []
-    for first, second in combinations([f for f, p in paths.items() if is_path(p)], 2):
+    for first, second in combinations([f for f in paths if families.count(f) == 1], 2):
         sides = paths[first], paths[second]
         kl = [np.array([m.values("kl").mean(axis=1) for m in side]) for side in sides]
         gain = [

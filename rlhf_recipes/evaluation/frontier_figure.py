@@ -35,7 +35,7 @@ def _explained(results: Results) -> str:
         "Bars: 95% intervals over prompts. Hollow: dominated (another has at least the reward for "
         "no more KL) in 95% of the bootstrap draws. Dashed: frontier of the points."
     ]
-    if any(len(family["models"]) > 1 for family in results["families"].values()):
+    if _runs(results["models"]):
         parts.append("Small: earlier checkpoints, joined in order.")
     if results["best_of_n"]:
         parts.append("Dotted: best of n of base by the proxy, at most this KL.")
@@ -65,12 +65,9 @@ def _panel(axes: Axes, results: Results, metric: str) -> None:
     models, tints = results["models"], colours(results)
     end = max(model["kl"]["sqrt"] for model in models.values()) * 1.12 + 0.05
     finals = {name for family in results["families"].values() for name in family["finals"]}
-    for family in results["families"].values():
-        steps = [m for m in family["models"] if models[m]["checkpoint"] is not None]
-        if steps:
-            ends = [name for name in family["finals"] if name not in steps]
-            places = [(0.0, 0.0), *(_place(models[name], metric) for name in [*steps, *ends])]
-            axes.plot(*zip(*places, strict=True), color=tints[steps[0]], linewidth=1.3, zorder=2)
+    for run in _runs(models):
+        places = [(0.0, 0.0), *(_place(models[name], metric) for name in run)]
+        axes.plot(*zip(*places, strict=True), color=tints[run[0]], linewidth=1.3, zorder=2)
     for name, model in models.items():
         small = name not in finals and name != "base"
         _point(axes, model, metric, tints[name], small=small)
@@ -86,6 +83,14 @@ def _panel(axes: Axes, results: Results, metric: str) -> None:
     axes.set_xlabel("√KL to the reference (√nats per response)")
     axes.set_title(f"{metric} reward")
     _kl_axis(axes, end)
+
+
+def _runs(models: Results) -> list[list[str]]:
+    """Names of the checkpoints of each run that has several, in their order."""
+    runs: dict[str, list[str]] = {}
+    for name, model in models.items():
+        runs.setdefault(model["run"], []).append(name)
+    return [run for run in runs.values() if len(run) > 1]
 
 
 def _point(axes: Axes, model: Results, metric: str, tint: str, *, small: bool) -> None:

@@ -17,6 +17,7 @@ from rlhf_recipes.evaluation.pareto import DRAWS
 from rlhf_recipes.evaluation.samples import Collection, ModelSamples, reward_of
 from rlhf_recipes.evaluation.selection import samples_shown
 from rlhf_recipes.evaluation.statistics import mean_interval, prompts_needed
+from rlhf_recipes.evaluation.verdicts import judge_quality
 
 Results = dict[str, Any]
 
@@ -51,6 +52,10 @@ def evaluation_results(collection: Collection) -> tuple[Results, Results]:
         "config": _config(collection),
         "models": models,
         "families": _families(collection, models),
+        "judges": {
+            judge: judge_quality(verdicts, collection, comparisons.TIE)
+            for judge, verdicts in collection.verdicts.items()
+        },
         "pairwise": pairwise(collection),
         "controls": comparisons.controls(collection),
         "best_of_n": comparisons.best_of_n_curve(collection),
@@ -71,7 +76,8 @@ def _config(collection: Collection) -> Results:
         "metrics": list(collection.metrics),
         "judges": list(collection.verdicts),
         "n_prompts": prompts,
-        "samples_per_prompt": samples,
+        "samples_per_prompt": max(len(m.records[0]) for m in collection.policies),
+        "base_samples_per_prompt": samples,
         "confidence": statistics.CONFIDENCE,
         "alpha": statistics.ALPHA,
         "power": statistics.POWER,
@@ -100,6 +106,7 @@ def _model(model: ModelSamples, collection: Collection) -> Results:
     lengths = model.values("n_tokens")
     return {
         "family": model.family,
+        "run": model.run,
         "checkpoint": model.checkpoint,
         "n_prompts": len(model.records),
         "n_samples": int(lengths.size),

@@ -24,16 +24,18 @@ CURVE_TOLERANCE = 1e-3
 class ModelSamples:
     """One model's responses: records[i][k] is sample k to prompt i, prompts in the same order.
 
-    Checkpoints and seeds of one run belong to one family; a checkpoint has its training step.
+    Seeds of one method, or a sweep, share a family; checkpoints share a run and have their step.
     """
 
     name: str
     records: list[list[Record]]
     family: str = ""
     checkpoint: int | None = None
+    run: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", self.family or self.name)
+        object.__setattr__(self, "run", self.run or self.name)
 
     def values(self, field: str) -> Array:
         """A field of every record, shape (prompts, samples)."""
@@ -47,7 +49,7 @@ class ModelSamples:
 
     @property
     def step(self) -> float:
-        """Where a model stands in its family: its checkpoint's step, infinity if it has none."""
+        """Where a model stands in its run: its checkpoint's step, infinity if it has none."""
         return math.inf if self.checkpoint is None else self.checkpoint
 
     @property
@@ -59,14 +61,14 @@ class ModelSamples:
 class Collection:
     """All models' samples on one prompt set, and the facts written when they were collected.
 
-    verdicts[judge][model] holds a pairwise judge's share of wins over base by prompt.
+    verdicts[judge] holds what a pairwise judge said of responses against base's.
     """
 
     facts: dict[str, Any]
     models: dict[str, ModelSamples]
     control: ModelSamples | None
     metrics: tuple[str, ...]
-    verdicts: dict[str, dict[str, Array]] = field(default_factory=dict)
+    verdicts: dict[str, list[Record]] = field(default_factory=dict)
 
     @property
     def base(self) -> ModelSamples:
@@ -78,11 +80,17 @@ class Collection:
 
     @property
     def finals(self) -> list[ModelSamples]:
-        """The policies that claims are made on: of each family what has no step, else its last."""
-        last: dict[str, float] = {}
-        for model in self.policies:
-            last[model.family] = max(model.step, last.get(model.family, 0))
-        return [model for model in self.policies if model.step == last[model.family]]
+        """The policies that claims are made on: the last of each run."""
+        return [path[-1] for path in self.runs.values()]
+
+    @property
+    def runs(self) -> dict[str, list[ModelSamples]]:
+        """The policies by run, each in the order of its steps."""
+        found: dict[str, list[ModelSamples]] = {}
+        for model in sorted(self.policies, key=lambda model: model.step):
+            found.setdefault(model.run, []).append(model)
+        order = list(dict.fromkeys(model.run for model in self.policies))
+        return {run: found[run] for run in order}
 
     @property
     def primary(self) -> str:
@@ -128,14 +136,26 @@ def read_samples(folder: Path) -> Collection:
             _arranged(name, _read(folder / f"{name}_samples.json")),
             families.get(name, name),
             steps.get(name),
+            _run_of(name, steps.get(name), names, families),
         )
         for name in names
     }
     _require_one_prompt_set(models)
     metrics = _metrics(models)
-    verdicts = _verdicts(folder, models)
+    verdicts = {
+        path.stem.removeprefix("verdicts_"): _read(path)
+        for path in sorted(folder.glob("verdicts_*.json"))
+    }
     control = models.pop(CONTROL, None)
     return Collection(facts, models, control, metrics, verdicts)
+
+
+def _run_of(name: str, step: int | None, names: list[str], families: dict[str, str]) -> str:
+    """`ppo` for its checkpoint `ppo-50`; without a finished run, the family."""
+    if step is None:
+        return name
+    finished = name.removesuffix(f"-{step}")
+    return finished if finished in names else families.get(name, name)
 
 
 def ordered_by_family(
@@ -262,21 +282,3 @@ def _complete(metric: str, values: list[float | None]) -> bool:
             "`make evaluate`."
         )
     return missing == 0
-
-
-def _verdicts(folder: Path, models: dict[str, ModelSamples]) -> dict[str, dict[str, Array]]:
-    """Per judge and model the mean outcome by prompt, from verdicts_<judge>.json."""
-    found: dict[str, dict[str, Array]] = {}
-    for path in sorted(folder.glob("verdicts_*.json")):
-        judge = path.stem.removeprefix("verdicts_")
-        outcomes: dict[str, dict[int, list[float]]] = {name: {} for name in models}
-        for verdict in _read(path):
-            by_prompt = outcomes.setdefault(verdict["model"], {})
-            by_prompt.setdefault(verdict["prompt_id"], []).append(verdict["outcome"])
-        ids = {name: [row[0]["prompt_id"] for row in m.records] for name, m in models.items()}
-        found[judge] = {
-            name: np.array([np.mean(outcomes[name][i]) for i in ids[name]])
-            for name in models
-            if set(ids[name]) <= set(outcomes[name])
-        }
-    return found

@@ -192,6 +192,19 @@ def seeds_sentence(family: str, seeds: Results, metric: str) -> str:
     )
 
 
+def judge_sentence(name: str, judge: Results) -> str:
+    """How a judge that compares has behaved."""
+    facts = {
+        "readable": "readable in both orders",
+        "consistent": "the orders agree",
+        "first": "the answer shown first preferred",
+    }
+    said = [f"{text} {percent(judge[k])}" for k, text in facts.items() if judge[k] is not None]
+    if judge["kappa"] is not None:
+        said.append(f"Cohen's kappa with gold {number(judge['kappa'])}")
+    return f"Judge `{name}`, {judge['n']} verdicts: {', '.join(said)}."
+
+
 def control_sentence(name: str, control: Results, primary: str) -> str:
     """A control in words."""
     outcome = "passed" if control["passed"] else "**failed**"

@@ -146,7 +146,7 @@ def test_an_earlier_checkpoint_is_reported_and_not_tested():
     rows = [[record("ppo", i)] for i in range(20)]
     models = {
         "base": collection_of().base,
-        "ppo-50": ModelSamples("ppo-50", rows, "ppo", 50),
+        "ppo-50": ModelSamples("ppo-50", rows, "ppo", 50, "ppo"),
         "ppo": ModelSamples("ppo", rows, "ppo"),
     }
     found = analysed(Collection({}, models, None, ("proxy", "gold")))["empty"]["per_model"]

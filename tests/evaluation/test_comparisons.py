@@ -114,6 +114,12 @@ def test_the_frontier_is_that_of_the_points(results):
         ]
         expected = {names[i] for i in pareto_frontier(points)}
         assert set(results["frontier"][metric]["front"]) == expected
+    for model in results["models"].values():
+        found = model["frontier"]["gold"]
+        assert found["dominated"] == (found["probability"] <= 0.05)
+        assert found["on_front"] == (found["dominated_by"] == [])
+    doubtful = [m["frontier"]["gold"]["probability"] for m in results["models"].values()]
+    assert any(0.05 < probability < 1 for probability in doubtful)
     assert results["models"]["ppo-150"]["frontier"]["gold"]["dominated"]
 
 

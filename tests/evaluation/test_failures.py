@@ -52,6 +52,16 @@ def test_length_blow_up_is_beyond_bases_95th_percentile():
     assert fires("length_blow_up", records) == [True] * 3 + [False] * 17
 
 
+def test_the_95th_percentile_is_of_bases_lengths():
+    # Base has 1 to 20 tokens: the percentile lies between 19 and 20.
+    base = ModelSamples("base", [[record(index=i, n_tokens=i + 1)] for i in range(20)])
+    rows = [[record("ppo", i, n_tokens=n)] for i, n in enumerate([19, 20, 21])]
+    models = {"base": base, "ppo": ModelSamples("ppo", rows)}
+    found = failed(Collection({}, models, None, ("proxy", "gold")))["length_blow_up"]
+    assert found["ppo"] == [[False], [True], [True]]
+    assert sum(row[0] for row in found["base"]) == 1
+
+
 def test_opening_collapse_needs_a_fifth_of_the_prompts():
     same = [record("ppo", i, f"Sure! Here is what I {i}") for i in range(20)]
     assert all(fires("opening_collapse", same))

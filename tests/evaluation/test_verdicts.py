@@ -52,6 +52,13 @@ def test_a_judge_that_sees_what_gold_sees_agrees_with_it():
     assert judge_quality(verdicts, collection_of(golds, ("proxy",)))["kappa"] is None
 
 
+def test_a_difference_in_the_last_bits_is_a_tie_for_gold_too():
+    golds = [1.0, -1.0, 1e-7]
+    verdicts = [verdict(0, 1, 1), verdict(1, 0, 0), verdict(2, 1, 0)]
+    assert judge_quality(verdicts, collection_of(golds), 1e-5)["kappa"] == pytest.approx(1)
+    assert judge_quality(verdicts, collection_of(golds), 0.0)["kappa"] < 1
+
+
 def test_what_cannot_be_read_is_counted_as_a_tie():
     verdicts = [verdict(0, 1.0, 1.0), verdict(1, None, 1.0), verdict(2, 1.0, 1.0), verdict(3, 0, 0)]
     collection = collection_of([1.0] * 4)

@@ -161,7 +161,7 @@ def over_optimisation_section(results: Results) -> Section:
     found = results["over_optimisation"]
     if found is None:
         return Section("Proxy against gold")
-    lines = [say.over_optimisation_sentence(n, p) for n, p in found["policies"].items()]
+    lines = [say.over_optimisation_sentence(n, found["policies"][n]) for n in policies_of(results)]
     base = found["spearman_base"], found["spearman_base_given_length"]
     rows = [["base", *map(say.correlation, base), "", "", ""]]
     rows += [

@@ -118,12 +118,11 @@ def controls(collection: Collection) -> Results:
     for judge, verdicts in collection.verdicts.items():
         if judged := judged_win_rate(verdicts, collection.control):
             rates[judge] = judged
-    tests = [rate for rate in rates.values() if rate]
-    correct(tests)
-    same = all(verdict(rate) == UNDECIDED for rate in tests)
+    correct([rate for rate in rates.values() if rate])
+    failed = [name for name, rate in rates.items() if rate and verdict(rate) != UNDECIDED]
+    failed += ["kl"] if collection.control.values("kl").any() else []
     kl = kl_summary(collection.control)
-    passed = same and not collection.control.values("kl").any()
-    found = {CONTROL: {"win_rate": rates, "kl": kl, "passed": passed}}
+    found = {CONTROL: {"win_rate": rates, "kl": kl, "failed_on": failed, "passed": not failed}}
     samples = collection.base.scores("proxy").shape[1]
     if samples >= BEST_OF_N_FROM:
         found["best_of_n"] = _positive_control(collection, 2 ** (samples.bit_length() - 1))

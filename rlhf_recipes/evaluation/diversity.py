@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_recipes.evaluation.detectors import words
 from rlhf_recipes.evaluation.samples import Collection, ModelSamples
-from rlhf_recipes.evaluation.statistics import mean_interval
+from rlhf_recipes.evaluation.statistics import holm, mean_interval, sign_flip_test
 
 Gram = tuple[str, ...]
 
@@ -22,7 +22,8 @@ def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
 
     distinct-n and compression depend on how much text there is, so every model is cut to the text
     of the shortest: `budget_words` words of first samples, `budget_bytes` bytes. Each prompt's
-    self-BLEU and entropy has its interval over prompts, and its paired difference to base.
+    self-BLEU and entropy has its interval over prompts, and its paired difference to base with the
+    sign-flip test's p, Holm-corrected over the policies.
     """
     said = {m.name: [words(row[0]["response"]) for row in m.records] for m in _all(collection)}
     texts = {
@@ -47,6 +48,11 @@ def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
             "self_bleu_within": _over_prompts(within, model.name, collection.base.name),
             "entropy": _over_prompts(entropy, model.name, collection.base.name),
         }
+    for measure in ("self_bleu_within", "entropy"):
+        tested = [found[model.name][measure] for model in collection.finals]
+        tested = [entry for entry in tested if entry and entry["p"] is not None]
+        for entry, p_holm in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
+            entry["p_holm"] = p_holm
     return found
 
 
@@ -170,4 +176,6 @@ def _over_prompts(
         "ci": list(mean_interval(np.array(own))),
         "difference": None if gap is None else float(gap.mean()),
         "difference_ci": None if gap is None else list(mean_interval(gap)),
+        "p": None if gap is None else sign_flip_test(gap),
+        "p_holm": None,
     }

@@ -14,7 +14,7 @@ from rlhf_recipes.evaluation.pareto import (
     within_prompt_sd,
 )
 from rlhf_recipes.evaluation.samples import Collection
-from rlhf_recipes.evaluation.statistics import CONFIDENCE, Array
+from rlhf_recipes.evaluation.statistics import CONFIDENCE, Array, holm
 
 Results = dict[str, Any]
 
@@ -79,13 +79,15 @@ def _matched(collection: Collection, metric: str, scale: float) -> list[Results]
     paths = {path[0].family: path for path in collection.runs.values() if len(path) > 1}
     families = [model.family for model in collection.finals]
     base = collection.base.scores(metric).mean(axis=1)
-    found = []
+    found: list[Results] = []
     for first, second in combinations([f for f in paths if families.count(f) == 1], 2):
         sides = paths[first], paths[second]
         kl = [np.array([m.values("kl").mean(axis=1) for m in side]) for side in sides]
         gain = [
             np.array([m.scores(metric).mean(axis=1) - base for m in side]) / scale for side in sides
         ]
-        at, gap, ci = matched_difference((kl[0], kl[1]), (gain[0], gain[1]))
-        found.append({"families": [first, second], "kl": at, "difference": gap, "ci": ci})
+        at, gap, ci, p = matched_difference((kl[0], kl[1]), (gain[0], gain[1]))
+        found.append({"families": [first, second], "kl": at, "difference": gap, "ci": ci, "p": p})
+    for pair, p_holm in zip(found, holm([pair["p"] for pair in found]), strict=True):
+        pair["p_holm"] = p_holm
     return found

@@ -81,11 +81,11 @@ def gain_at(kl: float, path_kl: Array, path_gain: Array) -> float:
 
 def matched_difference(
     kl: tuple[Array, Array], gain: tuple[Array, Array]
-) -> tuple[float, float, list[float]]:
+) -> tuple[float, float, list[float], float]:
     """Gain of one path of checkpoints over another at the largest KL that both reach.
 
-    Returns that KL, the difference and its 95% interval from bootstrap draws of the prompts, on
-    each of which the KL and both paths are found anew.
+    Returns that KL, the difference, its 95% interval and two-sided p from bootstrap draws of the
+    prompts, on each of which the KL and both paths are found anew.
 
     Args:
         kl: Of both paths, each of shape (checkpoints, prompts), as is gain.
@@ -97,5 +97,8 @@ def matched_difference(
     first, second = (
         np.array([gain_at(*row) for row in zip(shared, *path, strict=True)]) for path in paths
     )
-    ends = np.quantile((first - second)[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(shared[0]), float(first[0] - second[0]), ends.tolist()
+    gaps = (first - second)[1:]
+    ends = np.quantile(gaps, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    rarer = min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
+    p = min(1.0, 2 * (rarer + 1) / (len(gaps) + 1))
+    return float(shared[0]), float(first[0] - second[0]), ends.tolist(), p

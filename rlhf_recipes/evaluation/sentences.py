@@ -12,12 +12,15 @@ from rlhf_recipes.evaluation.comparisons import UNDECIDED, verdict
 
 Results = dict[str, Any]
 
+MOST_NAMED = 3
+
 
 def number(value: float) -> str:
     """Three significant digits, never scientific: 52.1, 0.123, 1234."""
     if value == 0:
         return "0"
-    decimals = min(4, max(0, 2 - math.floor(math.log10(abs(value)))))
+    # Of the rounded value: 9.998 is 10.0.
+    decimals = min(4, max(0, 2 - math.floor(math.log10(float(f"{abs(value):.2e}")))))
     text = f"{value:.{decimals}f}"
     return "0" if float(text) == 0 else text
 
@@ -29,7 +32,8 @@ def signed(value: float) -> str:
 
 def gain(value: float) -> str:
     """A gain in standard deviations of base."""
-    return f"{value:+.2f}"
+    text = f"{value:+.2f}"
+    return "+0.00" if text == "-0.00" else text
 
 
 def percent(share: float) -> str:
@@ -93,7 +97,9 @@ def frontier_sentence(name: str, kl: Results, front: Results, metric: str) -> st
     spent = f"**{name}** spends {number(kl['seq'])} nats a response {span(kl['ci'])} and"
     draws = f"({percent(front['probability'])} of the bootstrap draws)"
     if 1 - front["probability"] >= statistics.CONFIDENCE:
-        by = " and ".join(front["dominated_by"])
+        named = front["dominated_by"][:MOST_NAMED]
+        more = " and others" if len(front["dominated_by"]) > MOST_NAMED else ""
+        by = (", " if more else " and ").join(named) + more
         return f"{spent} is dominated by {by} on {metric}: on the frontier in {draws[1:-1]}."
     if front["probability"] >= statistics.CONFIDENCE:
         return f"{spent} is on the {metric} frontier {draws}."
@@ -155,7 +161,8 @@ def diversity_sentences(results: Results) -> list[str]:
     for name, model in results["models"].items():
         for measure, (subject, fewer, more) in meaning.items():
             found = model["diversity"][measure]
-            if not found or found["difference"] is None:
+            # Base has nothing to differ from, and earlier checkpoints are not tested.
+            if not found or found["p_holm"] is None or found["p_holm"] >= statistics.ALPHA:
                 continue
             low, high = found["difference_ci"]
             if low <= 0 <= high:
@@ -163,23 +170,23 @@ def diversity_sentences(results: Results) -> list[str]:
             direction = more if found["difference"] > 0 else fewer
             sentences.append(
                 f"**{name}**: {subject} {direction} than base's (difference "
-                f"{signed(found['difference'])} {span(found['difference_ci'])}, uncorrected)."
+                f"{signed(found['difference'])} {span(found['difference_ci'])}, Holm p = "
+                f"{p_value(found['p_holm'])})."
             )
     return sentences or ["No model is detectably more or less varied than base."]
 
 
 def matched_sentence(pair: Results, metric: str) -> str:
-    """Two families at one KL; a direction only if the interval excludes 0."""
+    """Two families at one KL; a direction only if Holm's p and the interval agree."""
     first, second = pair["families"]
     low, high = pair["ci"]
-    facts = f"{gain(pair['difference'])} [{gain(low)}, {gain(high)}] sd of base"
+    facts = f"{gain(pair['difference'])} [{gain(low)}, {gain(high)}] sd of base by {metric}, "
+    facts += f"Holm p = {p_value(pair['p_holm'])}"
     at = f"At {number(pair['kl'])} nats, the most that both reach,"
-    if low <= 0 <= high:
-        return (
-            f"{at} **{first}** and **{second}** show no detectable difference ({facts}, {metric})."
-        )
+    if low <= 0 <= high or pair["p_holm"] >= statistics.ALPHA:
+        return f"{at} **{first}** and **{second}** show no detectable difference ({facts})."
     direction = "more" if low > 0 else "less"
-    return f"{at} **{first}** gains {direction} than **{second}** ({facts}, {metric}, uncorrected)."
+    return f"{at} **{first}** gains {direction} than **{second}** ({facts})."
 
 
 def seeds_sentence(family: str, seeds: Results, metric: str) -> str:
@@ -208,6 +215,8 @@ def judge_sentence(name: str, judge: Results) -> str:
 def control_sentence(name: str, control: Results, primary: str) -> str:
     """A control in words."""
     outcome = "passed" if control["passed"] else "**failed**"
+    if control.get("failed_on"):
+        outcome += f" on {', '.join(control['failed_on'])}"
     if name == "best_of_n":
         win = control["win_rate"]["proxy"]
         return (

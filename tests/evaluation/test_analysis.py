@@ -67,9 +67,11 @@ def test_everything_is_written(evaluated):
         assert imread(figure).shape[1] > 1000
 
 
-def test_every_number_of_the_analysis_is_in_the_json(evaluated):
-    numbers, texts = stated(evaluated)
-    found = NUMBER.findall(prose(evaluated))
+@pytest.mark.parametrize("run", ["evaluated", "searched"])
+def test_every_number_of_the_analysis_is_in_the_json(run, request):
+    output = request.getfixturevalue(run)
+    numbers, texts = stated(output)
+    found = NUMBER.findall(prose(output))
     assert len(found) > 300
     assert [token for token in found if not is_stated(token, numbers, texts)] == []
 

@@ -143,6 +143,7 @@ def test_two_runs_are_compared_at_the_kl_that_both_reach(results):
     assert found["families"] == ["ppo", "grpo"]
     assert found["kl"] == pytest.approx(results["models"]["grpo-150"]["kl"]["seq"])
     assert found["ci"][0] < found["difference"] < found["ci"][1]
+    assert found["difference"] < 0 and found["p_holm"] == found["p"] < 0.05
 
 
 def test_gaos_curve_is_fitted_to_five_checkpoints(results):

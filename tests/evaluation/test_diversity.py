@@ -86,6 +86,9 @@ def test_collapse_shows_within_a_prompt_and_templates_across():
     found = diversity(Collection({}, models, None, ("proxy",)))
     assert found["ppo"]["self_bleu_within"]["value"] == pytest.approx(100)
     assert found["ppo"]["self_bleu_within"]["difference_ci"][0] > 0
+    # Six differences of one sign: 2 / 2^6, the one policy of its family.
+    assert found["ppo"]["self_bleu_within"]["p_holm"] == pytest.approx(2 / 64)
+    assert found["base"]["self_bleu_within"]["p_holm"] is None
     assert found["ppo"]["self_bleu_across"] > found["base"]["self_bleu_across"]
     assert found["ppo"]["distinct"]["2"] < found["base"]["distinct"]["2"]
     assert found["ppo"]["compression_ratio"] > found["base"]["compression_ratio"]

@@ -95,6 +95,14 @@ def test_paths_are_compared_at_the_largest_kl_that_both_reach():
         return np.repeat(np.array(kl)[:, None], 50, 1), np.repeat(np.array(gain)[:, None], 50, 1)
 
     first, second = path([1.0, 9.0], [1.0, 2.0]), path([1.0, 4.0], [0.5, 1.0])
-    at, gap, ends = matched_difference((first[0], second[0]), (first[1], second[1]))
+    at, gap, ends, p = matched_difference((first[0], second[0]), (first[1], second[1]))
     assert (at, gap) == pytest.approx((4, 0.5))
     assert ends == pytest.approx([0.5, 0.5])  # without noise there is nothing to be unsure of
+    assert p == pytest.approx(2 / 2001)  # no draw of 2,000 is on the other side
+
+
+def test_equal_paths_do_not_differ():
+    rng = np.random.default_rng(3)
+    kl, gain = np.array([[1.0], [4.0]]) + np.zeros((2, 60)), rng.normal(1, 1, (2, 60))
+    _, gap, ends, p = matched_difference((kl, kl), (gain, gain))
+    assert (gap, p) == (0, 1) and ends == [0, 0]

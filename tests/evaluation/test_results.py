@@ -81,7 +81,8 @@ def test_a_control_with_any_kl_fails(tmp_path, records_of, collection_in):
     collection = collection_of(
         tmp_path, records_of, collection_in, dpo=(0.5, 5, 1), control=(0, 0, 0.001)
     )
-    assert not results_of(collection)["controls"]["control"]["passed"]
+    control = results_of(collection)["controls"]["control"]
+    assert not control["passed"] and control["failed_on"] == ["kl"]
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(1, []), (3, []), (4, [1, 2, 4])])

@@ -15,7 +15,7 @@ SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = MODULES + sorted((ROOT / "recipes").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "recipes").rglob("*.md")])
+DOCUMENTS = sorted(p for at in (".", "docs", "recipes/**") for p in ROOT.glob(f"{at}/*.md"))
 
 UPPER = {f"rlhf_recipes.{name}" for name in ("plan", "training", "ppo", "evaluation")}
 BANNED_NAMES = {"utils", "common", "helpers"}

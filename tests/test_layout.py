@@ -15,12 +15,8 @@ SCRIPTS = sorted((ROOT / "recipes").glob("*.py"))
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = MODULES + sorted((ROOT / "recipes").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-DOCUMENTS = sorted(
-    [
-        *ROOT.glob("*.md"),
-        *(path for name in ("recipes", "benchmarks") for path in (ROOT / name).rglob("*.md")),
-    ]
-)
+FOLDERS = (".", "docs", "benchmarks", "recipes/**")
+DOCUMENTS = sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.md"))
 
 UPPER = {f"rlhf_recipes.{name}" for name in ("plan", "training", "ppo", "evaluation")}
 BANNED_NAMES = {"utils", "common", "helpers"}

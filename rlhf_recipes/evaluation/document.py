@@ -3,17 +3,26 @@
 from typing import Any
 
 from rlhf_recipes.evaluation import sentences as say
-from rlhf_recipes.evaluation.blocks import Code, Picture, Section, Table, Text
+from rlhf_recipes.evaluation.blocks import Code, Section, Table, Text
+from rlhf_recipes.evaluation.comparison_sections import (
+    frontier_section,
+    over_optimisation_section,
+    rewards_section,
+    win_rates_section,
+)
 from rlhf_recipes.evaluation.evidence import (
     INTERVALS,
+    compared,
     curves_section,
+    diversity_section,
     failures_section,
     metrics_of,
+    policies_of,
     reward_model_section,
     samples_section,
 )
-from rlhf_recipes.evaluation.samples import FIELD, Collection
-from rlhf_recipes.evaluation.sentences import gain, number, p_value, percent, rate, signed, span
+from rlhf_recipes.evaluation.samples import Collection, reward_of
+from rlhf_recipes.evaluation.sentences import gain, number, percent, rate
 
 Results = dict[str, Any]
 
@@ -26,11 +35,12 @@ def document(
         _verdict(results),
         _identity(results),
         _controls(results),
-        _win_rates(results),
-        _frontier(results),
-        _rewards(results),
-        _over_optimisation(results),
+        win_rates_section(results),
+        frontier_section(results),
+        rewards_section(results),
+        over_optimisation_section(results),
         failures_section(results, failures),
+        diversity_section(results),
         reward_model_section(results, wrong_pairs),
         curves_section(results),
         samples_section(results, collection),
@@ -40,32 +50,33 @@ def document(
     return [section for section in sections if section.blocks]
 
 
-def _policies(results: Results) -> dict[str, Results]:
-    return {name: model for name, model in results["models"].items() if name != "base"}
-
-
 def _verdict(results: Results) -> Section:
     metrics, primary = metrics_of(results), results["config"]["primary"]
     lines = [
         say.comparison_sentence(name, "base", model["win_rate"][primary], primary)
-        for name, model in _policies(results).items()
+        for name, model in policies_of(results).items()
     ]
     rows = []
-    for name, model in results["models"].items():
-        wins = [model["win_rate"][m] for m in metrics]
-        gains = [model[FIELD[m]]["gain"] for m in metrics]
+    for name, model in compared(results).items():
+        wins = [model["win_rate"][m] for m in (*metrics, "lc")]
+        gains = [reward_of(model, m)["gain"] for m in metrics]
+        share = model["frontier"][primary]["efficiency"]
         rows.append(
             [name]
             + [rate(w["value"], w["ci"]) if w else "" for w in wins]
             + ["" if name == "base" else gain(g["value"]) for g in gains]
-            + [number(model["kl"]["seq"]), number(model["length"]["mean"])]
-            + [model.get("verdict", "reference")]
+            + [number(model["kl"]["seq"]), number(share["value"]) if share else ""]
+            + [number(model["length"]["mean"]), model.get("verdict", "reference")]
         )
-    columns = ["model", *(f"{m} win rate" for m in metrics), *(f"{m} gain" for m in metrics)]
-    note = f"{INTERVALS} Gain: mean reward over base in standard deviations of base. KL: nats per "
-    note += f"response. Length: tokens. Verdict: on {primary}, Holm-corrected over the policies."
+    columns = ["model", *(f"{m} win rate" for m in metrics), "at equal length"]
+    columns += [f"{m} gain" for m in metrics]
+    note = f"{INTERVALS} At equal length: {primary} win rate, length adjusted for. Gain: mean "
+    note += "reward over base in standard deviations of base. KL: nats per response. Efficiency: "
+    note += f"{primary} gain over the most that its KL allows a sub-Gaussian reward. Length: "
+    note += f"tokens. Verdict: on {primary}, Holm-corrected over the policies."
     return Section(
-        "Verdict", [Text(lines), Table([*columns, "KL", "length", "verdict"], rows, note)]
+        "Verdict",
+        [Text(lines), Table([*columns, "KL", "efficiency", "length", "verdict"], rows, note)],
     )
 
 
@@ -77,7 +88,9 @@ def _identity(results: Results) -> Section:
         "gold": run.get("gold") or "none",
         "data": run.get("dataset"),
         "prompts": config["n_prompts"],
+        "of these training prompts": run.get("prompts_in_training"),
         "samples per prompt": config["samples_per_prompt"],
+        "samples of base": config["base_samples_per_prompt"],
         "generation": _pairs(run.get("generation") or {}),
         "seed": run.get("seed"),
     }
@@ -111,128 +124,27 @@ def _pairs(facts: Results) -> str:
 def _controls(results: Results) -> Section:
     primary = results["config"]["primary"]
     lines = [say.control_sentence(n, c, primary) for n, c in results["controls"].items()]
-    agreeing = [f"`{n}`" for n, m in _policies(results).items() if m["kl"]["k1_agrees"]]
+    agreeing = [f"`{n}`" for n, m in policies_of(results).items() if m["kl"]["k1_agrees"]]
     if agreeing:
         lines.append(
             f"The exact KL agrees with its sampled estimate for {', '.join(agreeing)} "
             "(within three joint standard errors)."
         )
+    lines += [say.judge_sentence(name, judge) for name, judge in results["judges"].items()]
     return Section("Controls and warnings", [Text(lines + results["warnings"])])
-
-
-def _win_rates(results: Results) -> Section:
-    rows = [
-        _win_row(f"{name} vs base", metric, model["win_rate"][metric])
-        for metric in metrics_of(results)
-        for name, model in _policies(results).items()
-    ]
-    rows += [
-        _win_row(name, metric, pair[metric])
-        for metric in metrics_of(results)
-        for name, pair in results["pairwise"].items()
-    ]
-    columns = ["comparison", "by", "win rate", "won", "tied", "lost", "p", "Holm p"]
-    note = f"{INTERVALS} A tie counts one half. p: exact sign test on the prompts not tied."
-    primary = results["config"]["primary"]
-    lines = []
-    for name, pair in results["pairwise"].items():
-        first, _, second = name.partition(" vs ")
-        lines.append(say.comparison_sentence(first, second, pair[primary], primary))
-    picture = Picture("win_rates.png", "Forest plot of win rates with 95% intervals and a 50% line")
-    return Section("Win rates", [picture, Text(lines), Table(columns, rows, note)])
-
-
-def _win_row(name: str, metric: str, win: Results) -> list[str]:
-    counts = [str(win["wins"]), str(win["ties"]), str(win["losses"])]
-    tests = [p_value(win["p"]), p_value(win["p_holm"])]
-    return [name, metric, rate(win["value"], win["ci"]), *counts, *tests]
-
-
-def _frontier(results: Results) -> Section:
-    metrics, primary = metrics_of(results), results["config"]["primary"]
-    rows = [
-        [name, number(m["kl"]["seq"]), span(m["kl"]["ci"]), number(m["kl"]["token"])]
-        + [percent(m["frontier"][metric]["probability"]) for metric in metrics]
-        for name, m in results["models"].items()
-    ]
-    lines = [
-        say.frontier_sentence(name, m["kl"], m["frontier"][primary], primary)
-        for name, m in _policies(results).items()
-    ]
-    columns = ["model", "KL per response", "interval", "KL per token"]
-    columns += [f"on {metric} frontier" for metric in metrics]
-    note = "KL in nats, exact over the vocabulary. On the frontier: share of bootstrap draws."
-    alt = "Reward gained over base against the square root of KL, with error bars and the frontier"
-    picture = Picture("pareto_frontier.png", alt)
-    return Section("Reward against KL", [picture, Text(lines), Table(columns, rows, note)])
-
-
-def _rewards(results: Results) -> Section:
-    rows = []
-    for metric in metrics_of(results):
-        for name, model in results["models"].items():
-            reward = model[FIELD[metric]]
-            row = [name, metric, f"{number(reward['mean'])} {span(reward['ci'])}"]
-            gap = reward["difference"]
-            difference = ["", ""]
-            if gap:
-                difference = [f"{signed(gap['mean'])} {span(gap['ci'])}", p_value(gap["p_holm"])]
-            rows.append([*row, number(reward["sd"]), *difference])
-    columns = ["model", "by", "mean reward", "sd", "difference to base", "Holm p"]
-    note = f"{INTERVALS} p: sign-flip permutation test on the differences by prompt."
-    lengths = [
-        [
-            name,
-            f"{number(m['length']['mean'])} {span(m['length']['ci'])}",
-            number(m["length"]["median"]),
-            number(m["length"]["sd"]),
-        ]
-        for name, m in results["models"].items()
-    ]
-    return Section(
-        "Rewards and lengths",
-        [
-            Picture("reward_distributions.png", "Distribution of rewards and differences to base"),
-            Table(columns, rows, note),
-            Table(["model", "mean length", "median", "sd"], lengths, "Response length in tokens."),
-        ],
-    )
-
-
-def _over_optimisation(results: Results) -> Section:
-    found = results["over_optimisation"]
-    if found is None:
-        return Section("Proxy against gold")
-    lines = [say.over_optimisation_sentence(n, p) for n, p in found["policies"].items()]
-    rows = [["base", _correlation(found["spearman_base"]), "", "", ""]]
-    rows += [
-        [
-            name,
-            _correlation(p["spearman"]),
-            gain(p["proxy_gain"]),
-            gain(p["gold_gain"]),
-            f"{gain(p['gap'])} {span(p['gap_ci'])}",
-        ]
-        for name, p in found["policies"].items()
-    ]
-    columns = ["model", "Spearman, proxy with gold", "proxy gain", "gold gain", "gap"]
-    note = f"{INTERVALS} Gains in standard deviations of base. Over-optimised: the proxy's "
-    note += "interval lies above 0 and gold's below."
-    return Section("Proxy against gold", [Text(lines), Table(columns, rows, note)])
-
-
-def _correlation(found: Results) -> str:
-    if found["value"] is None:
-        return f"undefined: {found['reason']}"
-    return f"{number(found['value'])} {span(found['ci'])}"
 
 
 def _limits(results: Results) -> Section:
     config = results["config"]
     lines = [
         f"Intervals and tests are over {config['n_prompts']} prompts and the sampling of "
-        "responses. Each method was trained once: what another training seed would change is not "
-        "known.",
+        "responses, not over training seeds.",
+        "To tell a win rate of "
+        + ", ".join(f"{percent(float(s))}" for s in config["prompts_needed"])
+        + " from one half with "
+        + f"{percent(config['power'])} power takes "
+        + ", ".join(str(n) for n in config["prompts_needed"].values())
+        + " prompts without ties.",
         "KL and rewards describe sampling as listed above, not greedy decoding.",
         "Failure rules match strings. They can miss a failure and can fire on good text.",
     ]

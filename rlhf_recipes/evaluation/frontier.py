@@ -1,80 +1,93 @@
-"""Reward against KL: who is dominated, how surely, and what best-of-n of the base would give."""
+"""The reward-KL frontier of an evaluation: who is on it, how surely, and against what ceiling."""
 
-import math
-from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rlhf_recipes.evaluation.statistics import SEED, Array
+from rlhf_recipes.evaluation.pareto import (
+    dominance,
+    efficiency,
+    frontier_probability,
+    matched_difference,
+    prompt_draws,
+    within_prompt_sd,
+)
+from rlhf_recipes.evaluation.samples import Collection
+from rlhf_recipes.evaluation.statistics import CONFIDENCE, Array, holm
 
-DRAWS = 2000
+Results = dict[str, Any]
+
+NOT_FROM_ONE = "base has one sample a prompt and no control"
 
 
-def dominance(kl: Array, reward: Array) -> NDArray[np.bool_]:
-    """Whether point a dominates point b at [..., a, b]: no more KL, no less reward, one strictly.
+def add_frontiers(models: Results, collection: Collection) -> Results:
+    """Each model's `frontier` by metric, added to its results; returns what concerns them all.
 
-    Args:
-        kl: Shape (..., points), as is reward.
+    A model is `dominated` if at least 95% of the bootstrap draws of the prompts say so. The ceiling
+    is the gain in standard deviations of base per √KL that no policy can exceed if rewards are
+    sub-Gaussian: √2 sd_within / sd. `matched` compares families of several checkpoints at the
+    largest KL that both reach.
     """
-    less_kl = kl[..., :, None] - kl[..., None, :]
-    more_reward = reward[..., :, None] - reward[..., None, :]
-    strict = (less_kl < 0) | (more_reward > 0)
-    return np.asarray((less_kl <= 0) & (more_reward >= 0) & strict)
+    found: Results = {}
+    for entry in models.values():
+        entry["frontier"] = {"gold": None}
+    kl = np.array([m.values("kl").mean(axis=1) for m in collection.models.values()])
+    for metric in collection.metrics:
+        reward = np.array([m.scores(metric).mean(axis=1) for m in collection.models.values()])
+        deviation = _deviation(collection, metric)
+        beats = dominance(kl.mean(axis=1), reward.mean(axis=1))
+        names = list(models)
+        for i, probability in enumerate(frontier_probability(kl, reward)):
+            models[names[i]]["frontier"][metric] = {
+                "on_front": not beats[:, i].any(),
+                "dominated_by": [names[j] for j in np.flatnonzero(beats[:, i])],
+                "probability": probability,
+                "dominated": 1 - probability >= CONFIDENCE,
+                "efficiency": _efficiency(reward[i] - reward[0], kl[i], deviation),
+            }
+        scale = float(collection.base.scores(metric).std(ddof=1)) or 1.0
+        found[metric] = {
+            "front": [n for n in names if models[n]["frontier"][metric]["on_front"]],
+            "sd_within": deviation,
+            "ceiling": None if deviation is None else float(np.sqrt(2) * deviation / scale),
+            "reason": NOT_FROM_ONE if deviation is None else None,
+            "matched": _matched(collection, metric, scale),
+        }
+    return found
 
 
-def pareto_frontier(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the (KL, reward) points that no other dominates. Duplicates stay.
-
-    >>> pareto_frontier([(0, 0), (1, 1), (2, 0.5), (3, 2)])
-    [0, 1, 3]
-    """
-    kl, reward = np.array(points, dtype=np.float64).reshape(-1, 2).T
-    return [int(i) for i in np.flatnonzero(~dominance(kl, reward).any(axis=0))]
+def _deviation(collection: Collection, metric: str) -> float | None:
+    """Of base's rewards within a prompt; the control's samples count, being base's too."""
+    rewards = collection.base.scores(metric)
+    if collection.control is not None:
+        rewards = np.concatenate([rewards, collection.control.scores(metric)], axis=1)
+    return within_prompt_sd(rewards)
 
 
-def frontier_probability(kl: Array, reward: Array) -> list[float]:
-    """Each model's share of bootstrap draws of the prompts, taken jointly, in which it is on it.
-
-    Args:
-        kl: Shape (models, prompts), as is reward; the reference is one of the models.
-    """
-    n = kl.shape[1]
-    weights = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=DRAWS) / n
-    beaten = dominance(weights @ kl.T, weights @ reward.T).any(axis=1)
-    return [float(p) for p in 1 - beaten.mean(axis=0)]
+def _efficiency(gain: Array, kl: Array, deviation: float | None) -> Results | None:
+    if not deviation or kl.mean() <= 0:
+        return None
+    draws = prompt_draws(len(kl))
+    ratios = draws @ gain / (deviation * np.sqrt(2 * np.maximum(draws @ kl, 1e-12)))
+    ends = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    value = efficiency(float(gain.mean()), deviation, float(kl.mean()))
+    return {"value": value, "ci": ends.tolist()}
 
 
-def best_of_n_weights(proxy: Array, n: int) -> Array:
-    """How often each of K samples is the best of n by the proxy, averaged over choices of n.
-
-    The i-th smallest has weight C(i-1, n-1) / C(K, n); samples tied in the proxy share theirs.
-    The estimator of WebGPT (https://arxiv.org/abs/2112.09332), unbiased for n <= K. The rewards
-    1..10 have expectation 11n/(n+1).
-
-    Args:
-        proxy: Shape (K,).
-    """
-    size = len(proxy)
-    values, inverse = np.unique(proxy, return_inverse=True)
-    ranked = np.array([math.comb(i, n - 1) for i in range(size)]) / math.comb(size, n)
-    counts = np.bincount(inverse, minlength=len(values))
-    shared = np.add.reduceat(ranked, np.concatenate([[0], np.cumsum(counts)[:-1]])) / counts
-    return np.asarray(shared[inverse], dtype=np.float64)
-
-
-def best_of_n(proxy: Array, values: Array, n: int) -> Array:
-    """Expected value per prompt of the best of n base samples by the proxy, shape (prompts,).
-
-    Args:
-        proxy: Shape (prompts, K), as is values, which may be the proxy itself or gold.
-    """
-    return np.array([best_of_n_weights(p, n) @ v for p, v in zip(proxy, values, strict=True)])
-
-
-def best_of_n_kl(n: int) -> float:
-    """log n - (n-1)/n, an upper bound of the KL in nats, exact where no response repeats.
-
-    https://arxiv.org/abs/2401.01879. At n = 4 it is 0.636.
-    """
-    return math.log(n) - (n - 1) / n
+def _matched(collection: Collection, metric: str, scale: float) -> list[Results]:
+    paths = {path[0].family: path for path in collection.runs.values() if len(path) > 1}
+    families = [model.family for model in collection.finals]
+    base = collection.base.scores(metric).mean(axis=1)
+    found: list[Results] = []
+    for first, second in combinations([f for f in paths if families.count(f) == 1], 2):
+        sides = paths[first], paths[second]
+        kl = [np.array([m.values("kl").mean(axis=1) for m in side]) for side in sides]
+        gain = [
+            np.array([m.scores(metric).mean(axis=1) - base for m in side]) / scale for side in sides
+        ]
+        at, gap, ci, p = matched_difference((kl[0], kl[1]), (gain[0], gain[1]))
+        found.append({"families": [first, second], "kl": at, "difference": gap, "ci": ci, "p": p})
+    for pair, p_holm in zip(found, holm([pair["p"] for pair in found]), strict=True):
+        pair["p_holm"] = p_holm
+    return found

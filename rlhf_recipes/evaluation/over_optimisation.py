@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 
 from rlhf_recipes.evaluation.samples import FIELD, Collection, ModelSamples
-from rlhf_recipes.evaluation.statistics import mean_interval, rank_correlation
+from rlhf_recipes.evaluation.statistics import Array, mean_interval, rank_correlation
 
 Results = dict[str, Any]
+
+FIT_FROM = 5
 
 
 def over_optimisation(collection: Collection, models: Results) -> Results | None:
@@ -33,10 +35,59 @@ def over_optimisation(collection: Collection, models: Results) -> Results | None
             "gap": float(gaps.mean()),
             "gap_ci": list(mean_interval(gaps)),
             "spearman": _proxy_gold_correlation(model),
+            "spearman_given_length": _proxy_gold_correlation(model, given_length=True),
             "over_optimised": proxy["ci"][0] > 0 and gold["ci"][1] < 0,
         }
-    return {"spearman_base": _proxy_gold_correlation(collection.base), "policies": policies}
+    return {
+        "spearman_base": _proxy_gold_correlation(collection.base),
+        "spearman_base_given_length": _proxy_gold_correlation(collection.base, given_length=True),
+        "policies": policies,
+        "fits": _fits(collection, models),
+    }
 
 
-def _proxy_gold_correlation(model: ModelSamples) -> Results:
-    return rank_correlation(model.values("reward")[:, 0], model.values("gold")[:, 0])
+def _proxy_gold_correlation(model: ModelSamples, *, given_length: bool = False) -> Results:
+    length = model.values("n_tokens")[:, 0] if given_length else None
+    return rank_correlation(model.values("reward")[:, 0], model.values("gold")[:, 0], length)
+
+
+def fit_rl(distance: Array, gain: Array) -> Results:
+    """Least squares of Gao et al.'s form for RL, gain = d (α - β log d), with d = √KL.
+
+    Its peak is at d* = exp(α/β - 1): α = 1, β = 0.4 give 4.48. No peak where β <= 0.
+    """
+    (alpha, beta), *_ = np.linalg.lstsq(
+        np.stack([distance, -distance * np.log(distance)], axis=1), gain
+    )
+    peak = float(np.exp(min(alpha / beta - 1, 50))) if beta > 0 else None
+    return {"alpha": float(alpha), "beta": float(beta), "peak": peak}
+
+
+def fit_best_of_n(distance: Array, gain: Array) -> Results:
+    """Least squares of Gao et al.'s form for best-of-n, gain = d (α - β d), with d = √KL.
+
+    Its peak is at d* = α/(2β): α = 1, β = 0.1 give 5. No peak where β <= 0.
+    """
+    (alpha, beta), *_ = np.linalg.lstsq(np.stack([distance, -(distance**2)], axis=1), gain)
+    return {"alpha": float(alpha), "beta": float(beta), "peak": _ratio(alpha, 2 * beta)}
+
+
+def _ratio(above: float, below: float) -> float | None:
+    return float(above / below) if below > 0 else None
+
+
+def _fits(collection: Collection, models: Results) -> Results:
+    """Gold gain against √KL by family, where five checkpoints or more have moved."""
+    paths: dict[str, list[Results]] = {}
+    for model in collection.policies:
+        if models[model.name]["kl"]["sqrt"] > 0:
+            paths.setdefault(model.family, []).append(models[model.name])
+    return {
+        family: fit_rl(
+            np.array([m["kl"]["sqrt"] for m in path]),
+            np.array([m["gold"]["gain"]["value"] for m in path]),
+        )
+        | {"checkpoints": len(path)}
+        for family, path in paths.items()
+        if len(path) >= FIT_FROM
+    }

@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from rlhf_recipes.evaluation.blocks import Section
-from rlhf_recipes.evaluation.figures import colour
-from rlhf_recipes.evaluation.samples import FIELD
+from rlhf_recipes.evaluation.figures import colours
+from rlhf_recipes.evaluation.samples import reward_of
 from rlhf_recipes.evaluation.sentences import number, percent, percent_span
 
 Results = dict[str, Any]
@@ -34,13 +34,12 @@ def render_html(sections: list[Section], results: Results, figures: Path) -> str
         "inline": _inline,
         "anchor": lambda text: text.lower().replace(" ", "-"),
     }
-    names = list(results["models"])
     return environment.get_template("report.html.j2").render(
         title=TITLE,
         sections=sections,
         config=results["config"],
         run=results["run"],
-        colours={name: colour(name, names) for name in names},
+        colours=colours(results),
         embed=lambda name: base64.b64encode((figures / name).read_bytes()).decode("ascii"),
     )
 
@@ -50,12 +49,12 @@ def closing_table(results: Results) -> str:
 
     Claims belong to the primary metric; the proxy is what was trained on.
     """
-    metrics = ["gold", "proxy"] if results["config"]["primary"] == "gold" else ["proxy"]
+    metrics = list(reversed(results["config"]["metrics"]))
     header = ["method", *(f"{m} reward" for m in metrics), *(f"{m} win rate" for m in metrics)]
     rows = [[*header, "KL", "length"]]
     contestants = results["models"].items()
     for name, model in contestants:
-        row = [name, *(number(model[FIELD[m]]["mean"]) for m in metrics)]
+        row = [name, *(number(reward_of(model, m)["mean"]) for m in metrics)]
         for metric in metrics:
             win = model["win_rate"][metric]
             row.append(f"{percent(win['value'])} {percent_span(win['ci'])}" if win else "-")

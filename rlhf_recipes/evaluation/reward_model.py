@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from rlhf_recipes.arguments import RecipeError
-from rlhf_recipes.evaluation.failures import refuses, words
-from rlhf_recipes.evaluation.statistics import SEED
+from rlhf_recipes.evaluation.calibration import calibration, margin_curve
+from rlhf_recipes.evaluation.detectors import refuses, words
+from rlhf_recipes.evaluation.statistics import SEED, Array, rank_correlation, wilson
 from rlhf_recipes.evaluation.win_rate import win_rate
 
 Pair = dict[str, Any]
@@ -21,7 +22,7 @@ MANY_TURNS = 4
 
 
 def reward_model_errors(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Accuracy with its interval, error rates by slice, and 20 wrong pairs chosen by a stated rule.
+    """How good a reward model is: accuracy, calibration, length bias, slices, 20 wrong pairs.
 
     A pair is right if the chosen text scores higher; equal scores count one half. The wrong pairs
     shown are the 10 with the largest margin against the label and 10 drawn from the others with
@@ -29,7 +30,8 @@ def reward_model_errors(pairs: Sequence[Pair]) -> dict[str, Any]:
 
     Args:
         pairs: Records with prompt, chosen, rejected (texts), chosen_reward, rejected_reward,
-            chosen_tokens, rejected_tokens, turns and source.
+            chosen_tokens, rejected_tokens, turns and source; chosen_gold and rejected_gold where
+            there is a gold judge.
     """
     _require_scores(pairs)
     described = [_describe(index, pair) for index, pair in enumerate(pairs)]
@@ -42,6 +44,9 @@ def reward_model_errors(pairs: Sequence[Pair]) -> dict[str, Any]:
             "mean": float(margins.mean()),
             "quantiles": {f"{q:.2f}": float(np.quantile(margins, q)) for q in (0.05, 0.5, 0.95)},
         },
+        "calibration": calibration(margins),
+        "margin_curve": margin_curve(margins),
+        "length_bias": length_bias(described),
         "slices": _slices(described),
         "n_wrong": len(wrong),
         "rule": (
@@ -50,6 +55,39 @@ def reward_model_errors(pairs: Sequence[Pair]) -> dict[str, Any]:
         ),
         "wrong_pairs": _chosen_by_rule(wrong),
     }
+
+
+def length_bias(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Does the model reward length beyond what the labels do?
+
+    Spearman's correlation of margin and length difference; how often the longer text wins by the
+    model and by the labels (pairs of unequal length); accuracy where the chosen text is shorter and
+    longer, and the mean of the two, which a pure length rule leaves at 0.5. Singhal et al.
+    (https://arxiv.org/abs/2310.03716).
+    """
+    margin = np.array([pair["margin"] for pair in pairs])
+    gap = np.array([pair["length_gap"] for pair in pairs], dtype=np.float64)
+    unequal = gap != 0
+    sides = {
+        "chosen_shorter": [pair for pair in pairs if pair["length_gap"] < 0],
+        "chosen_longer": [pair for pair in pairs if pair["length_gap"] > 0],
+    }
+    accuracy = {name: _accuracy(part) if part else None for name, part in sides.items()}
+    both = [found["value"] for found in accuracy.values() if found]
+    return {
+        "spearman": rank_correlation(margin, gap),
+        "longer_wins": _share((np.sign(margin * gap)[unequal] + 1) / 2),
+        "longer_is_chosen": _share((gap[unequal] > 0).astype(np.float64)),
+        "accuracy": accuracy,
+        "balanced_accuracy": sum(both) / 2 if len(both) == 2 else None,
+    }
+
+
+def _share(values: Array) -> dict[str, Any] | None:
+    if not len(values):
+        return None
+    share = float(values.mean())
+    return {"value": share, "ci": list(wilson(share, len(values))), "n": len(values)}
 
 
 def near_duplicates(first: str, second: str) -> bool:
@@ -81,6 +119,7 @@ def _describe(index: int, pair: Pair) -> Pair:
         "refusal_in_chosen": refuses(pair["chosen"]),
         "refusal_in_rejected": refuses(pair["rejected"]),
         "near_duplicate": near_duplicates(pair["chosen"], pair["rejected"]),
+        "gold_disagrees_with_label": pair.get("chosen_gold", 0) < pair.get("rejected_gold", 0),
     }
     return {
         "index": index,

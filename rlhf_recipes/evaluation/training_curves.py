@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from rlhf_recipes.evaluation.curve_checks import curve_checks
 from rlhf_recipes.evaluation.figures import colour, figure
 
 Log = Sequence[Mapping[str, Any]]
@@ -35,6 +37,43 @@ SCHEMA: dict[str, tuple[str, ...]] = {
 ORDER: tuple[str, ...] = ("reward", "ppo", "grpo", "dpo")
 COLUMNS = 4
 SMOOTHED_FROM = 60
+THINNED_TO = 200
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run's log, and how many samples it saw in a step, where that is known."""
+
+    log: Log
+    samples_per_step: int | None = None
+
+    def samples(self, steps: Sequence[float]) -> list[float] | None:
+        """Samples seen by each step: episodes where they are logged, else steps times batch."""
+        episodes = {e["step"]: e["episode"] for e in self.log if "step" in e and "episode" in e}
+        if all(step in episodes for step in steps):
+            return [float(episodes[step]) for step in steps]
+        if self.samples_per_step is None:
+            return None
+        return [step * self.samples_per_step for step in steps]
+
+
+def summarise(runs: Mapping[str, Run]) -> dict[str, Any]:
+    """Per stage its curves, thinned to 200 points each, and the automatic checks of all points."""
+    found: dict[str, Any] = {}
+    for stage, run in runs.items():
+        drawn = curves(run.log)
+        if drawn:
+            quantities = {}
+            for name, (steps, values) in drawn.items():
+                kept = np.unique(np.linspace(0, len(steps) - 1, THINNED_TO).round().astype(int))
+                thin = [steps[i] for i in kept]
+                quantities[name] = {
+                    "steps": thin,
+                    "samples": run.samples(thin),
+                    "values": [values[i] for i in kept],
+                }
+            found[stage] = {"quantities": quantities, "checks": curve_checks(drawn)}
+    return found
 
 
 def curves(log: Log) -> Curves:
@@ -59,13 +98,23 @@ def curves(log: Log) -> Curves:
     return found
 
 
-def read_logs(models_folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """log_history of every finished run in the folder, by stage: `ppo` for `ppo_model`."""
+def read_runs(models_folder: Path) -> dict[str, Run]:
+    """Every finished run in the folder, by stage: `ppo` for `ppo_model`."""
     paths = sorted(models_folder.glob("*/trainer_state.json"))
     stages = {path.parent.name.removesuffix("_model"): path for path in paths}
     first = [stage for stage in ORDER if stage in stages]
     order = first + [stage for stage in stages if stage not in first]
-    return {s: json.loads(stages[s].read_text(encoding="utf-8"))["log_history"] for s in order}
+    return {stage: _read_run(stages[stage]) for stage in order}
+
+
+def _read_run(path: Path) -> Run:
+    state = json.loads(path.read_text(encoding="utf-8"))
+    record = path.with_name("run.json")
+    if not (record.is_file() and state.get("train_batch_size")):
+        return Run(state["log_history"])
+    run = json.loads(record.read_text(encoding="utf-8"))
+    batch = state["train_batch_size"] * run.get("processes", 1)
+    return Run(state["log_history"], batch * run["recipe"].get("gradient_accumulation_steps", 1))
 
 
 def training_curves_figure(log_histories: Mapping[str, Log], path: Path) -> bool:

@@ -86,14 +86,21 @@ def make_records(
                     "kl_per_token": float(kl / tokens),
                     "logp_policy": -1.9 * tokens,
                     "logp_ref": -1.9 * tokens - float(kl),
-                    "entropy": 1.4,
+                    "entropy": float(1.4 + 0.1 * rng.normal()),
+                    "kl_curve": curve(kl, tokens),
                 }
             )
     return records
 
 
-def write_collection(folder: Path, models: dict[str, list[Record]]) -> Path:
-    """Write samples/ as a collection does; returns the output folder."""
+def curve(kl: float, tokens: int) -> list[float]:
+    """A KL that is spent early in the response."""
+    shares = np.exp(-np.arange(tokens) / 12)
+    return [float(share) for share in kl * shares / shares.sum()]
+
+
+def write_collection(folder: Path, models: dict[str, list[Record]], **more: Any) -> Path:
+    """Write samples/ as a collection does, with more facts; returns the output folder."""
     samples = folder / "samples"
     samples.mkdir(parents=True)
     facts = {
@@ -115,6 +122,7 @@ def write_collection(folder: Path, models: dict[str, list[Record]]) -> Path:
             "created": "2026-11-22T14:00:00+00:00",
             "versions": {"python": "3.11.2", "torch": "2.13.0", "trl": "1.16.0"},
         },
+        **more,
     }
     (samples / "collection.json").write_text(json.dumps(facts))
     for name, records in models.items():
@@ -179,7 +187,7 @@ def records_of() -> Callable[..., list[Record]]:
 
 
 @pytest.fixture(scope="session")
-def collection_in() -> Callable[[Path, dict[str, list[Record]]], Path]:
+def collection_in() -> Callable[..., Path]:
     return write_collection
 
 
@@ -196,19 +204,46 @@ def logs() -> dict[str, list[dict[str, Any]]]:
 @pytest.fixture(scope="session")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole output folder, analysed once: 64 prompts, 5 models, gold, curves, reward model."""
-    from rlhf_recipes.evaluation import reward_model_errors
-
     output = tmp_path_factory.mktemp("run") / "outputs"
     models = {name: make_records(name, effect, 64, 1) for name, effect in EFFECTS.items()}
     for record in models["base"] + models["control"]:
         record["kl"] = record["kl_k1"] = 0.0
+        record["kl_curve"] = [0.0] * record["n_tokens"]
     write_collection(output, models)
     for stage, log in log_histories().items():
         folder = output / "models" / f"{stage}_model"
         folder.mkdir(parents=True)
         (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
-    (output / "results").mkdir()
-    errors = json.dumps(reward_model_errors(make_pairs()))
-    (output / "results" / "reward_model_errors.json").write_text(errors)
+    (output / "models" / "reward_model" / "scores.json").write_text(json.dumps(make_pairs()))
+    analyse(output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four samples a prompt, checkpoints of two runs, three seeds of another, two more judges."""
+    output = tmp_path_factory.mktemp("search") / "outputs"
+    effects = {"base": (0.0, 0.0, 0.0), "control": (0.0, 0.0, 0.0)}
+    families, checkpoints = {}, {}
+    for i, step in enumerate((25, 50, 75, 100, 150)):
+        # The proxy of ppo rises all the way, its gold rises and falls; grpo's both rise.
+        effects[f"ppo-{step}"] = (0.4 + 0.3 * i, 5 + 4 * i - 1.6 * i * i, 1 + 2.5 * i)
+        effects[f"grpo-{step}"] = (0.3 + 0.15 * i, 3 + 2.0 * i, 0.6 + i)
+        for family in ("ppo", "grpo"):
+            families[f"{family}-{step}"], checkpoints[f"{family}-{step}"] = family, step
+    for seed in (1, 2, 3):
+        effects[f"dpo-seed{seed}"], families[f"dpo-seed{seed}"] = (0.5, 6.0 + seed, 5.0), "dpo"
+    models = {name: make_records(name, effect, 40, 4) for name, effect in effects.items()}
+    for record in models["base"] + models["control"]:
+        record["kl"] = record["kl_k1"] = 0.0
+        record["kl_curve"] = [0.0] * record["n_tokens"]
+    for record in (record for records in models.values() for record in records):
+        record["scores"] = {"brevity": -float(record["n_tokens"])}
+    write_collection(output, models, families=families, checkpoints=checkpoints)
+    verdicts = [
+        {"prompt_id": i, "sample_index": 0, "model": "grpo-150", "against": "base", "outcome": won}
+        for i, won in enumerate([1.0] * 28 + [0.5] * 4 + [0.0] * 8)
+    ]
+    (output / "samples" / "verdicts_chat.json").write_text(json.dumps(verdicts))
     analyse(output)
     return output

@@ -59,15 +59,19 @@ def test_everything_is_written(evaluated):
         "reward_distributions.png",
         "win_rates.png",
         "training_curves.png",
+        "kl.png",
+        "reward_model.png",
         "report.html",
     }
     for figure in (evaluated / "results").glob("*.png"):
         assert imread(figure).shape[1] > 1000
 
 
-def test_every_number_of_the_analysis_is_in_the_json(evaluated):
-    numbers, texts = stated(evaluated)
-    found = NUMBER.findall(prose(evaluated))
+@pytest.mark.parametrize("run", ["evaluated", "searched"])
+def test_every_number_of_the_analysis_is_in_the_json(run, request):
+    output = request.getfixturevalue(run)
+    numbers, texts = stated(output)
+    found = NUMBER.findall(prose(output))
     assert len(found) > 300
     assert [token for token in found if not is_stated(token, numbers, texts)] == []
 
@@ -102,7 +106,7 @@ def test_analysis_without_curves_gold_control_or_reward_model(tmp_path, records_
     models = {n: records_of(n, (0, 0, 1), 12, 1, gold=False) for n in ("base", "ppo", "mine")}
     output = collection_in(tmp_path / "out", models)
     results = analyse(output)
-    assert results["training_curves"] == [] and results["reward_model"] is None
+    assert results["training_curves"] == {} and results["reward_model"] is None
     assert not (output / "results" / "training_curves.png").exists()
     assert "Training curves" not in (output / "ANALYSIS.md").read_text()
     assert "mine" in closing_table(results)

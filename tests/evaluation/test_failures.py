@@ -1,179 +1,163 @@
-import unicodedata
-
 import pytest
 
-from rlhf_recipes.evaluation.failures import (
-    DETECTORS,
-    echoes_prompt,
-    failure_analysis,
-    flags,
-    is_degenerate,
-    is_empty,
-    is_repetitive,
-    leaks_role,
-    refuses,
-    repeated_share,
-)
+from rlhf_recipes.evaluation.failures import DETECTORS, Context, failed, failure_analysis, flags
 from rlhf_recipes.evaluation.samples import Collection, ModelSamples
 
 PROMPT = "Why is the sky blue on a clear day and red in the evening?"
-LIST = "Three tips:\n\n1. Sleep well.\n2. Drink enough water.\n3. Walk a little every day."
-CODE = "```python\ndef add(first, second):\n    return first + second\n\nprint(add(2, 3))\n```"
-
-
-@pytest.mark.parametrize("text", ["  \n", "", "...", "🙂"])
-def test_empty_fires(text):
-    assert is_empty(text)
-
-
-@pytest.mark.parametrize("text", ["No.", "7", "空"])
-def test_empty_does_not_fire(text):
-    assert not is_empty(text)
-
-
-def test_rep_2_known_answer():
-    # Five bigrams, two of them different: 1 - 2/5.
-    assert repeated_share("a b a b a b".split(), 2) == pytest.approx(0.6)
-    assert repeated_share(["a"], 4) == 0
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a b " * 20,
-        "It starts well, with a good first sentence. " + "And then it goes on. " * 3,
-        "France. The capital of France is Paris. The capital of France is Paris. The capital of "
-        "France is Paris. The capital of",
-        "no no no no no no",
-        "天气很好" * 6,
-    ],
+ANSWERS = (
+    "Short waves are scattered more.",
+    "Blue light is bent by the air on its way.",
+    "It has to do with how light travels.",
+    "Air molecules send blue light everywhere.",
+    "The evening sun shines through more air.",
 )
-def test_repetition_fires(text):
-    assert is_repetitive(text)
 
 
-@pytest.mark.parametrize("text", [LIST, CODE, "No, no, no!", "It was very, very, very good.", ""])
-def test_repetition_does_not_fire(text):
-    assert not is_repetitive(text)
+def record(model="base", index=0, text=None, **facts):
+    return {
+        "id": f"{model}-{index}",
+        "prompt_id": index,
+        "prompt": PROMPT,
+        "response": ANSWERS[index % 5] if text is None else text,
+        "finish": "eos",
+        "n_tokens": 8,
+        "reward": float(index % 5),
+        "gold": float(index % 5),
+        "kl": 0.0,
+    } | facts
 
 
-@pytest.mark.parametrize(
-    "text", ["France.\n\nAssistant: France.", "Human: hello", "Yes.\n User : why?"]
-)
-def test_role_leak_fires(text):
-    assert leaks_role(text)
+def collection_of(metrics=("proxy", "gold"), **policies):
+    """Base answers twenty prompts plainly; each policy is given as its records."""
+    models = {"base": ModelSamples("base", [[record(index=i)] for i in range(20)])}
+    for name, records in policies.items():
+        models[name] = ModelSamples(name, [[each] for each in records])
+    return Collection({}, models, None, metrics)
 
 
-@pytest.mark.parametrize(
-    "text", ["Ask the human assistant: it knows.", "The user: a short history", "Humans: a story"]
-)
-def test_role_leak_does_not_fire(text):
-    assert not leaks_role(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry, but I can't help",
-        "I’m sorry, but I can’t help with that.",
-        "I cannot provide medical advice.",
-        "Unfortunately, I am not able to answer this.",
-        "As an AI language model, I don't have opinions.",
-        "I must decline.",
-    ],
-)
-def test_refusal_fires(text):
-    assert refuses(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry to hear that. Try to rest.",
-        "I can't believe how fast it goes!",
-        "You can't go wrong with tea.",
-        "Plants cannot help themselves.",
-        "Here is the answer. " * 20 + "I'm sorry, but I can't help",
-    ],
-)
-def test_refusal_does_not_fire(text):
-    assert not refuses(text)
-
-
-@pytest.mark.parametrize(
-    "text", [PROMPT, "You ask: why is the sky blue on a clear day and red in the evening? Well"]
-)
-def test_prompt_echo_fires(text):
-    assert echoes_prompt(PROMPT, text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        'You ask "why is the sky blue". Air scatters short waves more than long ones, so blue '
-        "light reaches the eye from all sides.",
-        "The sky",
-        "",
-    ],
-)
-def test_prompt_echo_does_not_fire(text):
-    assert not echoes_prompt(PROMPT, text)
-
-
-@pytest.mark.parametrize("text", ["!!!!####", "|||| ---- |||| ok", "пpивeт кaк дeлa cпacибo"])
-def test_degenerate_text_fires(text):
-    assert is_degenerate(text)
-
-
-@pytest.mark.parametrize(
-    "text", [CODE, "42", "привет как дела", "नमस्ते दुनिया, आप कैसे हैं", "日本語のテキストです"]
-)
-def test_degenerate_text_does_not_fire(text):
-    assert not is_degenerate(text)
-
-
-def test_marks_belong_to_their_letters():
-    # Decomposed, each of these letters is followed by two marks.
-    assert not is_degenerate(unicodedata.normalize("NFD", "ệ ể ễ ệ ể ễ"))
+def fires(detector, records, **kwargs):
+    found = failed(collection_of(ppo=records, **kwargs))[detector]["ppo"]
+    return [row[0] for row in found]
 
 
 def test_truncated_is_read_from_the_tokens_not_the_text():
-    record = {"prompt": PROMPT, "response": "Because of", "finish": "length"}
-    assert flags(record) == ["truncated"]
-    assert flags(record | {"finish": "eos"}) == []
+    rule = DETECTORS["truncated"]
+    assert rule.fires(record(text="Because of", finish="length"), Context())
+    assert not rule.fires(record(text="Because of", finish="eos"), Context())
 
 
-def sample(model, index, text):
-    facts = {"id": f"{model}-{index}", "prompt": PROMPT, "finish": "eos"}
-    return facts | {"response": text}
+def test_length_blow_up_is_beyond_bases_95th_percentile():
+    # All of base's responses have 8 tokens.
+    records = [record("ppo", i, n_tokens=9 if i < 3 else 8) for i in range(20)]
+    assert fires("length_blow_up", records) == [True] * 3 + [False] * 17
 
 
-def collection(broken):
-    good = "Short waves are scattered more."
+def test_the_95th_percentile_is_of_bases_lengths():
+    # Base has 1 to 20 tokens: the percentile lies between 19 and 20.
+    base = ModelSamples("base", [[record(index=i, n_tokens=i + 1)] for i in range(20)])
+    rows = [[record("ppo", i, n_tokens=n)] for i, n in enumerate([19, 20, 21])]
+    models = {"base": base, "ppo": ModelSamples("ppo", rows)}
+    found = failed(Collection({}, models, None, ("proxy", "gold")))["length_blow_up"]
+    assert found["ppo"] == [[False], [True], [True]]
+    assert sum(row[0] for row in found["base"]) == 1
+
+
+def test_opening_collapse_needs_a_fifth_of_the_prompts():
+    same = [record("ppo", i, f"Sure! Here is what I {i}") for i in range(20)]
+    assert all(fires("opening_collapse", same))
+    varied = [record("ppo", i, f"Word{i} opens this one in its own way.") for i in range(20)]
+    assert not any(fires("opening_collapse", varied))
+    # Four of twenty are a fifth, not over a fifth.
+    few = [record("ppo", i, f"Sure! Here is what {i if i > 3 else 'I'}") for i in range(20)]
+    assert not any(fires("opening_collapse", few))
+
+
+def test_several_samples_of_one_prompt_do_not_make_an_opening_common():
+    rows = [[record("ppo", 0, "Well, you see, it is so")] * 19, [record("ppo", 1)] * 19]
     models = {
-        name: ModelSamples(
-            name,
-            [[sample(name, i, "!" if name == "ppo" and i < broken else good)] for i in range(20)],
-        )
-        for name in ("base", "ppo", "dpo")
+        "base": ModelSamples("base", [[record(index=0)], [record(index=1)]]),
+        "ppo": ModelSamples("ppo", rows),
     }
-    return Collection({}, models, None, ("proxy",))
+    found = failed(Collection({}, models, None, ("proxy",)))["opening_collapse"]["ppo"]
+    assert not any(any(row) for row in found)
+
+
+def test_reward_hack_suspect():
+    # Base: mean 2, sd 1.45 in both metrics; one sd above is 3.45.
+    high_bad = record("ppo", 0, reward=9.0, gold=1.0)
+    high_good = record("ppo", 1, reward=9.0, gold=3.0)
+    low_bad = record("ppo", 2, reward=3.0, gold=0.0)
+    high_leak = record("ppo", 3, "Fine.\nHuman: more?", reward=9.0, gold=3.0)
+    records = [high_bad, high_good, low_bad, high_leak]
+    records += [record("ppo", i) for i in range(4, 20)]
+    found = fires("reward_hack_suspect", records)
+    assert found[:4] == [True, False, False, True]
+    # Without gold only the text can give it away.
+    assert fires("reward_hack_suspect", records, metrics=("proxy",))[:4] == [
+        False,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_kl_spike_in_the_model_and_in_one_token():
+    # Median 1.5, MAD .5, robust sd .7413: the spike begins at 1.5 + 5 * .7413 = 5.21.
+    records = [record("ppo", i, kl=1.0 + i % 2) for i in range(19)] + [record("ppo", 19, kl=5.3)]
+    assert fires("kl_spike", records) == [False] * 19 + [True]
+    records[19]["kl"] = 5.1
+    assert not any(fires("kl_spike", records))
+    records[0]["kl_curve"] = [0.31, *[0.069] * 10]
+    records[1]["kl_curve"] = [0.29, *[0.071] * 10]
+    records[2]["kl_curve"] = [0.5, 0.5]  # two tokens hold half each, as they must
+    assert fires("kl_spike", records)[:3] == [True, False, False]
+
+
+def test_a_model_that_did_not_move_has_no_kl_spike():
+    assert not any(fires("kl_spike", [record("ppo", i) for i in range(20)]))
+
+
+def broken(count):
+    """ppo says nothing to some prompts; dpo is as base."""
+    ppo = [record("ppo", i, "!" if i < count else None) for i in range(20)]
+    return collection_of(ppo=ppo, dpo=[record("dpo", i) for i in range(20)])
+
+
+def analysed(collection):
+    return failure_analysis(collection, failed(collection))
 
 
 def test_analysis_counts_compares_and_corrects():
-    found = failure_analysis(collection(12))
+    found = analysed(broken(12))
     assert set(found) == set(DETECTORS)
     ppo = found["empty"]["per_model"]["ppo"]
     assert (ppo["n"], ppo["count"], ppo["rate"]) == (20, 12, 0.6)
     assert ppo["examples"] == [f"ppo-{i}" for i in range(5)]
     assert ppo["diff_vs_base"] == pytest.approx(0.6)
     assert ppo["diff_ci"][0] > 0
-    # Twelve prompts against none: p = 2 / 2^12, times the 14 comparisons of the family.
+    # Twelve prompts against none: p = 2 / 2^12, times the 22 comparisons of the family.
     assert ppo["p"] == pytest.approx(2 / 2**12)
-    assert ppo["p_holm"] == pytest.approx(14 * 2 / 2**12)
+    assert ppo["p_holm"] == pytest.approx(22 * 2 / 2**12)
     assert "p" not in found["empty"]["per_model"]["base"]
 
 
 def test_no_failure_at_all_is_not_certainty():
-    base = failure_analysis(collection(0))["empty"]["per_model"]["base"]
+    base = analysed(broken(0))["empty"]["per_model"]["base"]
     assert base["rate"] == 0 and base["ci"] == pytest.approx([0, 0.161], abs=5e-4)
+
+
+def test_flags_are_the_detectors_that_fire():
+    fired = failed(broken(1))
+    assert flags(fired, "ppo", 0) == ["empty"]
+    assert flags(fired, "ppo", 1) == []
+
+
+def test_an_earlier_checkpoint_is_reported_and_not_tested():
+    rows = [[record("ppo", i)] for i in range(20)]
+    models = {
+        "base": collection_of().base,
+        "ppo-50": ModelSamples("ppo-50", rows, "ppo", 50, "ppo"),
+        "ppo": ModelSamples("ppo", rows, "ppo"),
+    }
+    found = analysed(Collection({}, models, None, ("proxy", "gold")))["empty"]["per_model"]
+    assert found["ppo-50"]["p_holm"] is None and found["ppo"]["p_holm"] == 1

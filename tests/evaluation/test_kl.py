@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rlhf_recipes.evaluation.kl import kl_summary
+from rlhf_recipes.evaluation.kl import kl_by_length, kl_by_position, kl_summary
 from rlhf_recipes.evaluation.samples import ModelSamples
 
 
@@ -54,3 +54,47 @@ def test_fixed_steps_give_the_known_divergence():
     found = kl_summary(model(np.full((4, 1), 1.438410)))
     assert found["token"] == pytest.approx(0.143841)
     assert found["sqrt"] == pytest.approx(1.438410**0.5)
+
+
+def curved(*curves):
+    rows = [
+        [{"kl": sum(c), "kl_k1": sum(c), "n_tokens": len(c), "kl_curve": list(c), "finish": "eos"}]
+        for c in curves
+    ]
+    return ModelSamples("ppo", rows)
+
+
+def test_kl_by_position_is_over_the_responses_that_reach_it():
+    found = kl_by_position(curved([1.0, 2.0, 4.0], [3.0, 2.0], [2.0]))
+    assert found["kl"] == pytest.approx([2, 2, 4])
+    assert found["n"] == [3, 2, 1]
+    # sd 1 over three: t_{0.975, 2} / √3 = 4.3027 / 1.7321; equal values: a point; one value: none.
+    assert found["ci"][0] == pytest.approx([2 - 2.48414, 2 + 2.48414], rel=1e-5)
+    assert found["ci"][1] == [2, 2] and found["ci"][2] is None
+
+
+def test_the_positions_add_up_to_all_of_the_kl():
+    rng = np.random.default_rng(3)
+    model = curved(*[rng.gamma(1, 1, size) for size in rng.integers(1, 9, 20)])
+    found = kl_by_position(model)
+    total = sum(kl * n for kl, n in zip(found["kl"], found["n"], strict=True))
+    assert total == pytest.approx(model.values("kl").sum())
+
+
+def test_without_saved_curves_there_are_no_positions():
+    assert kl_summary(model([[1.0], [2.0]]))["by_position"] is None
+
+
+def test_longer_responses_that_carry_more_kl_are_seen():
+    tokens = np.arange(1, 31)[:, None]
+    found = kl_by_length(model(0.5 * tokens, tokens=tokens))
+    assert found["spearman"]["value"] == pytest.approx(1)
+    assert [third["tokens"] for third in found["thirds"]] == [[1, 10], [11, 20], [21, 30]]
+    assert [third["per_token"] for third in found["thirds"]] == pytest.approx([0.5] * 3)
+    assert found["thirds"][0]["kl"] == pytest.approx(0.5 * 5.5)
+
+
+def test_the_share_cut_off_is_reported():
+    cut = curved([1.0], [1.0], [1.0], [1.0])
+    cut.records[0][0]["finish"] = "length"
+    assert kl_summary(cut)["capped"] == 0.25

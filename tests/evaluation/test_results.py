@@ -3,13 +3,18 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_recipes.evaluation.results import evaluation_results, verdict
+from rlhf_recipes.evaluation.comparisons import verdict
+from rlhf_recipes.evaluation.results import evaluation_results
 from rlhf_recipes.evaluation.samples import ModelSamples, read_samples
 
 
 @pytest.fixture(scope="module")
 def results(evaluated):
     return json.loads((evaluated / "results" / "evaluation_results.json").read_text())
+
+
+def results_of(collection):
+    return evaluation_results(collection)[0]
 
 
 def collection_of(folder, records_of, collection_in, samples=1, prompts=40, **effects):
@@ -26,8 +31,8 @@ def test_models_and_shape(results):
     ppo = results["models"]["ppo"]["win_rate"]["gold"]
     assert {"value", "ci", "wins", "ties", "losses", "p", "p_holm"} <= set(ppo)
     assert len(ppo["ci"]) == 2 and ppo["wins"] + ppo["ties"] + ppo["losses"] == 64
-    assert results["models"]["base"]["win_rate"] == {"proxy": None, "gold": None}
-    assert results["schema_version"] == 1
+    assert set(results["models"]["base"]["win_rate"].values()) == {None}
+    assert results["schema_version"] == 2
 
 
 def test_verdicts_find_the_planted_effects(results):
@@ -67,7 +72,7 @@ def test_the_control_ties_and_has_no_kl(results):
 
 
 def test_without_a_control_the_object_is_empty(tmp_path, records_of, collection_in):
-    found = evaluation_results(collection_of(tmp_path, records_of, collection_in, dpo=(0.5, 5, 1)))
+    found = results_of(collection_of(tmp_path, records_of, collection_in, dpo=(0.5, 5, 1)))
     assert found["controls"] == {}
     assert any("No control" in warning for warning in found["warnings"])
 
@@ -76,7 +81,8 @@ def test_a_control_with_any_kl_fails(tmp_path, records_of, collection_in):
     collection = collection_of(
         tmp_path, records_of, collection_in, dpo=(0.5, 5, 1), control=(0, 0, 0.001)
     )
-    assert not evaluation_results(collection)["controls"]["control"]["passed"]
+    control = results_of(collection)["controls"]["control"]
+    assert not control["passed"] and control["failed_on"] == ["kl"]
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(1, []), (3, []), (4, [1, 2, 4])])
@@ -84,7 +90,7 @@ def test_best_of_n_needs_four_samples(tmp_path, records_of, collection_in, sampl
     collection = collection_of(
         tmp_path, records_of, collection_in, samples, prompts=10, dpo=(0.5, 5, 1)
     )
-    rows = evaluation_results(collection)["best_of_n"]
+    rows = results_of(collection)["best_of_n"]
     assert [row["n"] for row in rows] == expected
     if rows:
         rewards = collection.base.values("reward")
@@ -94,7 +100,7 @@ def test_best_of_n_needs_four_samples(tmp_path, records_of, collection_in, sampl
 
 def test_without_gold_everything_of_gold_is_null(tmp_path, records_of, collection_in):
     models = {n: records_of(n, (0, 0, 1), 10, 1, gold=False) for n in ("base", "dpo")}
-    found = evaluation_results(read_samples(collection_in(tmp_path / "o", models) / "samples"))
+    found = results_of(read_samples(collection_in(tmp_path / "o", models) / "samples"))
     assert found["models"]["dpo"]["gold"] is None
     assert found["models"]["dpo"]["win_rate"]["gold"] is None
     assert found["over_optimisation"] is None and found["config"]["primary"] == "proxy"
@@ -133,7 +139,7 @@ def test_a_policy_that_pads_is_over_optimised_and_an_honest_one_is_not():
     rng = np.random.default_rng(0)
     lengths = {"base": 8, "pad": 40, "honest": 12}
     models = {name: planted(name, length, rng) for name, length in lengths.items()}
-    found = evaluation_results(Collection({}, models, None, ("proxy", "gold")))
+    found = results_of(Collection({}, models, None, ("proxy", "gold")))
     policies = found["over_optimisation"]["policies"]
     assert policies["pad"]["over_optimised"] is True
     assert policies["honest"]["over_optimised"] is False
@@ -146,7 +152,7 @@ def test_rewards_that_do_not_vary_in_base_give_no_nan(tmp_path, records_of, coll
     models = {name: records_of(name, (0, 0, 1), 10, 1) for name in ("base", "dpo")}
     for record in models["base"]:
         record["gold"] = 1.0
-    found = evaluation_results(read_samples(collection_in(tmp_path / "o", models) / "samples"))
+    found = results_of(read_samples(collection_in(tmp_path / "o", models) / "samples"))
     json.dumps(found, allow_nan=False)
     assert "does not vary" in found["models"]["dpo"]["gold"]["gain"]["unit"]
     assert found["over_optimisation"]["spearman_base"]["value"] is None
@@ -156,7 +162,7 @@ def test_float_noise_between_two_batches_is_no_win(tmp_path, records_of, collect
     models = {name: records_of(name, (0, 0, 0), 10, 1) for name in ("base", "dpo")}
     for mine, other in zip(models["dpo"], models["base"], strict=True):
         mine["reward"] = other["reward"] + 2e-7
-    found = evaluation_results(read_samples(collection_in(tmp_path / "o", models) / "samples"))
+    found = results_of(read_samples(collection_in(tmp_path / "o", models) / "samples"))
     assert found["models"]["dpo"]["win_rate"]["proxy"]["ties"] == 10
 
 
@@ -164,8 +170,10 @@ def test_all_ties_and_empty_responses_give_results(tmp_path, records_of, collect
     models = {name: records_of(name, (0, 0, 0), 10, 1) for name in ("base", "dpo")}
     for record in models["base"] + models["dpo"]:
         record |= {"reward": 0.0, "gold": 0.0, "response": "", "n_tokens": 0}
-    found = evaluation_results(read_samples(collection_in(tmp_path / "o", models) / "samples"))
+    found = results_of(read_samples(collection_in(tmp_path / "o", models) / "samples"))
     json.dumps(found, allow_nan=False)
     assert found["models"]["dpo"]["win_rate"]["gold"]["value"] == 0.5
     assert found["models"]["dpo"]["verdict"] == "no detectable difference"
     assert found["models"]["dpo"]["failures"]["empty"]["rate"] == 1
+    said = " ".join(found["warnings"])
+    assert "dpo: every response is empty" in said and "all 10 prompts tie with base by gold" in said

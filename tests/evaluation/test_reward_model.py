@@ -60,6 +60,31 @@ def test_slices_have_denominators_and_rates():
         assert sum(s["n"] for (slice_, _), s in slices.items() if slice_ == name) == 10
 
 
+def test_a_model_that_goes_by_length_alone_is_found_out():
+    # It prefers the longer text always; the labels do in six of ten: right on 6 of 6 and 0 of 4.
+    pairs = [pair(0.1 * gap, gap) for gap in (3, 4, 5, 6, 7, 8, -2, -3, -4, -5)]
+    found = reward_model_errors(pairs)["length_bias"]
+    assert found["spearman"]["value"] == pytest.approx(1)
+    assert found["longer_wins"]["value"] == 1 and found["longer_wins"]["n"] == 10
+    assert found["longer_is_chosen"]["value"] == pytest.approx(0.6)
+    assert found["accuracy"]["chosen_longer"]["value"] == 1
+    assert found["accuracy"]["chosen_shorter"]["value"] == 0
+    assert found["balanced_accuracy"] == pytest.approx(0.5)
+
+
+def test_pairs_of_equal_length_say_nothing_of_length():
+    found = reward_model_errors([pair(1.0), pair(-1.0), pair(2.0), pair(0.5)])["length_bias"]
+    assert found["longer_wins"] is None and found["balanced_accuracy"] is None
+    assert found["spearman"]["value"] is None and "vary" in found["spearman"]["reason"]
+
+
+def test_a_label_that_gold_disagrees_with_is_flagged():
+    doubtful = pair(-1.0) | {"chosen_gold": 1.0, "rejected_gold": 2.0}
+    agreed = pair(-2.0) | {"chosen_gold": 3.0, "rejected_gold": 2.0}
+    shown = reward_model_errors([doubtful, agreed])["wrong_pairs"]
+    assert [p["flags"] for p in shown] == [[], ["gold_disagrees_with_label"]]
+
+
 def test_flags_say_what_is_particular_about_a_wrong_pair():
     refusal = "I'm sorry, but I can't help with that."
     found = reward_model_errors(

@@ -107,6 +107,82 @@ def test_no_gold_at_all_leaves_the_proxy(tmp_path, records_of, collection_in):
     assert read(tmp_path, models, collection_in).metrics == ("proxy",)
 
 
+def test_one_collection_of_two_generation_settings(tmp_path, models, collection_in):
+    folder = collection_in(tmp_path / "out", models) / "samples"
+    facts = json.loads((folder / "collection.json").read_text())
+    facts["models"]["dpo"]["generation"] = facts["generation"] | {"temperature": 0.7}
+    (folder / "collection.json").write_text(json.dumps(facts))
+    with pytest.raises(RecipeError, match=r"`dpo` .* generation.temperature = 0.7, .* with 1.0"):
+        read_samples(folder)
+
+
+def test_one_collection_of_two_bases(tmp_path, models, collection_in):
+    folder = collection_in(tmp_path / "out", models) / "samples"
+    facts = json.loads((folder / "collection.json").read_text())
+    facts["models"]["dpo"]["base"] = "another/model"
+    (folder / "collection.json").write_text(json.dumps(facts))
+    with pytest.raises(RecipeError, match=r"`dpo` was collected with base = another/model"):
+        read_samples(folder)
+
+
+def test_a_curve_that_is_not_that_of_the_kl(tmp_path, models, collection_in):
+    models["dpo"][2]["kl_curve"][0] += 0.5
+    with pytest.raises(RecipeError, match=r"dpo-0002-0 of `dpo` has a `kl_curve` that sums to"):
+        read(tmp_path, models, collection_in)
+
+
+def test_a_judge_that_scored_some_samples_only(tmp_path, models, collection_in):
+    models["dpo"][0]["scores"] = {"second": 1.0}
+    with pytest.raises(RecipeError, match="7 of 8 samples have no second score"):
+        read(tmp_path, models, collection_in)
+
+
+def test_extra_judges_stand_between_proxy_and_gold(tmp_path, models, collection_in):
+    for record in models["base"] + models["dpo"]:
+        record["scores"] = {"second": float(record["prompt_id"])}
+    collection = read(tmp_path, models, collection_in)
+    assert collection.metrics == ("proxy", "second", "gold")
+    assert collection.base.scores("second").ravel().tolist() == [0, 1, 2, 3]
+
+
+def test_without_gold_claims_rest_on_the_extra_judge(tmp_path, models, collection_in):
+    for record in models["base"] + models["dpo"]:
+        record |= {"gold": None, "scores": {"second": 1.0}}
+    assert read(tmp_path, models, collection_in).primary == "second"
+
+
+def test_a_family_is_ordered_by_its_steps_and_its_last_is_what_counts(
+    tmp_path, models, records_of, collection_in
+):
+    steps = {"a-20": 20, "a-5": 5, "a-100": 100}
+    runs = [*steps, "dpo-b", "dpo-a"]
+    models |= {name: records_of(name, (0, 0, 1), 4, 1) for name in runs}
+    families = dict.fromkeys(steps, "a") | {"dpo-a": "dpo", "dpo-b": "dpo"}
+    output = collection_in(tmp_path / "out", models, families=families, checkpoints=steps)
+    collection = read_samples(output / "samples")
+    assert list(collection.models) == ["base", "dpo", "dpo-a", "dpo-b", "a-5", "a-20", "a-100"]
+    assert [model.name for model in collection.finals] == ["dpo", "dpo-a", "dpo-b", "a-100"]
+
+
+def test_a_finished_run_counts_before_its_checkpoints(tmp_path, models, records_of, collection_in):
+    models["dpo-90"] = records_of("dpo-90", (0, 0, 1), 4, 1)
+    facts = {"families": {"dpo-90": "dpo"}, "checkpoints": {"dpo-90": 90}}
+    collection = read_samples(collection_in(tmp_path / "out", models, **facts) / "samples")
+    assert list(collection.models) == ["base", "dpo-90", "dpo"]
+    assert [model.name for model in collection.finals] == ["dpo"]
+
+
+def test_checkpoints_belong_to_the_run_of_their_name(tmp_path, models, records_of, collection_in):
+    # Two seeds of one family, whose runs are of different lengths.
+    steps = {"ppo-a-10": 10, "ppo-a": 20, "ppo-b-10": 10, "ppo-b": 30}
+    models |= {name: records_of(name, (0, 0, 1), 4, 1) for name in steps}
+    facts = {"families": dict.fromkeys(steps, "ppo"), "checkpoints": steps}
+    collection = read_samples(collection_in(tmp_path / "out", models, **facts) / "samples")
+    runs = {run: [model.name for model in path] for run, path in collection.runs.items()}
+    assert runs["ppo-a"] == ["ppo-a-10", "ppo-a"] and runs["ppo-b"] == ["ppo-b-10", "ppo-b"]
+    assert [model.name for model in collection.finals] == ["ppo-a", "ppo-b", "dpo"]
+
+
 def test_samples_left_over_from_another_run_are_not_read(tmp_path, models, collection_in):
     folder = collection_in(tmp_path / "out", models) / "samples"
     (folder / "old_samples.json").write_text(json.dumps([{"prompt_id": 99}]))

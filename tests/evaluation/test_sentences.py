@@ -3,8 +3,12 @@ import pytest
 
 from rlhf_recipes.evaluation.sentences import (
     comparison_sentence,
+    control_sentence,
+    diversity_sentences,
     failure_sentences,
     frontier_sentence,
+    gain,
+    matched_sentence,
     number,
     over_optimisation_sentence,
 )
@@ -32,7 +36,14 @@ def test_75_of_100_is_called_better_and_25_worse():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(52.13, "52.1"), (0.1234, "0.123"), (1234.5, "1234"), (-0.0004, "-0.0004"), (0, "0")],
+    [
+        (52.13, "52.1"),
+        (9.998, "10.0"),
+        (0.1234, "0.123"),
+        (1234.5, "1234"),
+        (-0.0004, "-0.0004"),
+        (0, "0"),
+    ],
 )
 def test_numbers_have_three_digits_and_no_exponent(value, text):
     assert number(value) == text
@@ -60,6 +71,53 @@ def test_more_on_the_proxy_is_not_yet_over_optimised():
     policy = {"proxy_gain": 1.2, "gold_gain": 0.3, "gap": 0.9, "gap_ci": [0.6, 1.2]}
     sentence = over_optimisation_sentence("ppo", policy | {"over_optimised": False})
     assert "gained more on the proxy" in sentence and "over-optimised" not in sentence
+
+
+def test_a_gain_of_nothing_has_no_minus():
+    assert gain(-0.001) == "+0.00" and gain(-0.01) == "-0.01"
+
+
+@pytest.mark.parametrize(
+    ("difference", "ci", "p_holm", "said"),
+    [
+        (0.4, [0.1, 0.7], 0.02, "gains more than"),
+        (-0.4, [-0.7, -0.1], 0.02, "gains less than"),
+        (0.4, [0.1, 0.7], 0.06, "no detectable difference"),
+        (0.4, [-0.1, 0.7], 0.04, "no detectable difference"),
+    ],
+)
+def test_paths_at_one_kl_differ_only_beyond_doubt(difference, ci, p_holm, said):
+    pair = {"families": ["ppo", "dpo"], "kl": 4.0, "difference": difference, "ci": ci}
+    sentence = matched_sentence(pair | {"p_holm": p_holm}, "gold")
+    assert said in sentence and "**ppo**" in sentence
+
+
+def varied(p_holm, ci):
+    entry = {"difference": 8.0, "difference_ci": ci, "p_holm": p_holm}
+    base = {"self_bleu_within": {"p_holm": None}, "entropy": None}
+    ppo = {"self_bleu_within": entry, "entropy": None}
+    return {"models": {"base": {"diversity": base}, "ppo": {"diversity": ppo}}}
+
+
+def test_collapse_is_called_only_beyond_doubt():
+    assert (
+        "**ppo**: answers to one prompt are more alike"
+        in diversity_sentences(varied(0.01, [2.0, 14.0]))[0]
+    )
+    for doubtful in (varied(0.2, [2.0, 14.0]), varied(0.01, [-2.0, 18.0]), varied(None, [2, 14])):
+        assert diversity_sentences(doubtful)[0].startswith("No model")
+
+
+def test_a_control_that_failed_says_by_what():
+    win = {"value": 0.5, "ci": [0.4, 0.6], "p_holm": 0.9}
+    control = {"win_rate": {"gold": win}, "kl": {"seq": 0.2}, "passed": False, "failed_on": ["kl"]}
+    assert "**failed** on kl" in control_sentence("control", control, "gold")
+
+
+def test_at_most_three_that_dominate_are_named():
+    front = {"probability": 0.0, "dominated_by": ["a", "b", "c", "d"]}
+    sentence = frontier_sentence("dpo", {"seq": 4.0, "ci": [3.5, 4.5]}, front, "gold")
+    assert "dominated by a, b, c and others on gold" in sentence
 
 
 def failure(p_holm, ci):

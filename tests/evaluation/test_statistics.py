@@ -7,6 +7,7 @@ from rlhf_recipes.evaluation.statistics import (
     effective_size,
     holm,
     mean_interval,
+    prompts_needed,
     rank_correlation,
     rate_difference,
     sign_flip_test,
@@ -37,18 +38,6 @@ def test_ties_make_each_comparison_more_informative():
     assert effective_size(0.505, 0.97, 100) == 400  # the cap of 4n
 
 
-def test_wilson_with_ties_covers_95_percent():
-    # n = 50, 90% wins and no ties, where p ± 1.96 SE covers 87.8%; and 40% wins, 20% ties.
-    rng = np.random.default_rng(0)
-    for n, win, tie in ((50, 0.9, 0.0), (100, 0.4, 0.2)):
-        covered = []
-        for wins, ties, _ in rng.multinomial(n, [win, tie, 1 - win - tie], size=2000):
-            value = (wins + ties / 2) / n
-            low, high = wilson(value, effective_size(value, ties / n, n))
-            covered.append(low <= win + tie / 2 <= high)
-        assert 0.93 <= np.mean(covered) <= 0.98
-
-
 def test_mean_interval_is_two_standard_errors_wide_for_normal_values():
     values = np.random.default_rng(1).normal(size=400)
     low, high = mean_interval(values)
@@ -76,6 +65,26 @@ def test_sign_test_known_answers():
     assert sign_test(0, 0) == 1
 
 
+@pytest.mark.parametrize(("n", "draws"), [(7, 128), (13, 8192)])
+def test_the_sign_flip_test_is_exact_where_it_can_be(n, draws):
+    differences = np.random.default_rng(n).normal(0.4, 1, n)
+    expected = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=np.inf
+    )
+    assert sign_flip_test(differences) == pytest.approx(expected.pvalue)
+    assert sign_flip_test(differences) * draws == pytest.approx(
+        round(sign_flip_test(differences) * draws)
+    )
+
+
+def test_the_sign_flip_test_of_many_differences_is_near_the_t_test():
+    differences = np.random.default_rng(5).normal(0.22, 1, 200)
+    expected = stats.ttest_1samp(differences, 0).pvalue
+    assert 0.01 < expected < 0.2
+    assert sign_flip_test(differences) == pytest.approx(expected, abs=0.01)
+    assert sign_flip_test(differences + 10) == 1 / 10_000  # the fewest that 9,999 draws can say
+
+
 def test_five_differences_of_one_sign_give_2_in_32():
     assert sign_flip_test(np.array([0.1, 0.2, 0.3, 0.4, 0.5])) == pytest.approx(2 / 32)
 
@@ -88,6 +97,25 @@ def test_holm_known_answer_and_order():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.6]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []
+
+
+def test_holm_equals_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
+    p_values = np.random.default_rng(6).beta(0.5, 3, 12)
+    assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
+
+
+def test_wilson_equals_statsmodels_for_half_credits():
+    from statsmodels.stats.proportion import proportion_confint
+
+    for credits, n in ((44.5, 100), (0.5, 7), (19.5, 20)):
+        expected = proportion_confint(credits, n, method="wilson")
+        assert wilson(credits / n, n) == pytest.approx(expected)
+
+
+def test_60_percent_needs_194_prompts():
+    assert prompts_needed(0.6) == prompts_needed(0.4) == 194
 
 
 def test_194_prompts_show_60_percent_against_50():
@@ -130,3 +158,35 @@ def test_rank_correlation_of_equal_orders_is_one():
 def test_rank_correlation_without_variation_is_null_with_a_reason():
     found = rank_correlation(np.zeros(9), np.arange(9.0))
     assert found["value"] is None and "vary" in found["reason"]
+
+
+def test_rank_correlation_equals_scipys():
+    x, y = np.random.default_rng(7).normal(size=(2, 50))
+    assert rank_correlation(x, x + y)["value"] == pytest.approx(stats.spearmanr(x, x + y).statistic)
+
+
+def test_the_partial_correlation_is_that_of_what_the_given_ranks_leave():
+    rng = np.random.default_rng(8)
+    length = rng.normal(size=300)
+    proxy, gold = length + 0.5 * rng.normal(size=300), length + 0.5 * rng.normal(size=300)
+    # Ranks with a line in the given ranks taken out, then Pearson's correlation.
+    ranks = [stats.rankdata(v) for v in (proxy, gold, length)]
+    rest = [r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2]]
+    found = rank_correlation(proxy, gold, length)
+    assert found["value"] == pytest.approx(np.corrcoef(*rest)[0, 1])
+    assert found["n"] == 299 and found["ci"][0] < 0 < found["ci"][1]
+    assert rank_correlation(proxy, gold)["value"] > 0.7
+
+
+def test_a_partial_correlation_with_nothing_left_is_null():
+    x = np.arange(9.0)
+    assert "fixed" in rank_correlation(x, np.random.default_rng(9).normal(size=9), x)["reason"]
+
+
+def test_one_value_a_prompt_has_the_clustered_standard_error():
+    # Two prompts of two answers, [1, 1 | 0, 0]. Clustered: √(2/1 * (1² + 1²)) / 4 = .5; taken as
+    # four independent ones, √(1/3) / 2 = .289. 2.80 standard errors can be detected.
+    values = np.array([[1.0, 1.0], [0.0, 0.0]])
+    per_prompt = values.mean(axis=1)
+    assert detectable_effect(per_prompt.std(ddof=1), 2) == pytest.approx(2.8016 * 0.5, rel=1e-4)
+    assert stats.sem(values.ravel()) == pytest.approx(0.2887, abs=5e-5)

@@ -1,0 +1,99 @@
+"""What can be read off one text: words, repetition, refusal, and other marks of a failure."""
+
+import re
+import unicodedata
+from collections import Counter
+
+REPEATED_SHARE = 0.5
+LOOP_TIMES = 3
+LOOP_WORDS = 6
+ECHO_SHARE = 0.5
+ECHO_WORDS = 5
+SYMBOL_SHARE = 0.5
+SYMBOL_CHARACTERS = 8
+REFUSAL_CHARACTERS = 200
+
+# Scripts written without spaces count character by character; everything else by word.
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"  # kana, Han, Thai
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_ROLE = re.compile(r"^[ \t]*(?:Human|User|Assistant|System)\s*:", re.MULTILINE)
+_UNABLE = r"(?:can ?not|can't|won't|will not|unable|not able|not comfortable|must decline)"
+_REFUSAL = re.compile(
+    rf"\b(?:sorry|apologi[sz]e|afraid)\b[^.!?\n]{{0,60}}\b{_UNABLE}\b"
+    rf"|^\W*(?:unfortunately\W+)?(?:I|we)(?: am|'m| are|'re)? {_UNABLE}"
+    r"(?: to)? (?:help|assist|answer|provide|give|offer|comply|fulfil|support|discuss|share|engage"
+    r"|write|create|generate|tell you|do that|with that|recommend|advise|encourage|condone)\b"
+    r"|\bI (?:must|have to|will have to) (?:decline|refuse)\b"
+    r"|\bI (?:do not|don't) feel comfortable\b"
+    rf"|\bas an? (?:AI|artificial|language)\b[^.!?\n]{{0,60}}\b(?:{_UNABLE}|don't|do not)\b",
+    re.IGNORECASE,
+)
+
+
+def words(text: str) -> list[str]:
+    """Words of a text in lower case, without punctuation."""
+    return _WORD.findall(text.lower())
+
+
+def repeated_share(tokens: list[str], n: int) -> float:
+    """rep-n: 1 - unique n-grams / n-grams, 0 for a text shorter than n.
+
+    Welleck et al. (https://arxiv.org/abs/1908.04319). "a b a b a b" has rep-2 = 0.6.
+    """
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def ends_in_loop(tokens: list[str]) -> bool:
+    """Whether the text ends in a unit said three times in a row, over at least six words."""
+    for period in range(1, len(tokens) // LOOP_TIMES + 1):
+        length = max(LOOP_TIMES * period, LOOP_WORDS)
+        tail = tokens[-length:]
+        if len(tail) == length and tail[period:] == tail[:-period]:
+            return True
+    return False
+
+
+def is_empty(text: str) -> bool:
+    """Whether there is no letter or digit in the text."""
+    return not any(character.isalnum() for character in text)
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether over half of the 4-grams are repeats, or the text ends in a loop."""
+    tokens = words(text)
+    return repeated_share(tokens, 4) > REPEATED_SHARE or ends_in_loop(tokens)
+
+
+def leaks_role(text: str) -> bool:
+    """Whether a line of the response begins with the name of a speaker and a colon."""
+    return _ROLE.search(text) is not None
+
+
+def refuses(text: str) -> bool:
+    """Whether the first 200 characters hold a phrase of refusal. A string match: it can err."""
+    return _REFUSAL.search(text[:REFUSAL_CHARACTERS].replace("’", "'")) is not None
+
+
+def echoes_prompt(prompt: str, text: str) -> bool:
+    """Whether one run of words copied from the prompt makes up over half of the response."""
+    asked, said = words(prompt), words(text)
+    run = max(ECHO_WORDS, int(len(said) * ECHO_SHARE) + 1)
+    copies = {tuple(asked[i : i + run]) for i in range(len(asked) - run + 1)}
+    return any(tuple(said[i : i + run]) in copies for i in range(len(said) - run + 1))
+
+
+def is_degenerate(text: str) -> bool:
+    """Whether over half of the characters are symbols or stand in words that mix scripts."""
+    seen = {c: n for c, n in Counter(text).items() if not c.isspace()}
+    total = sum(seen.values())
+    odd = sum(n for c, n in seen.items() if unicodedata.category(c)[0] not in "LMN")
+    odd += sum(len(word) for word in re.findall(r"[^\W\d_]{2,}", text) if _mixes_scripts(word))
+    return total >= SYMBOL_CHARACTERS and odd / total > SYMBOL_SHARE
+
+
+def _mixes_scripts(word: str) -> bool:
+    if word.isascii():
+        return False
+    scripts = {unicodedata.name(character, "?").split()[0] for character in word}
+    return len(scripts & {"LATIN", "CYRILLIC", "GREEK", "ARABIC", "HEBREW", "CJK", "HANGUL"}) > 1

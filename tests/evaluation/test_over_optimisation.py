@@ -1,0 +1,86 @@
+import json
+
+import numpy as np
+import pytest
+
+from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation.over_optimisation import fit_best_of_n, fit_rl
+
+DISTANCE = np.array([0.5, 1.0, 2.0, 3.0, 5.0])
+
+
+def test_gaos_curve_for_rl_peaks_where_it_must():
+    # α = 1, β = .4: d* = exp(α/β - 1) = e^1.5 = 4.4817.
+    found = fit_rl(DISTANCE, DISTANCE * (1 - 0.4 * np.log(DISTANCE)))
+    assert (found["alpha"], found["beta"]) == pytest.approx((1, 0.4))
+    assert found["peak"] == pytest.approx(4.4817, abs=5e-5)
+
+
+def test_gaos_curve_for_best_of_n_peaks_where_it_must():
+    # α = 1, β = .1: d* = α/(2β) = 5.
+    assert fit_best_of_n(DISTANCE, DISTANCE * (1 - 0.1 * DISTANCE))["peak"] == pytest.approx(5)
+
+
+def test_a_gain_that_only_rises_has_no_peak():
+    assert fit_rl(DISTANCE, DISTANCE * (1 + 0.1 * np.log(DISTANCE)))["peak"] is None
+    assert fit_best_of_n(DISTANCE, DISTANCE * (1 + 0.1 * DISTANCE))["peak"] is None
+
+
+def planted(records_of, name, words, prompts=60):
+    """Answers of a given length: the proxy likes length, gold wants twelve words."""
+    rng = np.random.default_rng(words)
+    records = records_of(name, (0, 0, 2), prompts, 2)
+    for record in records:
+        n = max(1, round(rng.normal(words, 3)))
+        record["response"] = " ".join(f"word{i}" for i in range(n))
+        record["n_tokens"] = n
+        record["kl_curve"] = [record["kl"] / n] * n
+        record["reward"] = n / 10 + rng.normal(0, 0.1)
+        record["gold"] = -abs(n - 12) / 10 + rng.normal(0, 0.1)
+    return records
+
+
+@pytest.fixture(scope="module")
+def shortcut(tmp_path_factory, records_of, collection_in):
+    lengths = {"base": 8, "pad": 40, "honest": 12}
+    models = {name: planted(records_of, name, words) for name, words in lengths.items()}
+    output = collection_in(tmp_path_factory.mktemp("shortcut") / "out", models)
+    analyse(output)
+    return output
+
+
+def test_a_planted_length_shortcut_is_over_optimised_and_an_honest_policy_is_not(shortcut):
+    found = json.loads((shortcut / "results" / "evaluation_results.json").read_text())
+    policies = found["over_optimisation"]["policies"]
+    assert policies["pad"]["over_optimised"] is True
+    assert policies["pad"]["proxy_gain"] > 0 > policies["pad"]["gold_gain"]
+    assert policies["honest"]["over_optimised"] is False
+    assert found["models"]["pad"]["verdict"] == "worse"
+    assert found["models"]["honest"]["verdict"] == "better"
+
+
+def test_the_correlation_of_proxy_and_gold_turns_over_on_the_padded_answers(shortcut):
+    results = json.loads((shortcut / "results" / "evaluation_results.json").read_text())
+    found = results["over_optimisation"]
+    assert (
+        found["spearman_base"]["value"] > 0.5 and found["policies"]["pad"]["spearman"]["value"] < 0
+    )
+    # Length explains all that the two have in common.
+    low, high = found["spearman_base_given_length"]["ci"]
+    assert low < 0 < high
+
+
+def test_the_padded_answers_are_suspects_and_too_long_and_the_report_says_so(shortcut):
+    results = json.loads((shortcut / "results" / "evaluation_results.json").read_text())
+    pad = results["models"]["pad"]["failures"]
+    assert pad["reward_hack_suspect"]["rate"] > 0.9 and pad["length_blow_up"]["rate"] > 0.9
+    assert results["models"]["honest"]["failures"]["reward_hack_suspect"]["rate"] < 0.2
+    text = (shortcut / "ANALYSIS.md").read_text()
+    assert "**pad** is over-optimised: the proxy rose and gold fell" in text
+    assert "**honest** is over-optimised" not in text
+
+
+def test_the_soft_win_rate_and_the_warning_of_length_go_with_it(shortcut):
+    results = json.loads((shortcut / "results" / "evaluation_results.json").read_text())
+    assert results["models"]["pad"]["win_rate"]["soft"]["value"] > 0.9
+    assert any("pad: its answers are longer" in warning for warning in results["warnings"])

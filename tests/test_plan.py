@@ -19,7 +19,7 @@ from trl import (
 )
 
 from rlhf_recipes.arguments import RecipeArguments, RecipeError
-from rlhf_recipes.evaluation.collect import EvaluationArguments
+from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
 from rlhf_recipes.plan import evaluation_plan, micro_batches, training_plan
 from rlhf_recipes.ppo.config import PPOConfig

@@ -51,7 +51,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Share of the training prompts to keep out of data/ for a judge: their pairs "
-            "go to judge_data/, on which reward.py trains a reward model independent of the proxy."
+            "go to judge/data/, on which reward.py trains a reward model independent of the proxy."
         },
     )
     max_train_samples: int | None = field(

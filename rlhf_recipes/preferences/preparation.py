@@ -84,14 +84,14 @@ def prepare(arguments: DataArguments) -> Prepared:
 
 
 def write_prepared(prepared: Prepared, arguments: DataArguments) -> None:
-    """Write OUT/data, OUT/dataset_stats.json, OUT/dataset_distribution.png, perhaps OUT/judge_data.
+    """Write OUT/data, OUT/dataset_stats.json, OUT/dataset_distribution.png, perhaps OUT/judge/data.
 
     The files of OUT/data are written beside it and moved when all is done, run.json last: finished
     data that is to be replaced stays until then.
     """
     check_writable(arguments)
     out = Path(arguments.output_dir)
-    data, judge = out / "data", out / "judge_data"
+    data, judge = out / "data", out / "judge" / "data"
     try:
         _write_files(prepared.pairs, prepared, arguments, data)
         if prepared.judge:

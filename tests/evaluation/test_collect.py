@@ -18,7 +18,7 @@ from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.roles import Roles
 from tests.evaluation.chat_server import ChatServer
 
-PROMPTS = [f"question {'very ' * (i % 4)}long {i}" for i in range(10)]
+PROMPTS = [f"question {'very ' * (i % 4)}long {i}{' ' * (i == 1)}" for i in range(10)]
 
 RULES = """
 def length(prompts, completions):
@@ -39,7 +39,10 @@ def saved(tmp_path_factory):
     data = folder / "data"
     data.mkdir()
     (data / "run.json").write_text('{"dataset_fingerprint": "d4t4"}')
-    for split, prompts in (("train", [" question long 0 ", "x"]), ("validation", PROMPTS)):
+    for split, prompts in (
+        ("train", [" question long 0 ", "question very long 1", "x"]),
+        ("validation", PROMPTS),
+    ):
         rows = [
             {"prompt": p, "chosen": "a", "rejected": "b", "source": "s", "turns": 1}
             for p in prompts
@@ -132,7 +135,7 @@ def test_a_record_has_what_was_sampled_and_how(arguments, saved, tmp_path):
     assert (facts["n_prompts"], facts["samples_per_prompt"]) == (8, 2)
     assert facts["generation"]["top_k"] == 0
     assert facts["dataset_fingerprint"] == "d4t4"
-    assert facts["prompts_in_training"] == 1  # "question long 0", but for spaces at its ends
+    assert facts["prompts_in_training"] == 2  # the same but for spaces at their ends
     assert list(facts["judges"]) == ["length"]
     assert facts["families"] == {"ppo": "ppo"}
 

@@ -1,4 +1,5 @@
 import logging
+import random
 import time
 
 import numpy as np
@@ -137,17 +138,24 @@ def test_a_busy_server_is_asked_again(server, status):
     assert len(server.requests) == 4
 
 
-def test_delays_grow_and_have_an_end(server, monkeypatch):
+def test_delays_are_drawn_below_a_ceiling_that_doubles_up_to_a_minute(server, monkeypatch):
     server.failures = [503] * 99
     delays: list[float] = []
+    ceilings = []
+    draw = random.uniform
+
+    def drawn(low, high):
+        ceilings.append((low, high))
+        return draw(low, high)
+
+    monkeypatch.setattr(random, "uniform", drawn)
     monkeypatch.setattr(time, "sleep", delays.append)
     judge = ChatJudge(endpoint(server.url, "m", None, {}), "test", "longer", first_delay=8.0)
     with pytest.raises(RecipeError, match="gave up after 6 attempts: HTTP status 503"):
         judge("p", "aaa", "aa")
     assert len(server.requests) == 6
-    ceilings = [8.0, 16.0, 32.0, 60.0, 60.0]
-    assert all(0 <= d <= c for d, c in zip(delays, ceilings, strict=True))
-    assert len(set(delays)) == 5  # jitter
+    assert ceilings == [(0, 8.0), (0, 16.0), (0, 32.0), (0, 60.0), (0, 60.0)]
+    assert len(set(delays)) == 5
 
 
 def test_the_server_says_how_long_to_wait(server, monkeypatch):

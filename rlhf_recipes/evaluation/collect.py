@@ -16,7 +16,13 @@ from tqdm.auto import tqdm
 
 from rlhf_recipes.adapters import adapter_base, require_head
 from rlhf_recipes.arguments import RecipeError, resolved_recipe
-from rlhf_recipes.evaluation.arguments import BASE, REFERENCE, EvaluationArguments, Policy
+from rlhf_recipes.evaluation.arguments import (
+    BASE,
+    REFERENCE,
+    REWARD,
+    EvaluationArguments,
+    Policy,
+)
 from rlhf_recipes.evaluation.identity import (
     Model,
     Record,
@@ -30,7 +36,7 @@ from rlhf_recipes.evaluation.identity import (
 from rlhf_recipes.evaluation.journal import Journal
 from rlhf_recipes.evaluation.judges import in_order, record_verdicts
 from rlhf_recipes.evaluation.measure import Meter
-from rlhf_recipes.evaluation.panel import Panel, Scorer, open_panel
+from rlhf_recipes.evaluation.panel import GOLD, Panel, Scorer, open_panel
 from rlhf_recipes.model_card import public_base
 from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.preferences import load_prepared, prompt_text, unique_prompts
@@ -197,7 +203,7 @@ class _Collection:
     def _score(self, model: Model, scorer: Scorer, journal: Journal) -> None:
         batches = list(_batches(model.records, self.arguments.batch_size))
         left = batches[len(journal.pieces) :]
-        for batch in tqdm(left, desc=f"{model.name}: {scorer.name}", leave=False):
+        for batch in tqdm(left, desc=f"{model.name}: {scorer.name}", leave=False, disable=not left):
             started = time.monotonic()
             prompts = [self.prompts[record["prompt_id"]] for record in batch]
             scores = scorer(prompts, [record["response"] for record in batch])
@@ -205,7 +211,7 @@ class _Collection:
         self.seconds += sum(piece["seconds"] for piece in journal.pieces)
         found = [score for piece in journal.pieces for score in piece["scores"]]
         for record, score in zip(model.records, found, strict=True):
-            into = record if scorer.name in record else record["scores"]
+            into = record if scorer.name in (REWARD, GOLD) else record["scores"]
             into[scorer.name] = score
 
     def judge(self) -> None:

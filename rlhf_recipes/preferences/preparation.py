@@ -139,10 +139,10 @@ def dataset_statistics(prepared: Prepared, arguments: DataArguments) -> dict[str
                 "rows": prepared.rows[split],
                 "usable": prepared.usable[split],
                 "written": len(prepared.pairs[split]),
-                "judge": len(prepared.judge) if split == "train" else 0,
             }
             for split in SPLITS
         },
+        "judge_pairs": len(prepared.judge),
         "dropped": {
             reason: {"meaning": REASONS[reason], **vars(dropped)}
             for reason, dropped in prepared.dropped.items()

@@ -173,6 +173,13 @@ def test_the_proxy_is_not_its_own_gold(arguments, saved):
         collect(arguments(gold_func=None, gold_model_path=str(saved / "proxy")))
 
 
+def test_a_judge_may_have_the_name_of_a_field(arguments, saved, tmp_path):
+    collect(arguments(judges=[f"kl={saved / 'rules.py'}:length"]))
+    record = read(tmp_path, "ppo_samples")[0]
+    assert record["scores"] == {"kl": len(record["response"])}
+    assert record["kl"] == pytest.approx(sum(record["kl_curve"]), rel=1e-4)
+
+
 def test_base_alone_is_sampled_more_often_for_best_of_n(arguments, tmp_path):
     collect(arguments(best_of_n=5))
     assert len(read(tmp_path, "base_samples")) == 8 * 5

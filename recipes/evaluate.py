@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rlhf_recipes.arguments import RecipeError, parse_recipe, run
 from rlhf_recipes.evaluation import analyse, closing_table
-from rlhf_recipes.evaluation.collect import EvaluationArguments, collect
+from rlhf_recipes.evaluation.arguments import EvaluationArguments
+from rlhf_recipes.evaluation.collect import collect
 from rlhf_recipes.plan import evaluation_plan
 from rlhf_recipes.training import use_all_cores
 

@@ -1,5 +1,6 @@
 """What an adapter folder says of itself, and what is in it."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ def adapter_base(folder: str | Path) -> str:
 def assert_same_base(adapter: str | Path, base: str) -> None:
     """Raise RecipeError unless the adapter in that folder was trained on this base."""
     trained_on, wanted = adapter_base(adapter), base_path(base)
-    if _identity(trained_on) != _identity(wanted):
+    if not same_base(trained_on, wanted):
         raise RecipeError(
             f"{adapter} was trained on `{trained_on}`, but the recipe's base is `{wanted}`. "
             "An adapter fits its own base only: set `model_name_or_path` to that base, or train "
@@ -37,9 +38,18 @@ def assert_same_base(adapter: str | Path, base: str) -> None:
         )
 
 
-def _identity(base: str) -> str:
-    """A local folder by its real path, so that two spellings of it are one base."""
-    return str(Path(base).resolve()) if Path(base).is_dir() else base
+def same_base(first: str, second: str) -> bool:
+    """Whether two names are one base: local folders by their real path, others as they stand."""
+    names = {str(Path(b).resolve()) if Path(b).is_dir() else b for b in (first, second)}
+    return len(names) == 1
+
+
+def adapter_fingerprint(folder: str | Path) -> str:
+    """SHA-256 of an adapter's weights and configuration: changes when its outputs may."""
+    digest = hashlib.sha256()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        digest.update((Path(folder) / name).read_bytes())
+    return digest.hexdigest()
 
 
 def read_adapter(

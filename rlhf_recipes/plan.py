@@ -26,7 +26,7 @@ from rlhf_recipes.sampling import prompt_ids
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from rlhf_recipes.evaluation.collect import EvaluationArguments
+    from rlhf_recipes.evaluation.arguments import EvaluationArguments
 
 RUN_OUTPUTS = (
     "adapter, tokenizer, recipe.yaml, run.json, README.md",
@@ -132,9 +132,13 @@ def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
     prompts = prompts.select(range(min(arguments.eval_prompts, len(prompts))))
     tokenizer = open_tokenizer(arguments.reward_model_path)
     rows = prompt_rows(prompts, tokenizer, arguments.max_completion_length)
-    models = 1 + len(policies) + arguments.control
-    completions = models * rows.used * arguments.samples_per_prompt
-    adapters = [arguments.reward_model_path, *map(str, policies.values())]
+    samples = (len(policies) + arguments.control) * arguments.samples_per_prompt
+    completions = rows.used * (arguments.base_samples + samples)
+    # A checkpoint takes the place of the adapter it became.
+    adapters = [str(policy.folder) for policy in policies if policy.name == policy.run]
+    adapters += filter(
+        None, (arguments.reward_model_path, arguments.gold_model_path, arguments.sft_model_path)
+    )
     meta, parameters = evaluation_parameters(base, adapters)
     return Plan(
         stage="evaluate",

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -17,7 +17,16 @@ def write_json(path: Path, data: object) -> None:
 
     NaN and infinity are refused with ValueError: they are not JSON, and other readers stop at them.
     """
-    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+    _write_whole(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def write_json_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a JSON list as `write_json` does, with each of its objects on one line."""
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
+    _write_whole(path, "[\n" + ",\n".join(lines) + "\n]")
+
+
+def _write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -19,7 +19,7 @@ from trl import (
 )
 
 from rlhf_recipes.arguments import RecipeArguments, RecipeError
-from rlhf_recipes.evaluation.collect import EvaluationArguments
+from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
 from rlhf_recipes.plan import evaluation_plan, micro_batches, training_plan
 from rlhf_recipes.ppo.config import PPOConfig
@@ -347,23 +347,25 @@ def test_an_evaluation_samples_every_model_on_the_same_prompts(data, reward_mode
     base = AutoModelForCausalLM.from_pretrained(base_path("tiny"))
     config = LoraConfig(r=3, target_modules="all-linear")
     get_peft_model(base, config).save_pretrained(tmp_path / "dpo")
-    plan = evaluation_plan(
-        EvaluationArguments(
-            output_dir=str(tmp_path),
-            dataset_name=str(tmp_path / "data"),
-            reward_model_path=reward_model,
-            models=[f"dpo={tmp_path / 'dpo'}"],
-            eval_prompts=7,
-            samples_per_prompt=2,
-            max_completion_length=5,
-        )
-    )
+    settings = {
+        "output_dir": str(tmp_path),
+        "dataset_name": str(tmp_path / "data"),
+        "reward_model_path": reward_model,
+        "models": [f"dpo={tmp_path / 'dpo'}"],
+        "eval_prompts": 7,
+        "samples_per_prompt": 2,
+        "max_completion_length": 5,
+    }
+    plan = evaluation_plan(EvaluationArguments(**settings))
     # base, dpo and control; seven prompts; two samples each.
     assert plan.completions == 3 * 7 * 2
     assert plan.generated_tokens == 3 * 7 * 2 * 5
     assert (plan.batch, plan.steps, plan.parameters.trainable) == (None, 0, 0)
     assert "optimiser steps" not in str(plan)
     assert "completions       42" in str(plan)
+    # Of base five samples each, of the other two models two.
+    more = evaluation_plan(EvaluationArguments(**settings, best_of_n=5))
+    assert more.completions == 7 * (5 + 2 + 2)
 
 
 def test_a_plan_is_a_value(data, tmp_path):

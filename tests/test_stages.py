@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -167,13 +168,13 @@ def test_a_stage_runs_on_two_processes(root, workspace, tmp_path, stage):
     assert read(folder / "run.json")["processes"] == 2
 
 
-def killed_at(command: list[str], root: Path, folder: Path, step: int) -> None:
-    """Start a run and kill it, with all its processes, when a checkpoint appears."""
+def kill_when(reached: Callable[[], bool], command: list[str], root: Path) -> None:
+    """Start a run and kill it, with all its processes, when it has reached something."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not (folder / f"checkpoint-{step}").exists():
+        while process.poll() is None and not reached():
             time.sleep(0.01)
-        assert process.poll() is None, f"it had finished before step {step}"
+        assert process.poll() is None, "it had finished before"
         launcher = psutil.Process(process.pid)
         for each in [*launcher.children(recursive=True), launcher]:
             each.kill()  # SIGKILL
@@ -196,7 +197,8 @@ def test_ppo_killed_again_and_again_ends_as_if_it_had_not_been(
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     for folder, steps in ((straight, ()), (killed, (2, 5))):
         for step in steps:
-            killed_at([*command, "--output_dir", str(folder)], root, folder, step)
+            checkpoint = folder / f"checkpoint-{step}"
+            kill_when(checkpoint.exists, [*command, "--output_dir", str(folder)], root)
         done = subprocess.run(
             [*command, "--output_dir", str(folder)],
             cwd=root,
@@ -213,6 +215,33 @@ def test_ppo_killed_again_and_again_ends_as_if_it_had_not_been(
         histories.append([{**e, "eps": 0} for e in log if "loss/policy_avg" in e])
     assert histories[0] == histories[1]
     assert len(histories[0]) == 7
+
+
+def test_an_evaluation_killed_again_and_again_ends_as_if_it_had_not_been(root, workspace, tmp_path):
+    """SIGKILL in base, in the last policy and in the scores; the same command each time."""
+    command = [
+        *(sys.executable, "recipes/evaluate.py", "--config", "recipes/tiny/evaluate.yaml"),
+        *("--dataset_name", f"{workspace}/data", "--batch_size", "2"),
+        *("--reward_model_path", f"{workspace}/models/reward_model", "--models"),
+        *(f"{name}={workspace}/models/{name}_model" for name in ("dpo", "ppo")),
+    ]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for name in ("base", "ppo", "dpo.reward"):
+        journal = killed / "samples" / "journal" / f"{name}.jsonl"
+        kill_when(journal.exists, [*command, "--output_dir", str(killed)], root)
+        assert not (killed / "samples" / "collection.json").exists()
+    for folder in (straight, killed):
+        subprocess.run(
+            [*command, "--output_dir", str(folder)],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            check=True,
+        )
+    for name in ("base", "dpo", "ppo", "control"):
+        file = f"samples/{name}_samples.json"
+        assert (killed / file).read_bytes() == (straight / file).read_bytes()
 
 
 def test_a_plan_writes_nothing(root, workspace, tmp_path):

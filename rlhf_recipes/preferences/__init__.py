@@ -47,6 +47,13 @@ class DataArguments:
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the prompts to hold out where there is no split."}
     )
+    judge_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the training prompts to keep out of data/ for a judge: their pairs "
+            "go to judge/data/, on which reward.py trains a reward model independent of the proxy."
+        },
+    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Keep so many training pairs, balanced."}
     )
@@ -83,11 +90,13 @@ class DataArguments:
                     f"`{name}` is {value}, which leaves no data. "
                     "Give at least 1, or leave it out for no limit."
                 )
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(
-                f"`validation_fraction` is {self.validation_fraction}, which leaves one split "
-                "empty. Give a share between 0 and 1, such as 0.1."
-            )
+        for name in ("validation_fraction", "judge_fraction"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(
+                    f"`{name}` is {value}, which leaves one part of the prompts empty. "
+                    "Give a share between 0 and 1, such as 0.1."
+                )
         if self.dataset_test_split == self.dataset_train_split:
             raise ValueError(
                 f"`dataset_test_split` is `{self.dataset_test_split}`, which is the training "

@@ -3,39 +3,22 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_recipes.arguments import RecipeError, resolved_recipe
 from rlhf_recipes.preferences import DataArguments
-from rlhf_recipes.preferences.files import RawRow, read_splits
+from rlhf_recipes.preferences.files import read_splits
 from rlhf_recipes.preferences.lengths import Ruler, TokenRuler, WordRuler
-from rlhf_recipes.preferences.shapes import (
-    REASONS,
-    Pair,
-    Reason,
-    UnusableRow,
-    is_hh,
-    parse_pair,
-)
-from rlhf_recipes.preferences.splits import hold_out, in_balanced_order, prompt_key
+from rlhf_recipes.preferences.shapes import REASONS, Pair, Reason
+from rlhf_recipes.preferences.sieve import Dropped, Sieve
+from rlhf_recipes.preferences.splits import hold_out, in_balanced_order
 from rlhf_recipes.preferences.statistics import pair_statistics
 from rlhf_recipes.records import run_record, write_json
 
 SPLITS = ("train", "validation")
 FILES = ("train.jsonl", "validation.jsonl", "run.json")  # run.json says: finished
-COLUMNS = {"chosen", "rejected"}
-EXAMPLES_PER_REASON = 3
-EXAMPLE_CHARACTERS = 60
-
-
-@dataclass
-class Dropped:
-    """How many rows of each split were left out for one reason, and the first few of them."""
-
-    count: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
-    examples: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass
@@ -43,10 +26,12 @@ class Prepared:
     """Pairs ready to be written, what was left out on the way, and how long it took.
 
     `rows` and `usable` are the sizes of the splits before and after filtering; `pairs` may be
-    fewer by `max_train_samples` and `max_eval_samples`.
+    fewer by `judge_fraction`, `max_train_samples` and `max_eval_samples`. `judge` has the pairs of
+    the training prompts that are kept for a judge.
     """
 
     pairs: dict[str, list[Pair]]
+    judge: list[Pair]
     rows: dict[str, int]
     usable: dict[str, int]
     dropped: dict[Reason, Dropped]
@@ -70,7 +55,7 @@ def prepare(arguments: DataArguments) -> Prepared:
     ruler: Ruler = WordRuler()
     if arguments.model_name_or_path is not None:
         ruler = TokenRuler(arguments.model_name_or_path, arguments.chat_template)
-    sieve = _Sieve(ruler, arguments.max_length)
+    sieve = Sieve(ruler, arguments.max_length)
     pool = {"train": sieve.usable(train, "train")}
     if test is None:
         splits = hold_out(pool["train"], arguments.validation_fraction, arguments.seed)
@@ -78,14 +63,20 @@ def prepare(arguments: DataArguments) -> Prepared:
     else:
         pool["validation"] = sieve.unseen(sieve.usable(test, "validation"), pool["train"])
     _check_pool(arguments.dataset_name, pool, sieve)
+    usable = {split: len(pool[split]) for split in SPLITS}
+    judge: list[Pair] = []
+    if arguments.judge_fraction is not None:
+        pool["train"], judge = hold_out(pool["train"], arguments.judge_fraction, arguments.seed)
+        _check_pool(arguments.dataset_name, pool, sieve)
     samples = (arguments.max_train_samples, arguments.max_eval_samples)
     return Prepared(
         pairs={
             split: in_balanced_order(pool[split], arguments.seed)[:count]
             for split, count in zip(SPLITS, samples, strict=True)
         },
+        judge=in_balanced_order(judge, arguments.seed)[: arguments.max_train_samples],
         rows={"train": len(train), "validation": len(test or [])},
-        usable={split: len(pool[split]) for split in SPLITS},
+        usable=usable,
         dropped=sieve.dropped,
         length_unit=ruler.unit,
         duration_seconds=time.perf_counter() - start,
@@ -93,22 +84,26 @@ def prepare(arguments: DataArguments) -> Prepared:
 
 
 def write_prepared(prepared: Prepared, arguments: DataArguments) -> None:
-    """Write OUT/data, OUT/dataset_stats.json and OUT/dataset_distribution.png.
+    """Write OUT/data, OUT/dataset_stats.json, OUT/dataset_distribution.png, perhaps OUT/judge/data.
 
     The files of OUT/data are written beside it and moved when all is done, run.json last: finished
     data that is to be replaced stays until then.
     """
     check_writable(arguments)
     out = Path(arguments.output_dir)
-    data, partial = out / "data", out / "data.partial"
+    data, judge = out / "data", out / "judge" / "data"
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        _write_files(prepared, arguments, partial)
-        data.mkdir(exist_ok=True)
-        (data / "run.json").unlink(missing_ok=True)
-        for name in FILES:
-            (partial / name).replace(data / name)
-        partial.rmdir()
+        _write_files(prepared.pairs, prepared, arguments, data)
+        if prepared.judge:
+            pairs = {"train": prepared.judge, "validation": prepared.pairs["validation"]}
+            _write_files(pairs, prepared, arguments, judge)
+        _write_statistics(prepared, arguments, out)
+        # Neither counts as finished beside the other's old pairs, which may be its own now.
+        for folder in (data, judge):
+            (folder / "run.json").unlink(missing_ok=True)
+        if prepared.judge:
+            _finish(judge)
+        _finish(data)
     except OSError as error:
         raise RecipeError(
             f"{error.filename or out} cannot be written ({error.strerror}). Free disk space or "
@@ -147,6 +142,7 @@ def dataset_statistics(prepared: Prepared, arguments: DataArguments) -> dict[str
             }
             for split in SPLITS
         },
+        "judge_pairs": len(prepared.judge),
         "dropped": {
             reason: {"meaning": REASONS[reason], **vars(dropped)}
             for reason, dropped in prepared.dropped.items()
@@ -162,109 +158,53 @@ def size_table(prepared: Prepared) -> str:
         (f"- {reason}", d.count) for reason, d in prepared.dropped.items() if any(d.count.values())
     ]
     lines += [("usable", prepared.usable), ("written", {s: len(prepared.pairs[s]) for s in SPLITS})]
+    if prepared.judge:
+        lines.append(("for a judge", {"train": len(prepared.judge), "validation": 0}))
     table = [f"{'':24}{'train':>12}{'validation':>12}"]
     table += [f"{name:24}{n['train']:>12,}{n['validation']:>12,}" for name, n in lines]
     return "\n".join(table)
 
 
-def _write_files(prepared: Prepared, arguments: DataArguments, folder: Path) -> None:
-    # Imported here: matplotlib is slow to start, and a plan or an error needs no figure.
-    from rlhf_recipes.preferences.figure import distribution_figure
-
+def _write_files(
+    written: Mapping[str, list[Pair]], prepared: Prepared, arguments: DataArguments, data: Path
+) -> None:
+    partial = data.with_name(f"{data.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
     fingerprint = hashlib.sha256()
-    for split, pairs in prepared.pairs.items():
+    for split, pairs in written.items():
         lines = [json.dumps(pair.as_row(), ensure_ascii=False) + "\n" for pair in pairs]
         content = "".join(lines).encode()
         fingerprint.update(content)
-        (folder / f"{split}.jsonl").write_bytes(content)
+        (partial / f"{split}.jsonl").write_bytes(content)
     facts = run_record(
         "data",
         resolved_recipe(arguments),
         dataset_fingerprint=fingerprint.hexdigest(),
         seed=arguments.seed,
-        sizes={split: len(pairs) for split, pairs in prepared.pairs.items()},
+        sizes={split: len(pairs) for split, pairs in written.items()},
         duration_seconds=round(prepared.duration_seconds, 3),
     )
-    write_json(folder / "run.json", facts)
+    write_json(partial / "run.json", facts)
+
+
+def _finish(data: Path) -> None:
+    partial = data.with_name(f"{data.name}.partial")
+    data.mkdir(exist_ok=True)
+    for name in FILES:
+        (partial / name).replace(data / name)
+    partial.rmdir()
+
+
+def _write_statistics(prepared: Prepared, arguments: DataArguments, out: Path) -> None:
+    # Imported here: matplotlib is slow to start, and a plan or an error needs no figure.
+    from rlhf_recipes.preferences.figure import distribution_figure
+
     statistics = dataset_statistics(prepared, arguments)
-    distribution_figure(statistics, folder.parent / "dataset_distribution.png")
-    write_json(folder.parent / "dataset_stats.json", statistics)
+    distribution_figure(statistics, out / "dataset_distribution.png")
+    write_json(out / "dataset_stats.json", statistics)
 
 
-class _Sieve:
-    """Turns rows into pairs and keeps count of those it leaves out."""
-
-    def __init__(self, ruler: Ruler, max_length: int | None) -> None:
-        self.dropped: dict[Reason, Dropped] = {reason: Dropped() for reason in REASONS}
-        self._ruler = ruler
-        self._max_length = max_length
-
-    def usable(self, rows: list[RawRow], split: str) -> list[Pair]:
-        """The pairs that can be used, with their lengths."""
-        _check_columns(rows)
-        hh = is_hh(row.fields for row in rows)
-        pairs = []
-        for row in rows:
-            try:
-                pairs.append(parse_pair(row.fields, hh, row.source, row.place))
-            except UnusableRow as unusable:
-                texts = row.fields["chosen"], row.fields["rejected"]
-                self._drop(unusable.reason, split, row.place, *texts)
-        for pair, lengths in zip(pairs, self._ruler(pairs), strict=True):
-            pair.lengths = lengths
-        limit = self._max_length
-        return self._keep(
-            pairs, lambda p: limit is None or p.lengths.longest <= limit, "too_long", split
-        )
-
-    def unseen(self, pairs: list[Pair], train: list[Pair]) -> list[Pair]:
-        """The validation pairs whose prompt is no training prompt."""
-        seen = {prompt_key(pair.prompt) for pair in train}
-        return self._keep(
-            pairs, lambda p: prompt_key(p.prompt) not in seen, "prompt_in_train", "validation"
-        )
-
-    def _keep(
-        self, pairs: list[Pair], fits: Callable[[Pair], bool], reason: Reason, split: str
-    ) -> list[Pair]:
-        kept = []
-        for pair in pairs:
-            if fits(pair):
-                kept.append(pair)
-            else:
-                self._drop(reason, split, pair.place, pair.chosen, pair.rejected)
-        return kept
-
-    def _drop(
-        self, reason: Reason, split: str, place: str, chosen: object, rejected: object
-    ) -> None:
-        dropped = self.dropped[reason]
-        dropped.count[split] += 1
-        if len(dropped.examples) < EXAMPLES_PER_REASON:
-            dropped.examples.append(
-                {"row": place, "chosen": _ending(chosen), "rejected": _ending(rejected)}
-            )
-
-
-def _ending(text: object) -> str:
-    """The last characters of a text or of its last message: raw rows may be of any type."""
-    if isinstance(text, list) and text:
-        text = text[-1].get("content") if isinstance(text[-1], Mapping) else text[-1]
-    ending = " ".join(str(text).split())
-    return ending if len(ending) <= EXAMPLE_CHARACTERS else "…" + ending[-EXAMPLE_CHARACTERS:]
-
-
-def _check_columns(rows: list[RawRow]) -> None:
-    for row in rows:
-        if not row.fields.keys() >= COLUMNS:
-            raise RecipeError(
-                f"{row.place} has the columns {', '.join(map(repr, row.fields)) or 'none'}; "
-                "preference data needs 'chosen' and 'rejected', and may have 'prompt'. "
-                "Rename the columns, or give another dataset."
-            )
-
-
-def _check_pool(name: str, pool: Mapping[str, list[Pair]], sieve: _Sieve) -> None:
+def _check_pool(name: str, pool: Mapping[str, list[Pair]], sieve: Sieve) -> None:
     """Raise RecipeError unless both splits have pairs and all pairs are of one shape."""
     empty = [split for split in SPLITS if not pool[split]]
     if empty:

@@ -114,6 +114,31 @@ def test_prepared_data_reads_back_and_is_the_same_for_the_same_seed(tmp_path: Pa
     assert set(loaded["train"].column_names) == {"prompt", "chosen", "rejected", "source", "turns"}
 
 
+def test_a_judge_has_prompts_of_its_own(tmp_path: Path) -> None:
+    """Half of the training prompts with all their pairs; validation is the same for both."""
+    source = dataset(tmp_path / "raw", train=[*rows_of(40), *rows_of(40)], test=rows_of(6, "t"))
+    arguments = DataArguments(
+        str(source), judge_fraction=0.5, output_dir=str(tmp_path), overwrite=True
+    )
+    prepared = prepare(arguments)
+    write_prepared(prepared, arguments)
+    own, judge = (load_prepared(tmp_path / name) for name in ("data", "judge/data"))
+    assert len(set(own["train"]["prompt"])) == len(set(judge["train"]["prompt"])) == 20
+    assert len(own["train"]) == len(judge["train"]) == 40
+    assert not set(own["train"]["prompt"]) & set(judge["train"]["prompt"])
+    assert own["validation"].to_list() == judge["validation"].to_list()
+    fingerprints = {
+        json.loads((tmp_path / name / "run.json").read_text())["dataset_fingerprint"]
+        for name in ("data", "judge/data")
+    }
+    assert len(fingerprints) == 2
+    assert "for a judge                       40           0" in size_table(prepared)
+    without = DataArguments(str(source), output_dir=str(tmp_path), overwrite=True)
+    write_prepared(prepare(without), without)
+    with pytest.raises(RecipeError, match="not a folder of prepared data"):
+        load_prepared(tmp_path / "judge" / "data")
+
+
 def test_finished_data_is_replaced_only_when_told(tmp_path: Path) -> None:
     source = dataset(tmp_path / "raw", train=rows_of(10))
     arguments = DataArguments(str(source), output_dir=str(tmp_path))

@@ -15,6 +15,7 @@ from rlhf_recipes.preferences import DataArguments, load_prepared
         ({"max_length": 0}, "`max_length` is 0"),
         ({"max_eval_samples": -1}, "`max_eval_samples` is -1"),
         ({"validation_fraction": 1.0}, "`validation_fraction` is 1.0"),
+        ({"judge_fraction": 0.0}, "`judge_fraction` is 0.0"),
         ({"dataset_test_split": "train"}, "which is the training split too"),
     ],
 )

@@ -1,0 +1,46 @@
+"""Calibration of a reward model on preference pairs, as a metric of `evaluate`."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+from rlhf_recipes.evaluation.calibration import calibration
+
+from rlhf_recipes.evaluation.win_rate import win_rate
+
+DESCRIPTION = """\
+Whether a reward model's margins mean what Bradley and Terry take them for: accuracy, negative \
+log-likelihood, Brier score, folded expected calibration error with its bins, best temperature."""
+
+INPUTS = """
+Args:
+    chosen: Scores of the preferred responses.
+    rejected: Scores of the others, in the same order.
+Returns:
+    accuracy (value, ci), nll, nll_of_chance, brier, ece, temperature, reliability (bins).
+Examples:
+    >>> metric = evaluate.load("hub_modules/reward_model_calibration")
+    >>> metric.compute(chosen=[0.0, 0.0], rejected=[0.0, 0.0])["ece"]
+    0.0
+"""
+
+
+class RewardModelCalibration(evaluate.Metric):  # type: ignore[misc]  # evaluate is untyped
+    """A thin shell over `rlhf_recipes.evaluation.calibration`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        number = datasets.Value("float64")
+        return evaluate.MetricInfo(
+            module_type="metric",
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=INPUTS,
+            features=datasets.Features({"chosen": number, "rejected": number}),
+        )
+
+    def _compute(self, chosen: Any, rejected: Any) -> dict[str, Any]:
+        own, other = (np.array(side, dtype=np.float64) for side in (chosen, rejected))
+        rate = win_rate(own[:, None], other[:, None])
+        accuracy = {"value": rate["value"], "ci": rate["ci"]}
+        return {"accuracy": accuracy, **calibration(own - other)}

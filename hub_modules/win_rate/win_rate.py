@@ -1,0 +1,48 @@
+"""Win rate of a policy over a reference, as a metric of Hugging Face's `evaluate`."""
+
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from rlhf_recipes.evaluation.win_rate import win_rate
+
+DESCRIPTION = """\
+Share of prompts on which a policy's response scores higher than a reference's, a tie counting one \
+half, with its 95% interval over prompts and the exact sign test."""
+
+INPUTS = """
+Args:
+    predictions: Scores of the policy's responses: one a prompt, or a list of several.
+    references: Scores of the reference's responses to the same prompts, likewise.
+    epsilon: Differences up to this size are ties.
+Returns:
+    value, ci (low and high), method, n, n_eff, wins, ties, losses, p, detectable.
+Examples:
+    >>> metric = evaluate.load("hub_modules/win_rate")
+    >>> metric.compute(predictions=[1.0, 1.0, 1.0, 0.0], references=[0.0, 0.0, 1.0, 1.0])["value"]
+    0.625
+"""
+
+
+class WinRate(evaluate.Metric):  # type: ignore[misc]  # evaluate is untyped
+    """A thin shell over `rlhf_recipes.evaluation.win_rate`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        one, several = datasets.Value("float64"), datasets.Sequence(datasets.Value("float64"))
+        return evaluate.MetricInfo(
+            module_type="metric",
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=INPUTS,
+            features=[
+                datasets.Features({"predictions": kind, "references": kind})
+                for kind in (one, several)
+            ],
+        )
+
+    def _compute(self, predictions: Any, references: Any, epsilon: float = 0.0) -> dict[str, Any]:
+        sides = [np.array(scores, dtype=np.float64) for scores in (predictions, references)]
+        own, other = (side[:, None] if side.ndim == 1 else side for side in sides)
+        return win_rate(own, other, epsilon)

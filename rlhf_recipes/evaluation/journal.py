@@ -1,0 +1,73 @@
+"""What a long job has done so far, kept so that it goes on where it was cut off."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_recipes.arguments import RecipeError
+
+Piece = dict[str, Any]
+
+
+class Journal:
+    """Finished pieces of a job, one JSON line each, below the settings they were made with.
+
+    A piece is on disk when `append` returns. Of a line that was cut off while it was written
+    nothing is kept. Settings other than those in the file raise RecipeError, which names them;
+    with `overwrite` the file begins anew instead.
+
+    Attributes:
+        pieces: What has been done, in the order it was.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.path = path
+        self.settings = json.loads(json.dumps(settings))
+        self.pieces: list[Piece] = []
+        whole, length = _whole_lines(path)
+        if whole:
+            changed = list(differences(whole[0]["settings"], self.settings))
+            if changed and not overwrite:
+                raise RecipeError(
+                    "\n- ".join([f"{path} was made with other settings:", *changed])
+                    + "\nWhat was made with different settings cannot be compared. Give the same "
+                    "settings, another `output_dir`, or `--overwrite` to make it anew."
+                )
+            if not changed:
+                os.truncate(path, length)
+                self.pieces = whole[1:]
+                return
+        path.unlink(missing_ok=True)
+
+    def append(self, piece: Piece) -> None:
+        """Add a finished piece; NaN and infinity are refused with ValueError."""
+        lines = [piece] if self.pieces else [{"settings": self.settings}, piece]
+        text = "".join(
+            json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a" if self.pieces else "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        self.pieces.append(piece)
+
+
+def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """The settings that differ, one line each: `generation.temperature`: 0.7 there, 1.0 now."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            yield from differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        yield f"`{name}`: {before} there, {now} now"
+
+
+def _whole_lines(path: Path) -> tuple[list[Any], int]:
+    """The lines that were written to their end, and how many bytes they are."""
+    if not path.is_file():
+        return [], 0
+    content = path.read_bytes()
+    length = content.rfind(b"\n") + 1
+    return [json.loads(line) for line in content[:length].splitlines()], length

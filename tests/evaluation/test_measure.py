@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from rlhf_recipes.evaluation.measure import Meter
+from rlhf_recipes.models import open_base, open_tokenizer
+from rlhf_recipes.roles import Roles
+from rlhf_recipes.sampling import Completion, prompt_ids, sample
+
+PROMPTS = ["a", "what is it?", "tell me all of it"]
+
+
+@pytest.fixture(scope="module")
+def meter():
+    """A base with a policy that differs from it, another, and one that has learned nothing."""
+    roles = Roles(open_base("tiny"))
+    generator = torch.Generator().manual_seed(0)
+    for role in ("policy", "other", "unchanged"):
+        roles.attach(role, LoraConfig(r=4, target_modules=["q_proj"]), trainable=False)
+        if role == "unchanged":
+            continue
+        with torch.no_grad():
+            for name, parameter in roles.base.named_parameters():
+                if f".{role}." in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return Meter(roles, open_tokenizer("tiny"), None, 12, 0.8, 8)
+
+
+def responses(meter, role, seed=0):
+    return meter.respond(role, PROMPTS, 2, seed)
+
+
+def with_reference(meter, reference):
+    return Meter(meter.roles, meter.tokenizer, reference, 12, 0.8, 8)
+
+
+@pytest.mark.parametrize("reference", [None, "policy"])
+def test_the_reference_does_not_diverge_from_itself_at_all(meter, reference):
+    for row in responses(with_reference(meter, reference), reference):
+        assert row["kl"] == row["kl_k1"] == row["kl_per_token"] == 0.0
+        assert row["kl_curve"] == [0.0] * row["n_tokens"]
+        assert row["logp_policy"] == row["logp_ref"] < 0
+
+
+def test_nothing_is_computed_for_the_divergence_of_the_reference(meter, monkeypatch):
+    passes = []
+    logits = Roles.completion_logits
+
+    def counted(self, role, *inputs):
+        passes.append(role)
+        return logits(self, role, *inputs)
+
+    monkeypatch.setattr(Roles, "completion_logits", counted)
+    samples = [("a", Completion([70, 71], "", False))]
+    meter.divergences(None, samples)
+    assert passes == [None]
+    meter.divergences("policy", samples)
+    assert passes == [None, "policy", None]
+
+
+def test_an_adapter_that_has_learned_nothing_does_not_diverge(meter):
+    """Both passes are made here: the same code path gives the same bits."""
+    for row in responses(meter, "unchanged"):
+        assert row["kl"] == row["kl_k1"] == 0.0
+        assert set(row["kl_curve"]) == {0.0}
+
+
+@pytest.mark.parametrize("reference", [None, "other"])
+def test_the_divergence_of_a_response_is_the_sum_over_its_tokens_one_by_one(meter, reference):
+    roles, tokenizer = meter.roles, meter.tokenizer
+    row = responses(with_reference(meter, reference), "policy")[3]
+    ids = prompt_ids(tokenizer, PROMPTS[1])
+    curve, k1, tokens = [], 0.0, sampled_tokens(meter, 3)
+    for token in tokens:
+        inputs = torch.tensor([ids])
+        logps = []
+        for role in ("policy", reference):
+            with torch.no_grad(), roles.use(role):
+                logps.append((roles.base(input_ids=inputs).logits[0, -1] / 0.8).log_softmax(-1))
+        curve.append(float((logps[0].exp() * (logps[0] - logps[1])).sum()))
+        k1 += float(logps[0][token] - logps[1][token])
+        ids.append(token)
+    assert row["kl_curve"] == pytest.approx(curve, rel=1e-3)
+    assert row["kl"] == pytest.approx(sum(curve), rel=1e-4)
+    assert sum(row["kl_curve"]) == pytest.approx(row["kl"], rel=1e-5)
+    assert row["kl_k1"] == pytest.approx(k1, rel=1e-3, abs=1e-4)
+    assert row["kl_per_token"] == pytest.approx(sum(curve) / len(tokens), rel=1e-4)
+    assert row["n_tokens"] == len(row["kl_curve"]) == len(tokens)
+    assert row["kl"] > 0.01
+
+
+def sampled_tokens(meter, index) -> list[int]:
+    """The sampled ids of a response of the policy: sampled again with its seed."""
+    with meter.roles.merged("policy") as model:
+        rows = sample(
+            model,
+            meter.tokenizer,
+            PROMPTS,
+            max_completion_length=12,
+            num_completions=2,
+            temperature=0.8,
+            batch_size=8,
+            seed=0,
+        )
+    return [completion for row in rows for completion in row][index].ids
+
+
+def test_the_direction_is_from_the_policy(meter):
+    samples = [("what is it?", Completion([70, 71, 72], "", False))]
+    forward = meter.divergences("policy", samples)[0]
+    backward = with_reference(meter, "policy").divergences(None, samples)[0]
+    assert forward["logp_policy"] == pytest.approx(backward["logp_ref"], rel=1e-5)
+    assert forward["kl_k1"] == pytest.approx(-backward["kl_k1"], rel=1e-3)
+    assert forward["kl"] != pytest.approx(backward["kl"], rel=1e-3)
+
+
+def test_neither_padding_nor_the_batch_changes_a_divergence(meter):
+    samples = [
+        ("a", Completion([70, 71], "", False)),
+        ("a much longer prompt", Completion([80, 81, 82, 83, 84], "", False)),
+    ]
+    together = meter.divergences("policy", samples)
+    for one, found in zip(samples, together, strict=True):
+        alone = meter.divergences("policy", [one])[0]
+        assert found.pop("kl_curve") == pytest.approx(alone.pop("kl_curve"), rel=1e-3)
+        assert alone == pytest.approx(found, rel=1e-4)
+
+
+def test_the_exact_divergence_and_the_sampled_one_have_one_mean(meter):
+    """k1 is unbiased for the distribution that was sampled, if that is the one measured."""
+    rows = meter.respond("policy", ["what is it?"], 400, seed=1)
+    kl = torch.tensor([[row["kl"], row["kl_k1"]] for row in rows], dtype=torch.float64)
+    difference = kl[:, 0] - kl[:, 1]
+    error = float(difference.std() / math.sqrt(len(rows)))
+    assert abs(float(difference.mean())) < 3 * error
+    assert kl[:, 0].mean() > 10 * error
+    assert kl[:, 0].std() < kl[:, 1].std()

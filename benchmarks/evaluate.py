@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from benchmarks.cases import COMPLETION_LENGTH, Setting
 from benchmarks.measure import Case, measured, read_case, report
-from rlhf_recipes.evaluation.collect import Collector, EvaluationArguments
+from rlhf_recipes.evaluation.arguments import EvaluationArguments
+from rlhf_recipes.evaluation.measure import Meter
 from rlhf_recipes.models import open_base, open_tokenizer
-from rlhf_recipes.rewards import scored_ids
+from rlhf_recipes.rewards import RewardModel, scored_ids
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Completion, Prompt, prompt_ids
 from rlhf_recipes.training import use_all_cores
@@ -55,18 +56,28 @@ def ours(case: Case) -> tuple[Evaluate, Divergences]:
     for role in ("policy", "reward"):
         roles.attach_saved(role, case[role], trainable=False)
     roles.eval()
-    arguments = EvaluationArguments(
-        reward_model_path=case["reward"],
+    tokenizer = open_tokenizer(case["base"])
+    reward_model = RewardModel(roles, tokenizer)
+    meter = Meter(
+        roles,
+        tokenizer,
+        reference=None,
         max_completion_length=COMPLETION_LENGTH,
+        temperature=1.0,
+        batch_size=EvaluationArguments().batch_size,
     )
-    collector = Collector(roles, arguments, gold=None)
+
+    def evaluate(prompts: list[Prompt]) -> list[dict[str, Any]]:
+        found = meter.respond("policy", prompts, count=1, seed=SEED)
+        scores = reward_model(prompts, [record["response"] for record in found])
+        return [record | {"reward": s} for record, s in zip(found, scores, strict=True)]
 
     def divergences() -> list[float]:
         given = [Completion(ids, "", finished=False) for ids in case["responses"]]
         samples = list(zip(case["prompts"], given, strict=False))
-        return [found["kl"] for found in collector.divergences("policy", samples, "given")]
+        return [found["kl"] for found in meter.divergences("policy", samples)]
 
-    return lambda prompts: collector.records("policy", "policy", prompts, SEED), divergences
+    return evaluate, divergences
 
 
 def theirs(case: Case) -> tuple[Evaluate, Divergences]:

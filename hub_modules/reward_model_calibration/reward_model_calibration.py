@@ -5,8 +5,8 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
-from rlhf_recipes.evaluation.calibration import calibration
 
+from rlhf_recipes.evaluation.calibration import calibration
 from rlhf_recipes.evaluation.win_rate import win_rate
 
 DESCRIPTION = """\

@@ -68,17 +68,11 @@ class Meter:
         tokens. Of the sampled token ids, as they were sampled; the prompt is left out. The
         reference does not differ from itself: 0 by definition, and nothing is computed for it.
         """
-        lengths = [len(completion.ids) for _, completion in samples]
-        by_length = sorted(range(len(samples)), key=lengths.__getitem__)
-        found: list[dict[str, Any]] = [{} for _ in samples]
-        # Logits of both models over the whole vocabulary are held at once.
+        # Logits of both models over the whole vocabulary are held at once. A prompt's responses
+        # stand side by side, and share it.
         size = max(1, self.batch_size // 4)
-        for start in range(0, len(samples), size):
-            rows = by_length[start : start + size]
-            measured = self._measure(role, [samples[i] for i in rows])
-            for row, facts in zip(rows, measured, strict=True):
-                found[row] = facts
-        return found
+        parts = [samples[start : start + size] for start in range(0, len(samples), size)]
+        return [facts for part in parts for facts in self._measure(role, part)]
 
     def _measure(
         self, role: str | None, samples: Sequence[tuple[Prompt, Completion]]

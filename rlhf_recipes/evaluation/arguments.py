@@ -113,7 +113,7 @@ class EvaluationArguments:
         default=64, metadata={"help": "Tokens at which a response is cut off."}
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    batch_size: int = field(default=32, metadata={"help": "Responses sampled at once."})
+    batch_size: int = field(default=64, metadata={"help": "Responses sampled at once."})
     dtype: str = field(default="float32", metadata={"help": "Type of the base's weights."})
     seed: int = field(default=42, metadata={"help": "Seed of the sampling."})
     plan: bool = field(default=False, metadata={"help": "Print what would be done, and stop."})

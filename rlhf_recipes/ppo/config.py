@@ -49,7 +49,7 @@ class PPOConfig(TrainingArguments):
         default=1.0, metadata={"help": "Sampling temperature; log-probabilities use it too."}
     )
     generation_batch_size: int = field(
-        default=32, metadata={"help": "Completions sampled at once on each process."}
+        default=64, metadata={"help": "Completions sampled at once on each process."}
     )
     missing_eos_penalty: float | None = field(
         default=1.0,

@@ -21,7 +21,7 @@ class _BlockLayer(DynamicLayer):
         """All keys and values so far, the new ones at the end."""
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if self.room is None or end > self.room[0].shape[-2]:
+        if not self.has_room(end):
             keys, values = (
                 new.new_empty(*new.shape[:-2], end + BLOCK, new.shape[-1])
                 for new in (key_states, value_states)
@@ -30,15 +30,28 @@ class _BlockLayer(DynamicLayer):
                 keys[..., :start, :], values[..., :start, :] = self.keys, self.values
             self.room = keys, values
             self.is_initialized = True
+        assert self.room is not None
         for whole, new in zip(self.room, (key_states, value_states), strict=True):
             whole[..., start:end, :] = new
         self.keys, self.values = (whole[..., :end, :] for whole in self.room)
         return self.keys, self.values
 
+    def has_room(self, length: int) -> bool:
+        """Whether so many tokens fit into the block that holds those that are there."""
+        if self.room is None or self.keys is None:
+            return False
+        keys = self.room[0]
+        return keys.data_ptr() == self.keys.data_ptr() and keys.shape[-2] >= length
+
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep those rows, in that order; a row may be taken several times."""
-        super().batch_select_indices(indices)
-        self.room = None
+        length = self.get_seq_length()
+        if self.has_room(length) and self.room is not None:
+            keys, values = (whole[indices] for whole in self.room)
+            self.room = keys, values
+            self.keys, self.values = keys[..., :length, :], values[..., :length, :]
+        else:
+            super().batch_select_indices(indices)
 
 
 def block_cache(config: PreTrainedConfig) -> Cache:

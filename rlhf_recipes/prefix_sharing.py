@@ -7,6 +7,7 @@ answers, and the completions of a group, are found to begin alike from their ids
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from rlhf_recipes.packing import Packing, packing_of
-from rlhf_recipes.trunk import frozen_depth, only_layers
+from rlhf_recipes.trunk import frozen_depth, only_layers, trunk_input
 
 SHAREABLE = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
 """Architectures whose layers look at single tokens, attention apart, and that tests compare."""
@@ -23,7 +24,10 @@ SHAREABLE = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
 SHARED_ATTENTION = "shared_prefixes"
 """Name of the attention below in transformers' registry; without a packing it is `sdpa`."""
 
-REPLACEABLE = ("eager", "sdpa", "flex_attention", SHARED_ATTENTION)
+REPLACEABLE = ("eager", "sdpa", "flex_attention")
+
+DROPOUTS = {"dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "layerdrop"}
+"""Attributes that layers of transformers keep a dropout probability in."""
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +75,19 @@ def obstacle(base: PreTrainedModel) -> str | None:
         return "its attention has a sliding window"
     if attention not in REPLACEABLE:
         return f"`attn_implementation` is {attention}, which would be replaced by sdpa"
-    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in base.modules()):
-        return "it has dropout, which would be the same for all rows: set `disable_dropout: true`"
+    if config.output_hidden_states or config.output_attentions:
+        return "its configuration asks for the output of every layer"
+    if any(dropout_of(module) for module in base.modules()):
+        return "it has dropout, which would be the same for all rows: set it to 0"
     return None
+
+
+def dropout_of(module: nn.Module) -> bool:
+    """Whether a layer drops activations, as a module of torch or by an attribute."""
+    if isinstance(module, nn.Dropout):
+        return module.p > 0
+    values = (vars(module).get(name) for name in DROPOUTS)
+    return any(isinstance(value, float) and value > 0 for value in values)
 
 
 def share_prefixes(model: nn.Module) -> bool:
@@ -88,6 +102,8 @@ def share_prefixes(model: nn.Module) -> bool:
             `model` once the trainer is made.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(base.base_model.forward, _SharingForward):
+        return True
     reason = obstacle(base)
     if reason is not None:
         log.warning("Prompts are not shared between rows: %s.", reason)
@@ -95,7 +111,7 @@ def share_prefixes(model: nn.Module) -> bool:
     base.set_attn_implementation(SHARED_ATTENTION)
     base.base_model.forward = _SharingForward(base)
     if base.get_output_embeddings() is not None:
-        base.forward = _labelled_only(base.forward)
+        base.forward = _LabelledForward(base.forward)
     return True
 
 
@@ -121,10 +137,7 @@ class _SharingForward:
     def __init__(self, base: PreTrainedModel) -> None:
         self.base = base
         self.forward: Callable[..., Any] = base.base_model.forward
-        self.trunk_depth = frozen_depth(base)
-        self.batch: Tensor | None = None  # the last one, with its packing and trunk
-        self.packing: Packing | None = None
-        self.trunk: Tensor | None = None
+        self.last: _Batch | None = None
 
     def __call__(
         self,
@@ -137,13 +150,14 @@ class _SharingForward:
         packing = None
         if input_ids is not None and attention_mask is not None and _plain(kwargs):
             packing = self.packed(input_ids, attention_mask)
+        else:
+            self.last = None
         if packing is None:
             output = self.forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             if labelled is not None:
                 output.last_hidden_state = output.last_hidden_state[labelled][None]
             return output
-        assert input_ids is not None
-        output = self.decode(packing, input_ids)
+        output = self.decode(packing)
         hidden = output.last_hidden_state
         output.last_hidden_state = (
             packing.unpack(hidden) if labelled is None else hidden[:, packing.places[labelled]]
@@ -151,20 +165,42 @@ class _SharingForward:
         return output
 
     def packed(self, input_ids: Tensor, attention_mask: Tensor) -> Packing | None:
-        if input_ids is not self.batch:
-            self.batch, self.trunk = input_ids, None
-            self.packing = packing_of(input_ids, attention_mask)
-        return self.packing
+        """The packing of a batch; the last one's if it is the same batch."""
+        last = self.last
+        if (
+            last is None
+            or not torch.equal(last.input_ids, input_ids)
+            or not torch.equal(last.attention_mask, attention_mask)
+        ):
+            packing = packing_of(input_ids, attention_mask)
+            self.last = _Batch(input_ids.clone(), attention_mask.clone(), packing)
+        assert self.last is not None
+        return self.last.packing
 
-    def decode(self, packing: Packing, input_ids: Tensor) -> Any:
-        ids = packing.pack(input_ids)
-        if self.trunk_depth == 0:
+    def decode(self, packing: Packing) -> Any:
+        """What the backbone gives for the packed tokens of the last batch."""
+        assert self.last is not None
+        ids, depth = packing.pack(self.last.input_ids), frozen_depth(self.base)
+        if depth == 0:
             return packed_pass(self.forward, packing, input_ids=ids)
-        if self.trunk is None:
-            with torch.no_grad(), only_layers(self.base, slice(0, self.trunk_depth)):
-                self.trunk = packed_pass(self.forward, packing, input_ids=ids).last_hidden_state
-        with only_layers(self.base, slice(self.trunk_depth, None)):
-            return packed_pass(self.forward, packing, inputs_embeds=self.trunk)
+        if self.last.trunk is None or self.last.depth != depth:
+            with torch.no_grad(), only_layers(self.base, slice(0, depth)):
+                output = packed_pass(self.forward, packing, input_ids=ids)
+            self.last.trunk, self.last.depth = output.last_hidden_state, depth
+        with only_layers(self.base, slice(depth, None)):
+            trunk = trunk_input(self.base, self.last.trunk)
+            return packed_pass(self.forward, packing, inputs_embeds=trunk)
+
+
+@dataclass
+class _Batch:
+    """A batch as it was given, and what has been computed of it."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    packing: Packing | None
+    trunk: Tensor | None = None
+    depth: int = 0
 
 
 def _plain(kwargs: dict[str, Any]) -> bool:
@@ -173,17 +209,21 @@ def _plain(kwargs: dict[str, Any]) -> bool:
     return kwargs.get("use_cache") is False and wanted <= {"return_dict"}
 
 
-def _labelled_only(forward: Callable[..., Any]) -> Callable[..., Any]:
+class _LabelledForward:
     """A causal model's `forward` whose fused head, TRL's, is given labelled tokens alone."""
 
-    @functools.wraps(forward)
-    def labelled_forward(
-        *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.forward = forward
+        functools.update_wrapper(self, forward)
+
+    def __call__(
+        self, *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any
     ) -> Any:
+        """As the model's; what the fused head gives per token is 0 where there is no label."""
         if not fused_lm_head or labels is None:
-            return forward(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
+            return self.forward(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
         mask = labels[:, 1:] != -100  # whether a token, from the second on, is to be predicted
-        output = forward(
+        output = self.forward(
             *args,
             fused_lm_head=True,
             shift_labels=labels[:, 1:][mask][None],
@@ -194,5 +234,3 @@ def _labelled_only(forward: Callable[..., Any]) -> Callable[..., Any]:
             if found.dim() == 2:  # per token; the losses are single numbers
                 output[name] = found.new_zeros(mask.shape).masked_scatter(mask, found)
         return output
-
-    return labelled_forward

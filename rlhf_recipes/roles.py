@@ -29,12 +29,9 @@ from rlhf_recipes.logprobs import TokenLogps, token_logps
 from rlhf_recipes.merging import merged
 from rlhf_recipes.models import refuse_scaled_logits
 from rlhf_recipes.packing import packing_of
-from rlhf_recipes.prefix_sharing import SHARED_ATTENTION, obstacle, packed_pass
+from rlhf_recipes.prefix_sharing import DROPOUTS, SHARED_ATTENTION, obstacle, packed_pass
 from rlhf_recipes.sampling import positions
-from rlhf_recipes.trunk import lowest_adapted_layer, only_layers
-
-DROPOUTS = {"dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "layerdrop"}
-"""Attributes that layers of transformers keep a dropout probability in."""
+from rlhf_recipes.trunk import lowest_adapted_layer, only_layers, trunk_input
 
 
 class Roles(nn.Module):
@@ -256,7 +253,9 @@ class Roles(nn.Module):
 
     def _decode(self, input_ids: Tensor, mask: Tensor, trunk: Tensor | None = None) -> Tensor:
         decoder = self.base.base_model
-        given = {"input_ids": input_ids} if trunk is None else {"inputs_embeds": trunk}
+        given = {"input_ids": input_ids}
+        if trunk is not None:
+            given = {"inputs_embeds": trunk_input(self.base, trunk)}
         packing = packing_of(input_ids, mask) if self.packs else None
         if packing is not None:
             packed = {name: packing.pack(tensor) for name, tensor in given.items()}

@@ -14,17 +14,18 @@ from trl import GRPOConfig, GRPOTrainer
 from rlhf_recipes.merging import merged
 from rlhf_recipes.sampling import Prompt, prompt_ids, sample
 
-NEUTRAL = {"top_p": 1.0, "top_k": 0, "min_p": None, "repetition_penalty": 1.0}
-"""Settings of GRPOConfig under which a sampled token has the model's own probability."""
-
-PLAIN = {
+OURS = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
     "use_vllm": False,
     "use_transformers_continuous_batching": False,
     "generation_kwargs": None,
     "chat_template_kwargs": None,
     "cache_implementation": None,
 }
-"""Settings that leave the sampling to `generate`, whose place the sampler takes."""
+"""Settings of GRPOConfig that ask for no more than the model's own distribution, sampled here."""
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +36,13 @@ def rollout_func_for(args: GRPOConfig) -> Callable[..., dict[str, Any]] | None:
     None, with a line in the log, where they ask for another distribution than the model's own, or
     for another engine: then TRL samples.
     """
-    for name, value in (NEUTRAL | PLAIN).items():
+    for name, value in OURS.items():
         if (getattr(args, name, value) or None) != (value or None):
             log.warning("TRL's own sampler is used: `%s` is %s.", name, getattr(args, name))
             return None
+    if args.max_completion_length is None:
+        log.warning("TRL's own sampler is used: `max_completion_length` is None.")
+        return None
     if args.distributed_state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         log.warning("TRL's own sampler is used: the weights are spread over processes.")
         return None
@@ -67,6 +71,7 @@ def sampled_completions(prompts: list[Prompt], trainer: GRPOTrainer) -> dict[str
                 prompts,
                 max_completion_length=args.max_completion_length,
                 temperature=args.temperature,
+                batch_size=len(prompts),
                 seed=int(torch.randint(2**31, ())),
             )
     finally:

@@ -116,8 +116,13 @@ def sample(
         batch_size: Completions decoded at once.
         progress: Title of a progress bar over completions; None shows none.
     """
-    generator = torch.Generator(device=model.device).manual_seed(seed)
+    generator = torch.Generator(_drawing_device(model.device)).manual_seed(seed)
     encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    if not all(encoded):
+        raise RecipeError(
+            f"The prompt {prompts[encoded.index([])]!r} has no token, so there is nothing to "
+            "complete. Leave empty prompts out of the data."
+        )
     by_length = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), encoded[i]))
     rows = [i for i in by_length for _ in range(num_completions)]
     ends = end_ids(model, tokenizer)
@@ -244,12 +249,19 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Ten
     """
     if temperature == 0:
         return logits.argmax(-1)
-    cumulative = torch.softmax(logits.float() / temperature, dim=-1).cumsum(-1, dtype=torch.float64)
+    probabilities = torch.softmax(logits.float() / temperature, dim=-1).to(generator.device)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     draw = torch.rand(
-        len(logits), 1, generator=generator, dtype=torch.float64, device=logits.device
+        len(logits), 1, generator=generator, dtype=torch.float64, device=generator.device
     )
     # Scaled by the sum, which rounding leaves beside 1: u below it always finds a token.
-    return torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True).squeeze(-1)
+    return tokens.to(logits.device)
+
+
+def _drawing_device(device: torch.device) -> torch.device:
+    """Where tokens are drawn: Apple's GPUs have no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _drawn_from(logits: Tensor, tokens: Tensor, temperature: float) -> TokenLogps:

@@ -175,6 +175,11 @@ def peak_memory_gb() -> float:
 
 def _share_prefixes(trainer: Trainer) -> None:
     """In the model that a trainer of TRL trains, and in its reference where that is another one."""
+    if trainer.args.neftune_noise_alpha is not None:
+        logging.getLogger(__name__).warning(
+            "Prompts are not shared between rows: `neftune_noise_alpha` draws noise for each."
+        )
+        return
     for model in (trainer.model, getattr(trainer, "ref_model", None)):
         if isinstance(model, PreTrainedModel | PeftModel):
             share_prefixes(model)

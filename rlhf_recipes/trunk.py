@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 # Their decoder is embeddings, `layers`, `norm`, and gives hidden states to a layer unchanged.
@@ -43,3 +44,9 @@ def only_layers(base: PreTrainedModel, part: slice) -> Iterator[None]:
         yield
     finally:
         decoder.layers, decoder.norm = layers, norm
+
+
+def trunk_input(base: PreTrainedModel, trunk: Tensor) -> Tensor:
+    """A trunk as the layers above take it; reentrant checkpointing wants a gradient to flow in."""
+    checkpointing = getattr(base.base_model, "gradient_checkpointing", False)
+    return trunk.detach().requires_grad_(checkpointing and torch.is_grad_enabled())

@@ -360,7 +360,18 @@ def test_what_cannot_share_is_left_as_it_is_and_the_log_says_why(tokenizer, capl
     )
     dropout = tiny("gpt2", tokenizer)
     dropout.transformer.drop.p = 0.1
-    for model, reason in ((sliding, "sliding"), (gemma, "gemma"), (dropout, "disable_dropout")):
+    attention_dropout = tiny("llama", tokenizer, attention_dropout=0.1)
+    flash = tiny("llama", tokenizer)
+    flash.config._attn_implementation = "flash_attention_2"
+    hidden = tiny("llama", tokenizer, output_hidden_states=True)
+    for model, reason in (
+        (sliding, "sliding window"),
+        (gemma, "gemma"),
+        (dropout, "dropout"),
+        (attention_dropout, "dropout"),
+        (flash, "flash_attention_2"),
+        (hidden, "every layer"),
+    ):
         forward, attention = model.base_model.forward, model.config._attn_implementation
         caplog.clear()
         with caplog.at_level(logging.WARNING):
@@ -379,3 +390,78 @@ def test_generation_is_what_it_was(tokenizer):
     expected = model.generate(ids, **settings)
     assert share_prefixes(model)
     assert torch.equal(model.generate(ids, **settings), expected)
+
+
+def logps(model, ids, mask):
+    with torch.no_grad():
+        labels = ids.masked_fill(mask == 0, -100)
+        output = model(
+            input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, use_cache=False
+        )
+    return output.log_probs
+
+
+def test_a_batch_is_known_by_its_values(tokenizer, tmp_path):
+    """The trunk of the last pass serves the same batch, not the same tensors."""
+    upper = {"target_modules": ["q_proj"], "layers_to_transform": [2]}
+    stock, ours = (trainer_of("dpo", "llama", tokenizer, tmp_path, lora=upper) for _ in range(2))
+    shared(ours)
+    ids = torch.randint(5, 200, (2, 12), generator=torch.Generator().manual_seed(0))
+    ids[1, :6] = ids[0, :6]
+    mask = torch.ones_like(ids)
+
+    def assert_equal():
+        expected = logps(stock.model, ids, mask)
+        torch.testing.assert_close(logps(ours.model, ids, mask), expected, rtol=1e-4, atol=1e-4)
+
+    assert_equal()
+    passes = len(ours.seen)
+    logps(ours.model, ids.clone(), mask.clone())
+    assert len(ours.seen) == passes  # the embeddings were not asked again
+    mask[1, 9:] = 0
+    assert_equal()
+    ids[0, 3] += 1
+    assert_equal()
+    ids[0, 3] -= 1
+    for trainer in (stock, ours):
+        # Another adapter, with weights that do something, reaches further down.
+        torch.manual_seed(1)
+        lower = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[0])
+        trainer.model.add_adapter("lower", lower)
+        randomise(trainer.model)
+        trainer.model.set_adapter("lower")
+    assert_equal()
+
+
+def test_a_copy_of_a_sharing_model_has_its_own_weights(tokenizer, tmp_path):
+    model = shared(trainer_of("dpo", "llama", tokenizer, tmp_path)).model
+    ids = torch.randint(5, 200, (2, 12), generator=torch.Generator().manual_seed(0))
+    twin, mask = copy.deepcopy(model), torch.ones_like(ids)
+    before = logps(model, ids, mask)
+    for parameter in twin.parameters():
+        parameter.data.zero_()
+    uniform = -torch.tensor(float(len(tokenizer))).log()
+    torch.testing.assert_close(logps(twin, ids, mask), uniform.expand(2, 11))
+    assert torch.equal(logps(model, ids, mask), before)
+
+
+def test_a_batch_without_labels_gives_zeros(tokenizer, tmp_path):
+    model = shared(trainer_of("dpo", "llama", tokenizer, tmp_path)).model
+    ids, mask = torch.full((2, 4), 9), torch.ones(2, 4, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    output = model(
+        input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, use_cache=False
+    )
+    assert not output.log_probs.any()
+    output.log_probs.sum().backward()
+
+
+def test_checkpointing_of_either_kind_works_above_a_trunk(tokenizer, tmp_path):
+    upper = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [2]}
+    for reentrant in (False, True):
+        checkpointing = {
+            "activation_checkpointing": True,
+            "activation_checkpointing_kwargs": {"use_reentrant": reentrant},
+        }
+        ours = compare("dpo", "llama", tokenizer, tmp_path, lora=upper, **checkpointing)
+        assert len(ours.seen) == 1

@@ -1,8 +1,10 @@
 import pytest
 import torch
 from scipy.stats import chisquare
+from transformers import DynamicCache, LlamaConfig
 
 from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.kv_cache import block_cache
 from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.sampling import end_ids, pad, positions, prompt_ids, sample
 
@@ -115,3 +117,45 @@ def test_prompts_prefilled_in_parts_give_what_each_gives_alone(model, tokenizer)
     together = sample(model, tokenizer, prompts, **settings)
     alone = [sample(model, tokenizer, [prompt], **settings)[0] for prompt in prompts]
     assert together == alone
+
+
+def test_an_empty_prompt_is_refused(model):
+    tokenizer = open_tokenizer("tiny")
+    with pytest.raises(RecipeError, match="'' has no token"):
+        sample(model, tokenizer, ["a", ""], max_completion_length=2)
+
+
+def test_log_probabilities_and_entropies_are_those_of_a_plain_forward_pass(model, tokenizer):
+    rows = sample(model, tokenizer, PROMPTS, max_completion_length=70, temperature=0.8, seed=2)
+    for prompt, (completion,) in zip(PROMPTS, rows, strict=True):
+        ids = prompt_ids(tokenizer, prompt) + completion.ids
+        logits = plain_logits(model, ids)[-len(completion.ids) - 1 : -1] / 0.8
+        plain = torch.distributions.Categorical(logits=logits)
+        expected = plain.log_prob(torch.tensor(completion.ids))
+        torch.testing.assert_close(torch.tensor(completion.logps), expected, rtol=1e-4, atol=1e-4)
+        found = torch.tensor(completion.entropy)
+        torch.testing.assert_close(found, plain.entropy(), rtol=1e-4, atol=1e-4)
+
+
+def test_equal_prompts_may_stand_anywhere(model, tokenizer):
+    settings = {"max_completion_length": 6, "temperature": 0, "batch_size": 4}
+    prompts = [PROMPTS[1], PROMPTS[0], PROMPTS[1], PROMPTS[2], PROMPTS[1]]
+    alone = {p: sample(model, tokenizer, [p], **settings)[0] for p in PROMPTS}
+    assert sample(model, tokenizer, prompts, **settings) == [alone[p] for p in prompts]
+
+
+def test_a_cache_grows_by_blocks_and_keeps_chosen_rows():
+    grown, plain = block_cache(LlamaConfig(num_hidden_layers=1)), DynamicCache()
+    generator = torch.Generator().manual_seed(0)
+    rows = 3
+    for step, length in enumerate((5, 1, 1, 70, 1)):
+        states = torch.randn(2, rows, 2, length, 4, generator=generator)
+        for one, other in zip(grown.update(*states, 0), plain.update(*states, 0), strict=True):
+            assert torch.equal(one, other)
+        if step in (1, 3):
+            for cache in (grown, plain):
+                cache.batch_select_indices(torch.tensor([2, 0, 0, 1]))
+            rows = 4
+        if step == 2:
+            for cache in (grown, plain):
+                cache.batch_repeat_interleave(1)

@@ -170,8 +170,10 @@ class RolloutWorker:
         In lower precision a cached step and a whole pass differ by far more: the ratio of the first
         update would be noise.
         """
-        full = self.roles.base.dtype == torch.float32
-        return full and not (self.config.bf16 or self.config.fp16)
+        base, config = self.roles.base, self.config
+        quantized = getattr(base, "is_quantized", False)
+        rounded = config.mixed_precision != "no" or config.tf32 or quantized
+        return base.dtype == torch.float32 and not rounded
 
     def behaviour(self, completions: Sequence[Completion]) -> TokenLogps:
         """What the sampler knows of its completions, shape (batch, completion), 0 for padding."""

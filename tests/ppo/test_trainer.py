@@ -50,7 +50,7 @@ def test_the_sampler_knows_log_probabilities_and_entropies_of_a_training_pass(
     torch.testing.assert_close(known.entropy, passes.entropy, rtol=1e-4, atol=1e-4)
     assert (passes.logps - passes.ref_logps).abs().max() > 0.1
     assert worker.sampler_is_exact
-    worker.config.bf16 = True
+    worker.config.mixed_precision = "bf16"
     assert not worker.sampler_is_exact
 
 

@@ -117,12 +117,7 @@ def sample(
         progress: Title of a progress bar over completions; None shows none.
     """
     generator = torch.Generator(_drawing_device(model.device)).manual_seed(seed)
-    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    if not all(encoded):
-        raise RecipeError(
-            f"The prompt {prompts[encoded.index([])]!r} has no token, so there is nothing to "
-            "complete. Leave empty prompts out of the data."
-        )
+    encoded = [_to_complete(tokenizer, prompt) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), encoded[i]))
     rows = [i for i in by_length for _ in range(num_completions)]
     ends = end_ids(model, tokenizer)
@@ -144,6 +139,16 @@ def sample(
                 completions[row].append(Completion(ids, text, ids[-1] in ends, *facts))
             bar.update(len(batch))
     return completions
+
+
+def _to_complete(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    ids = prompt_ids(tokenizer, prompt)
+    if not ids:
+        raise RecipeError(
+            f"The prompt {prompt!r} has no token, so there is nothing to complete. Leave empty "
+            "prompts out of the data."
+        )
+    return ids
 
 
 class Sampled(NamedTuple):

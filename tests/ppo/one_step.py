@@ -11,6 +11,7 @@ import torch
 
 from rlhf_recipes.ppo.episodes import Episodes, Rollout
 from rlhf_recipes.ppo.trainer import PPOTrainer
+from rlhf_recipes.training import leave
 from tests.ppo.conftest import make_trainer, weights
 
 EPISODES = 8
@@ -62,3 +63,4 @@ if __name__ == "__main__":
     ran = one_step(Path(sys.argv[1]), sys.argv[2], processes=2)
     if ran.is_world_process_zero():
         torch.save(weights(ran.roles), Path(sys.argv[1], "weights.pt"))
+    leave()

@@ -137,6 +137,8 @@ def trainer_of(
 def one_step(trainer):
     """Loss, metrics and gradients of the first batch."""
     trainer.model.train()
+    if trainer.args.activation_checkpointing:  # the training loop does this
+        trainer.model.activation_checkpointing_enable(trainer.args.activation_checkpointing_kwargs)
     batch = next(iter(trainer.get_train_dataloader()))
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
@@ -394,7 +396,9 @@ def test_generation_is_what_it_was(tokenizer):
 
 def logps(model, ids, mask):
     with torch.no_grad():
-        labels = ids.masked_fill(mask == 0, -100)
+        # A row's first token follows nothing.
+        follows = torch.nn.functional.pad(mask[:, :-1], (1, 0)) * mask
+        labels = ids.masked_fill(follows == 0, -100)
         output = model(
             input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, use_cache=False
         )

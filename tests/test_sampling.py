@@ -158,4 +158,4 @@ def test_a_cache_grows_by_blocks_and_keeps_chosen_rows():
             rows = 4
         if step == 2:
             for cache in (grown, plain):
-                cache.batch_repeat_interleave(1)
+                cache.reorder_cache(torch.tensor([3, 1, 2, 0]))

@@ -141,7 +141,14 @@ def test_equal_prompts_may_stand_anywhere(model, tokenizer):
     settings = {"max_completion_length": 6, "temperature": 0, "batch_size": 4}
     prompts = [PROMPTS[1], PROMPTS[0], PROMPTS[1], PROMPTS[2], PROMPTS[1]]
     alone = {p: sample(model, tokenizer, [p], **settings)[0] for p in PROMPTS}
+    seen = []
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda _, ids, __: seen.append(ids[0].shape)
+    )
     assert sample(model, tokenizer, prompts, **settings) == [alone[p] for p in prompts]
+    hook.remove()
+    # Four rows and one are two batches, of which the first has two different prompts.
+    assert sum(rows for rows, length in seen if length > 1) == 3
 
 
 def test_a_cache_grows_by_blocks_and_keeps_chosen_rows():

@@ -47,3 +47,12 @@ def test_episodes_are_counted_in_whole_rollouts(tmp_path, episodes, rollouts):
     assert plan.steps(episodes) == rollouts * 6
     assert plan.rollouts(plan.steps(episodes)) == rollouts
     assert plan.rollouts(plan.steps(episodes) - 5) == rollouts
+
+
+def test_a_prompts_completions_are_in_one_minibatch(tmp_path):
+    plan = schedule(tmp_path, per_device_train_batch_size=4, num_generations=2)
+    for epoch in range(3):
+        rows = [plan.minibatch_rows(Place(0, epoch, m, 0)).tolist() for m in range(2)]
+        assert sorted(rows[0] + rows[1]) == list(range(8))
+        for minibatch in rows:
+            assert [row // 2 for row in minibatch[::2]] == [row // 2 for row in minibatch[1::2]]

@@ -217,9 +217,8 @@ def record_verdicts(
         try:
             for future in tqdm(as_completed(futures), desc=progress, total=len(futures)):
                 future.result()
-        except BaseException:
+        finally:  # after an error or an interruption there are some left
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 def in_order(verdicts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -90,6 +90,19 @@ def dropout_of(module: nn.Module) -> bool:
     return any(isinstance(value, float) and value > 0 for value in values)
 
 
+def takes_packed(base: PreTrainedModel) -> bool:
+    """Give a model the attention that packed passes need; False, and why in the log, if it cannot.
+
+    Its other passes stay what they were.
+    """
+    reason = obstacle(base)
+    if reason is not None:
+        log.warning("Prompts are not shared between rows: %s.", reason)
+        return False
+    base.set_attn_implementation(SHARED_ATTENTION)
+    return True
+
+
 def share_prefixes(model: nn.Module) -> bool:
     """Compute what rows of a batch have in common once, in every pass of the model without a cache.
 
@@ -104,11 +117,8 @@ def share_prefixes(model: nn.Module) -> bool:
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if isinstance(base.base_model.forward, _SharingForward):
         return True
-    reason = obstacle(base)
-    if reason is not None:
-        log.warning("Prompts are not shared between rows: %s.", reason)
+    if not takes_packed(base):
         return False
-    base.set_attn_implementation(SHARED_ATTENTION)
     base.base_model.forward = _SharingForward(base)
     if base.get_output_embeddings() is not None:
         base.forward = _LabelledForward(base.forward)

@@ -29,7 +29,7 @@ from rlhf_recipes.logprobs import TokenLogps, token_logps
 from rlhf_recipes.merging import merged
 from rlhf_recipes.models import refuse_scaled_logits
 from rlhf_recipes.packing import packing_of
-from rlhf_recipes.prefix_sharing import DROPOUTS, SHARED_ATTENTION, obstacle, packed_pass
+from rlhf_recipes.prefix_sharing import DROPOUTS, packed_pass, takes_packed
 from rlhf_recipes.sampling import positions
 from rlhf_recipes.trunk import lowest_adapted_layer, only_layers, trunk_input
 
@@ -64,9 +64,7 @@ class Roles(nn.Module):
                 if isinstance(getattr(module, name), float):
                     setattr(module, name, 0.0)
         refuse_scaled_logits(base)
-        self.packs = prefix_sharing and obstacle(base) is None
-        if self.packs:
-            base.set_attn_implementation(SHARED_ATTENTION)
+        self.packs = prefix_sharing and takes_packed(base)
 
     def attach(self, role: str, config: LoraConfig, *, trainable: bool) -> None:
         """Add a fresh adapter: B = 0, so the role starts as the base itself."""

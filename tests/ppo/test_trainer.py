@@ -46,8 +46,8 @@ def test_the_sampler_knows_log_probabilities_and_entropies_of_a_training_pass(
     known = worker.behaviour(completions)
     with torch.no_grad():
         passes = worker.passes(*worker.batch(prompts, completions))
-    torch.testing.assert_close(known.logps, passes.logps, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(known.entropy, passes.entropy, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(known.logps, passes.logps, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(known.entropy, passes.entropy, rtol=1e-5, atol=1e-5)
     assert (passes.logps - passes.ref_logps).abs().max() > 0.1
     assert worker.sampler_is_exact
     worker.config.mixed_precision = "bf16"

@@ -104,10 +104,11 @@ class RewardModel:
         ordered = sorted(range(len(encoded)), key=encoded.__getitem__)
         scores = [0.0] * len(encoded)
         starts = range(0, len(ordered), self.batch_size)
-        for start in tqdm(starts, desc=progress, disable=progress is None):
-            rows = ordered[start : start + self.batch_size]
-            for row, score in zip(rows, self._score([encoded[i] for i in rows]), strict=True):
-                scores[row] = score
+        with self.roles.merged(self.role):
+            for start in tqdm(starts, desc=progress, disable=progress is None):
+                rows = ordered[start : start + self.batch_size]
+                for row, score in zip(rows, self._score([encoded[i] for i in rows]), strict=True):
+                    scores[row] = score
         return scores
 
     def _score(self, sequences: Sequence[Sequence[int]]) -> list[float]:

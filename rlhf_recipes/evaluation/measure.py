@@ -93,10 +93,11 @@ class Meter:
             torch.cat([left_mask, right_mask], 1).to(device),
         )
         trunk = self.roles.trunk(*inputs)
-        states = [
-            self.roles.completion_states(r, *inputs, right.shape[1], trunk).split(TOKENS_AT_ONCE)
-            for r in (role, self.reference)
-        ]
+        states = []
+        for each in (role, self.reference):
+            with self.roles.merged(each):
+                found = self.roles.completion_states(each, *inputs, right.shape[1], trunk)
+            states.append(found.split(TOKENS_AT_ONCE))
         ids = right[right_mask].to(device).split(TOKENS_AT_ONCE)
         facts = torch.cat([self._differences(*part) for part in zip(ids, *states, strict=True)], 1)
         by_response = facts.split([len(c.ids) for _, c in samples], dim=1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_recipes.evaluation.detectors import (
     echoes_prompt,
@@ -20,7 +21,7 @@ from rlhf_recipes.evaluation.detectors import (
 from rlhf_recipes.evaluation.samples import Collection, ModelSamples, Record
 from rlhf_recipes.evaluation.statistics import (
     Array,
-    holm,
+    correct,
     rate_difference,
     sign_flip_test,
     sign_test,
@@ -147,27 +148,26 @@ DETECTORS = {
 OF_THE_TEXT = ("empty", "repetition", "role_leak", "refusal", "prompt_echo", "degenerate_text")
 
 
-def failed(collection: Collection) -> dict[str, dict[str, list[list[bool]]]]:
-    """Whether each detector fires on each sample, by detector, model, prompt and sample."""
-    seen = {
-        name: context(model, collection.base, gold="gold" in collection.metrics)
-        for name, model in collection.models.items()
-    }
+Fired = dict[str, dict[str, NDArray[np.bool_]]]
+"""Whether a detector fires on a sample, by detector and model, shape (prompts, samples)."""
+
+
+def failed(collection: Collection) -> Fired:
+    """Each detector on each sample of each model."""
+    gold = "gold" in collection.metrics
+    seen = {n: context(m, collection.base, gold=gold) for n, m in collection.models.items()}
     return {
         detector: {
-            name: [[rule.fires(record, seen[name]) for record in row] for row in model.records]
+            name: np.array([[rule.fires(r, seen[name]) for r in row] for row in model.records])
             for name, model in collection.models.items()
         }
         for detector, rule in DETECTORS.items()
     }
 
 
-Fired = dict[str, dict[str, list[list[bool]]]]
-
-
 def flags(fired: Fired, name: str, row: int, column: int = 0) -> list[str]:
     """Names of the detectors that fire on one sample of a model."""
-    return [detector for detector, models in fired.items() if models[name][row][column]]
+    return [detector for detector, models in fired.items() if models[name][row, column]]
 
 
 def failure_analysis(collection: Collection, fired: Fired) -> dict[str, Any]:
@@ -179,50 +179,30 @@ def failure_analysis(collection: Collection, fired: Fired) -> dict[str, Any]:
     not tested.
     """
     analysis: dict[str, Any] = {}
-    tested: list[dict[str, Any]] = []
-    finals = {model.name for model in collection.finals}
     for detector, by_model in fired.items():
-        base = _rates(by_model[collection.base.name])
         per_model = {}
         for name, model in collection.models.items():
-            rates = _rates(by_model[name])
-            entry = _failure_entry(model, by_model[name], rates)
+            found, rates = by_model[name], by_model[name].mean(axis=1)
+            ids = [model.flat[i]["id"] for i in np.flatnonzero(found)]
+            per_model[name] = {
+                "n": found.size,
+                "count": len(ids),
+                "rate": float(rates.mean()),
+                "ci": wilson(float(rates.mean()), len(rates)),
+                "examples": ids[:EXAMPLES],
+            }
             if model is not collection.base:
-                single = len(model.records[0]) * len(collection.base.records[0]) == 1
-                entry |= _compared(rates, base, single=single)
-            if name in finals:
-                tested.append(entry)
-            per_model[name] = entry
+                per_model[name] |= _compared(found, by_model[collection.base.name])
         definition = DETECTORS[detector].definition
         analysis[detector] = {"definition": definition, "per_model": per_model}
-    for entry, p_holm in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
-        entry["p_holm"] = p_holm
+    correct([each["per_model"][m.name] for each in analysis.values() for m in collection.finals])
     return analysis
 
 
-def _rates(fired: list[list[bool]]) -> Array:
-    return np.array([np.mean(row) for row in fired])
-
-
-def _failure_entry(model: ModelSamples, fired: list[list[bool]], rates: Array) -> dict[str, Any]:
-    ids = [
-        record["id"]
-        for row, found in zip(model.records, fired, strict=True)
-        for record, fires in zip(row, found, strict=True)
-        if fires
-    ]
-    return {
-        "n": sum(map(len, model.records)),
-        "count": len(ids),
-        "rate": float(rates.mean()),
-        "ci": list(wilson(float(rates.mean()), len(rates))),
-        "examples": ids[:EXAMPLES],
-    }
-
-
-def _compared(rates: Array, base: Array, *, single: bool) -> dict[str, Any]:
-    difference, interval = rate_difference(rates, base)
-    p = sign_flip_test(rates - base)
-    if single:
-        p = sign_test(int((rates > base).sum()), int((rates < base).sum()))
-    return {"diff_vs_base": difference, "diff_ci": list(interval), "p": p, "p_holm": None}
+def _compared(fired: NDArray[np.bool_], base: NDArray[np.bool_]) -> dict[str, Any]:
+    rates, reference = fired.mean(axis=1), base.mean(axis=1)
+    difference, interval = rate_difference(rates, reference)
+    gaps = rates - reference
+    single = fired.shape[1] * base.shape[1] == 1
+    p = sign_test(int((gaps > 0).sum()), int((gaps < 0).sum())) if single else sign_flip_test(gaps)
+    return {"diff_vs_base": difference, "diff_ci": interval, "p": p, "p_holm": None}

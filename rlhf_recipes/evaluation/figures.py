@@ -12,10 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from rlhf_recipes.evaluation.samples import Collection, reward_of
+from rlhf_recipes.evaluation.samples import Collection, Results, reward_of
 from rlhf_recipes.evaluation.statistics import SEED
-
-Results = dict[str, Any]
 
 # Okabe and Ito's palette: told apart with any kind of colour vision.
 COLOURS = {

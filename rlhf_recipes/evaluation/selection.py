@@ -16,8 +16,7 @@ def samples_shown(collection: Collection, fired: Fired) -> Results:
     finals = collection.finals
     gains = np.mean([m.scores(primary).mean(axis=1) - base for m in finals], axis=0)
     kl = np.mean([m.values("kl").mean(axis=1) for m in finals], axis=0)
-    flagged = sum(by_model[m.name][:, 0].astype(int) for by_model in fired.values() for m in finals)
-    assert isinstance(flagged, np.ndarray)
+    flagged = np.sum([fires[m.name][:, 0] for fires in fired.values() for m in finals], axis=0)
     rng = np.random.default_rng(SEED)
     rows = sorted(rng.choice(len(base), min(AT_RANDOM, len(base)), replace=False))
     chosen = {int(row): "drawn at random" for row in rows}

@@ -130,9 +130,9 @@ def _code(text: str, samples: Results) -> str:
 
 
 def _inert_json(data: Results) -> Markup:
-    """JSON without a character that could end a script element, or that is no UTF-8."""
+    """JSON without a character that could end or begin an element."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    unsafe = r"[<>&\u2028\u2029\ud800-\udfff]"
+    unsafe = r"[<>&\u2028\u2029]"
     return Markup(re.sub(unsafe, lambda found: f"\\u{ord(found[0]):04x}", text))
 
 

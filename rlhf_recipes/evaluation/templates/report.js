@@ -28,6 +28,8 @@
     return data.models.flatMap((model, place) => (isShown(model) ? [place] : []));
   }
 
+  const most = () => Math.max(...shown().map((place) => prompt.answers[place].samples.length), 1);
+
   function words(one) {
     if (!searched.has(one)) {
       const said = one.answers.flatMap((answer) => answer.samples.map(({ text }) => text));
@@ -108,9 +110,9 @@
           element("span", { "aria-hidden": "true" }, signs[answer.outcome]), ` ${outcome}`),
       );
     const facts = element("dl", {});
-    const values = [...scores.map((score, i) => [data.metrics[i], score]), ["KL", kl], ["tokens", tokens]];
-    values.push(["finish", finish === "length" ? "cut off" : "ended"]);
-    if (answer.samples.length > 1) values.push(["sample", `${k + 1}/${answer.samples.length}`]);
+    const values = [...scores.map((score, i) => [data.metrics[i], score]), ["KL", kl]];
+    values.push(["tokens", finish === "length" ? `${tokens}, cut off` : tokens]);
+    if (k !== sample) values.push(["sample", `${k + 1}, its last`]);
     for (const [fact, value] of values)
       facts.append(element("div", {}, element("dt", {}, fact), element("dd", {}, String(value))));
     const failures = element("p", { class: "flags" });
@@ -129,7 +131,9 @@
     const at = matches.indexOf(prompt);
     state.textContent = `${matches.length} of ${data.prompts.length} prompts`;
     if (at < 0) return view.replaceChildren(element("p", {}, "No prompt fits these filters."));
+    sample = Math.min(sample, most() - 1);
     state.textContent += `, no. ${at + 1}`;
+    if (most() > 1) state.textContent += `, sample ${sample + 1} of ${most()}`;
     const title = element("h3", {}, `Prompt ${prompt.id}`);
     if (prompt.reason) title.append(element("small", {}, prompt.reason));
     const asked = element("div", { class: "asked" }, title, ...prompt.turns.map(turn));
@@ -205,8 +209,8 @@
   }
 
   function stepSample(by) {
-    const most = Math.max(...shown().map((place) => prompt?.answers[place].samples.length ?? 1));
-    sample = Math.min(Math.max(sample + by, 0), most - 1);
+    if (!matches.length) return;
+    sample = Math.min(Math.max(sample + by, 0), most() - 1);
     update();
   }
 

@@ -1,6 +1,7 @@
 """What a report is made of. Each block is rendered to Markdown and to HTML by its kind."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,17 @@ class Excerpts:
     kind: str = "excerpts"
 
 
-Block = Text | Table | Picture | Code | Excerpts
+@dataclass(frozen=True)
+class Samples:
+    """All answers to browse where a script may run, and the prompts to read where none does."""
+
+    rule: str
+    shown: list[Excerpts]
+    data: dict[str, Any]
+    kind: str = "samples"
+
+
+Block = Text | Table | Picture | Code | Excerpts | Samples
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from rlhf_recipes.evaluation.evidence import (
     metrics_of,
     policies_of,
     reward_model_section,
-    samples_section,
 )
+from rlhf_recipes.evaluation.sample_browser import samples_section
 from rlhf_recipes.evaluation.samples import Collection, reward_of
 from rlhf_recipes.evaluation.sentences import gain, number, percent, rate
 

@@ -1,10 +1,9 @@
-"""The parts of a report to look into: failures, wrong pairs, training curves, samples."""
+"""The parts of a report to look into: failures, wrong pairs, training curves."""
 
 from typing import Any
 
 from rlhf_recipes.evaluation import sentences as say
 from rlhf_recipes.evaluation.blocks import Block, Excerpt, Excerpts, Picture, Section, Table, Text
-from rlhf_recipes.evaluation.samples import FIELD, Collection
 from rlhf_recipes.evaluation.sentences import number, optional, percent, rate, span
 
 Results = dict[str, Any]
@@ -160,22 +159,3 @@ def _outcome(check: Results) -> str:
     if check["value"] is None:
         return ""
     return str(check["outcome"]) if "outcome" in check else "raised" if check["raised"] else "fine"
-
-
-def samples_section(results: Results, collection: Collection) -> Section:
-    """Responses of all models to the same prompts, chosen by the stated rule."""
-    shown = results["samples_shown"]
-    blocks: list[Block] = [Text([f"Selection: {shown['rule']}."], bullets=False)]
-    for choice in shown["prompts"]:
-        row = choice["row"]
-        texts = []
-        for name, sample in choice["samples"].items():
-            scores = (sample.get("scores") or {}) | {m: sample.get(f) for m, f in FIELD.items()}
-            facts = [f"{m} {number(scores[m])}" for m in metrics_of(results)]
-            facts += [f"KL {number(sample['kl'])}"] if name != "base" else []
-            facts += [f"{sample['n_tokens']} tokens", *sample["flags"]]
-            response = collection.models[name].records[row][0]["response"]
-            texts.append(Excerpt(name, facts, response))
-        title = f"Prompt {choice['prompt_id']} ({choice['reason']})"
-        blocks.append(Excerpts(title, collection.base.records[row][0]["prompt"], texts))
-    return Section("Samples", blocks)

@@ -1,6 +1,8 @@
 """ANALYSIS.md, report.html and the closing table, from the results."""
 
 import base64
+import hashlib
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from rlhf_recipes.evaluation.blocks import Section
+from rlhf_recipes.evaluation.blocks import Section, Table
 from rlhf_recipes.evaluation.figures import colours
 from rlhf_recipes.evaluation.samples import reward_of
 from rlhf_recipes.evaluation.sentences import number, percent, percent_span
@@ -18,6 +20,11 @@ Results = dict[str, Any]
 
 TITLE = "RLHF evaluation"
 WIDTH = 100
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+    "base-uri 'none'; form-action 'none'"
+)
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_markdown(sections: list[Section]) -> str:
@@ -28,19 +35,30 @@ def render_markdown(sections: list[Section]) -> str:
 
 
 def render_html(sections: list[Section], results: Results, figures: Path) -> str:
-    """report.html: one file with its figures inside, no script, every text escaped."""
+    """report.html: one file with its figures, style and script inside.
+
+    Every text is escaped, the samples for the script are JSON that cannot end their element, and a
+    policy lets only this very script run and nothing be loaded.
+    """
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     environment = _environment(autoescape=True)
-    environment.filters |= {
-        "inline": _inline,
+    filters: dict[str, Any] = {
+        "inline": lambda text: _inline(text, results["flags"]),
         "anchor": lambda text: text.lower().replace(" ", "-"),
+        "inert_json": _inert_json,
+        "numeric_columns": _numeric_columns,
     }
+    environment.filters |= filters
     return environment.get_template("report.html.j2").render(
         title=TITLE,
         sections=sections,
         config=results["config"],
-        run=results["run"],
         colours=colours(results),
         embed=lambda name: base64.b64encode((figures / name).read_bytes()).decode("ascii"),
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        policy=POLICY.format(digest=digest),
     )
 
 
@@ -97,6 +115,28 @@ def _fenced(text: str) -> str:
     return f"{fence}text\n{wrapped}\n{fence}"
 
 
-def _inline(text: str) -> Markup:
-    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+def _inline(text: str, samples: Results) -> Markup:
+    """Marks as HTML; the id of a sample leads to it in the browser."""
+    marked = re.sub(r"`([^`]+)`", lambda code: _code(code[1], samples), str(escape(text)))
     return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", marked))
+
+
+def _code(text: str, samples: Results) -> str:
+    code = f"<code>{text}</code>"
+    place = re.search(r"-(\d+)-(\d+)$", text) if text in samples else None
+    if place is None:
+        return code
+    return f'<a href="#prompt={int(place[1])}&amp;sample={int(place[2]) + 1}">{code}</a>'
+
+
+def _inert_json(data: Results) -> Markup:
+    """JSON without a character that could end or begin an element."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    unsafe = r"[<>&\u2028\u2029]"
+    return Markup(re.sub(unsafe, lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def _numeric_columns(table: Table) -> list[bool]:
+    """Which columns hold numbers, blanks apart: their digits stand below each other."""
+    columns = zip(*table.rows, strict=True)
+    return [all(re.match(r"[-+]?\d|$", value) for value in column) for column in columns]

@@ -29,6 +29,7 @@ REASONS: dict[Reason, str] = {
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 _HH_START = re.compile(r"\s*Human:")
 _HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+_SPOKEN = re.compile(r"(?:\A|\n\n)(Human|Assistant|System): ")
 
 
 class Lengths(NamedTuple):
@@ -85,6 +86,18 @@ def prompt_text(prompt: str | Sequence[Mapping[str, str]]) -> str:
         return prompt[0]["content"]
     names = {role: name for name, role in HH_ROLES.items()}
     return "\n\n".join(f"{names.get(m['role'], 'System')}: {m['content']}" for m in prompt)
+
+
+def spoken_turns(text: str) -> list[tuple[str, str]]:
+    r"""The turns that `prompt_text` joined, each with its speaker; a single one has none.
+
+    >>> spoken_turns("Human: hi\n\nAssistant: yes?\n\nHuman: help")
+    [('Human', 'hi'), ('Assistant', 'yes?'), ('Human', 'help')]
+    """
+    if not _SPOKEN.match(text):
+        return [("", text)]
+    parts = _SPOKEN.split(text)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def answer_text(answer: Text) -> str:

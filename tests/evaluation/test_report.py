@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -7,6 +9,7 @@ import pytest
 from rlhf_recipes.evaluation import analyse, closing_table
 
 HOSTILE = (
+    "\u2028"
     '<script>alert("x")</script> | **bold** `code` </details> ![x](http://example.org)\n'
     "````\n<script>alert(2)</script>"
 )
@@ -41,10 +44,28 @@ def tags_of(output):
 
 
 def test_what_models_write_stays_text_in_html(hostile):
-    names = {tag for tag, _ in tags_of(hostile)}
-    assert "script" not in names
+    scripts = [attrs for tag, attrs in tags_of(hostile) if tag == "script"]
+    assert scripts == [{"id": "samples-data", "type": "application/json"}, {}]
     assert not any("onerror" in attrs for _, attrs in tags_of(hostile))
     assert "&lt;script&gt;" in (hostile / "results" / "report.html").read_text()
+
+
+def test_the_samples_for_the_script_are_all_there_and_hold_no_markup(hostile):
+    html = (hostile / "results" / "report.html").read_text()
+    text = html.partition('type="application/json">')[2].partition("</script>")[0]
+    assert not set("<>&\u2028\u2029") & set(text)
+    data = json.loads(text)
+    assert [answer["samples"][0]["text"] for answer in data["prompts"][0]["answers"]][1] == HOSTILE
+    assert len(data["prompts"]) == 8
+
+
+def test_only_the_script_of_the_page_may_run(evaluated):
+    html = (evaluated / "results" / "report.html").read_text()
+    script = html.rpartition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(attrs["content"] for _, attrs in tags_of(evaluated) if "http-equiv" in attrs)
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["default-src"] == "'none'" and rules["script-src"] == f"'sha256-{digest}'"
 
 
 def test_what_models_write_stays_in_its_fence_in_markdown(hostile):
@@ -57,7 +78,8 @@ def test_what_models_write_stays_in_its_fence_in_markdown(hostile):
 
 def test_the_report_loads_nothing_from_elsewhere(evaluated):
     for tag, attrs in tags_of(evaluated):
-        assert tag not in ("script", "link", "iframe")
+        assert tag not in ("link", "iframe", "base")
+        assert tag == "img" or "src" not in attrs
         if tag == "img":
             assert attrs["src"].startswith("data:image/png;base64,") and attrs["alt"]
         if tag == "a":
@@ -69,7 +91,8 @@ def test_every_link_of_the_contents_leads_to_a_section(evaluated):
     tags = tags_of(evaluated)
     ids = {attrs["id"] for tag, attrs in tags if tag == "section"}
     links = {attrs["href"][1:] for tag, attrs in tags if tag == "a"}
-    assert links == ids and len(ids) > 8
+    samples = {link for link in links if link.startswith("prompt=")}
+    assert links - samples == ids and len(ids) > 8 and samples
 
 
 def test_both_reports_say_the_same(evaluated):

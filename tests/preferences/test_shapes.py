@@ -9,6 +9,7 @@ from rlhf_recipes.preferences.shapes import (
     is_hh,
     parse_pair,
     prompt_text,
+    spoken_turns,
 )
 
 USER = {"role": "user", "content": "Hi"}
@@ -171,3 +172,15 @@ def test_prompt_text_is_readable() -> None:
     assert prompt_text("Hi") == "Hi"
     assert prompt_text([USER]) == "Hi"
     assert prompt_text([USER, GOOD, USER]) == "Human: Hi\n\nAssistant: Hello!\n\nHuman: Hi"
+
+
+def test_a_readable_prompt_is_taken_apart_by_turns() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    assert spoken_turns(prompt_text([system, USER, GOOD, USER])) == [
+        ("System", "Be brief."),
+        ("Human", "Hi"),
+        ("Assistant", "Hello!"),
+        ("Human", "Hi"),
+    ]
+    assert spoken_turns("What did the Human: say?") == [("", "What did the Human: say?")]
+    assert spoken_turns("") == [("", "")]

@@ -38,7 +38,8 @@ def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
     size = min(map(len, texts.values()))
     # Against more texts a BLEU is higher, so every model has as many as the one with fewest.
     samples = min(len(model.records[0]) for model in models)
-    base = _by_prompt(collection.base, samples)
+    measured = {model.name: _by_prompt(model, samples) for model in models}
+    base = measured[collection.base.name]
     found: dict[str, dict[str, Any]] = {}
     for model in models:
         kept = _first(said[model.name], budget)
@@ -50,7 +51,7 @@ def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
             "self_bleu_across": float(np.mean(across)) if across else None,
             "compression_ratio": compression_ratio(texts[model.name][:size]),
         }
-        for measure, own in _by_prompt(model, samples).items():
+        for measure, own in measured[model.name].items():
             reference = None if model is collection.base else base[measure]
             found[model.name][measure] = _against(own, reference)
     for measure in base:
@@ -113,11 +114,15 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> list[float]:
     counts = [[Counter(_grams(tokens, n)) for n in range(1, ORDER + 1)] for tokens in texts]
     # What the other texts have of an n-gram matters up to what a text has itself, and that is the
     # second largest count of all texts: of a text with less, some other has as much.
-    most, clip = Counter[Gram](), Counter[Gram]()
+    most: dict[Gram, int] = {}
+    clip: dict[Gram, int] = {}
     for by_n in counts:
         for gram, count in (pair for grams in by_n for pair in grams.items()):
-            clip[gram] = max(clip[gram], min(most[gram], count))
-            most[gram] = max(most[gram], count)
+            best = most.get(gram, 0)
+            if count > best:
+                most[gram], clip[gram] = count, best
+            elif count > clip[gram]:
+                clip[gram] = count
     lengths = [len(tokens) for tokens in texts]
     return [
         _bleu(

@@ -6,6 +6,7 @@ with another policy or judge does only what is new.
 """
 
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,10 @@ class _Collection:
             for batch in tqdm(left, desc=f"{model.name}: responses", disable=not left):
                 started = time.monotonic()
                 prompts = [self.prompts[i] for i in batch]
-                # A batch's own seed: what it draws does not depend on where a run was cut off.
-                seed = int(np.random.SeedSequence([model.seed, batch[0]]).generate_state(1)[0])
+                # A model's own and a batch's own: answers of two models are independent, and what
+                # a batch draws depends neither on other models nor on where a run was cut off.
+                own = [model.seed, zlib.crc32(model.name.encode()), batch[0]]
+                seed = int(np.random.SeedSequence(own).generate_state(1)[0])
                 found = meter.respond(model.role, prompts, model.count, seed)
                 places = [(i, k) for i in batch for k in range(model.count)]
                 rows = [

@@ -56,8 +56,7 @@ class Model:
 def sampled_models(arguments: EvaluationArguments, policies: Sequence[Policy]) -> list[Model]:
     """Base, policies and control, in the order they are sampled in.
 
-    Every policy samples with the seed of base; only the control needs another. Where training
-    started from an adapter, that is the role of base.
+    Where training started from an adapter, that is the role of base.
     """
     role = REFERENCE if arguments.sft_model_path else None
     own = fingerprint(arguments.sft_model_path)

@@ -15,6 +15,7 @@ from rlhf_recipes.preferences.preparation import prepare
 from rlhf_recipes.preferences.shapes import Pair
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import prompt_ids
+from rlhf_recipes.training import keep_freed_memory, use_all_cores
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": LINEAR}
@@ -34,6 +35,13 @@ TRAINING: dict[str, Any] = {
 MAX_PROMPT_LENGTH = 192
 COMPLETION_LENGTH = 64
 PAIRS = 8  # in a batch
+
+
+def settle(case: Case) -> None:
+    """All cores for either side; ours sets up the process further, as its recipes do."""
+    use_all_cores()
+    if case["side"] == "ours":
+        keep_freed_memory()
 
 
 @dataclass(frozen=True)

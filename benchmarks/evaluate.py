@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from benchmarks.cases import COMPLETION_LENGTH, Setting
+from benchmarks.cases import COMPLETION_LENGTH, Setting, settle
 from benchmarks.measure import Case, measured, read_case, report
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.measure import Meter
@@ -19,7 +19,6 @@ from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.rewards import RewardModel, scored_ids
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Completion, Prompt, prompt_ids
-from rlhf_recipes.training import use_all_cores
 
 PEER = "one by one, three models"
 UNIT = "response"
@@ -128,7 +127,7 @@ def theirs(case: Case) -> tuple[Evaluate, Divergences]:
 def main() -> None:
     """Evaluate the case's prompts, after one to warm up."""
     case = read_case(sys.argv[1])
-    use_all_cores()
+    settle(case)
     evaluate, divergences = (ours if case["side"] == "ours" else theirs)(case)
     evaluate(case["prompts"][:1])
     found = measured(lambda: evaluate(case["prompts"]), case["count_flops"])

@@ -11,13 +11,12 @@ from peft import LoraConfig
 from transformers import set_seed
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.cases import COMPLETION_LENGTH, TRAINING, Setting
+from benchmarks.cases import COMPLETION_LENGTH, TRAINING, Setting, settle
 from benchmarks.measure import Case, measured_steps, read_case, report
 from rlhf_recipes.models import open_tokenizer
 from rlhf_recipes.prefix_sharing import share_prefixes
 from rlhf_recipes.rollout import rollout_func_for
 from rlhf_recipes.sampling import prompt_ids
-from rlhf_recipes.training import use_all_cores
 
 PEER = f"trl {version('trl')} GRPOTrainer"
 UNIT = "completion"
@@ -98,7 +97,7 @@ def given_completions(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any
 def main() -> None:
     """Train on the case's prompts."""
     case = read_case(sys.argv[1])
-    use_all_cores()
+    settle(case)
     trainer = build(case)
     found = measured_steps(trainer, case["count_flops"])
     logs = [log for log in trainer.state.log_history if "completions/mean_length" in log]

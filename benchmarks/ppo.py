@@ -10,12 +10,11 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from benchmarks.cases import COMPLETION_LENGTH, Setting
+from benchmarks.cases import COMPLETION_LENGTH, Setting, settle
 from benchmarks.measure import Case, measured, read_case, report
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
-from rlhf_recipes.training import use_all_cores
 
 PEER = "trl 1.12.0 PPOTrainer"
 UNIT = "episode"
@@ -71,7 +70,7 @@ def _merged(setting: Setting, adapter: str) -> str:
 def build(case: Case) -> PPOTrainer:
     """The trainer. An update in parts is exactly the same step in less memory."""
     minibatch = case["batch_size"] // case["num_mini_batches"]
-    part = min(minibatch, 8)
+    part = min(minibatch, 4)
     args = PPOConfig(
         output_dir=str(Path(case["folder"], "ours")),
         per_device_train_batch_size=part,
@@ -103,7 +102,7 @@ def build(case: Case) -> PPOTrainer:
 def main() -> None:
     """Train on the case's prompts, and score its fixed texts."""
     case = read_case(sys.argv[1])
-    use_all_cores()
+    settle(case)
     trainer = build(case)
     values = trainer.worker.scorer.reward_funcs[0](
         prompts=case["prompts"][:4], completions=case["texts"]

@@ -10,11 +10,10 @@ from peft import LoraConfig
 from transformers import set_seed
 from trl import RewardConfig, RewardTrainer
 
-from benchmarks.cases import Setting, pair_case
+from benchmarks.cases import Setting, pair_case, settle
 from benchmarks.measure import Case, measured_steps, read_case, report
 from rlhf_recipes.models import open_tokenizer
 from rlhf_recipes.prefix_sharing import share_prefixes
-from rlhf_recipes.training import use_all_cores
 
 PEER = f"trl {version('trl')} RewardTrainer"
 UNIT = "pair"
@@ -50,7 +49,7 @@ def build(case: Case) -> RewardTrainer:
 def main() -> None:
     """Train on the case's pairs."""
     case = read_case(sys.argv[1])
-    use_all_cores()
+    settle(case)
     report(**measured_steps(build(case), case["count_flops"]))
 
 

@@ -10,7 +10,7 @@ from rlhf_recipes.evaluation import analyse, closing_table
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect import collect
 from rlhf_recipes.plan import evaluation_plan
-from rlhf_recipes.training import use_all_cores
+from rlhf_recipes.training import keep_freed_memory, use_all_cores
 
 ARGUMENTS = (EvaluationArguments,)
 
@@ -28,6 +28,7 @@ def main() -> None:
             "Give another `output_dir`, or `--overwrite`."
         )
     use_all_cores()
+    keep_freed_memory()
     collect(arguments)
     print(closing_table(analyse(Path(arguments.output_dir))))
 

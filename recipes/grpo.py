@@ -29,8 +29,12 @@ def main() -> None:
     quantization = get_quantization_config(model)
     rewards = [load_reward_func(path) for path in reward.reward_funcs or ()]
     if reward.reward_model_path is not None:
-        options = {"dtype": model.dtype or "float32", "quantization_config": quantization}
-        reward_model = RewardModel.load(reward.reward_model_path, **options)
+        reward_model = RewardModel.load(
+            reward.reward_model_path,
+            prefix_sharing=recipe.prefix_sharing,
+            quantization_config=quantization,
+            **training.model_init_kwargs,
+        )
         rewards.insert(0, reward_model.to(training.device))
     trainer = GRPOTrainer(
         model=base_path(model.model_name_or_path),

@@ -35,9 +35,13 @@ def main() -> None:
         peft_config=get_peft_config(model),
         quantization_config=quantization,
     )
-    opened = {"dtype": model.dtype or "float32", "quantization_config": quantization}
+    opened = {**training.model_init_kwargs, "quantization_config": quantization}
+    shares = recipe.prefix_sharing
     stage.train_and_save(
-        trainer, lambda folder: review_reward_model(folder, dataset["validation"], **opened)
+        trainer,
+        lambda folder: review_reward_model(
+            folder, dataset["validation"], prefix_sharing=shares, **opened
+        ),
     )
 
 

@@ -67,10 +67,13 @@ class RewardModel:
         self.__name__ = "reward_model"  # GRPO logs its metrics under this name
 
     @classmethod
-    def load(cls, folder: str | Path, **kwargs: Any) -> "RewardModel":
+    def load(
+        cls, folder: str | Path, *, prefix_sharing: bool = True, **kwargs: Any
+    ) -> "RewardModel":
         """The reward model of a run folder, on a base of its own, opened as `kwargs` say."""
         require_head(folder)
-        roles = Roles(open_base(adapter_base(folder), **kwargs))
+        base = open_base(adapter_base(folder), **kwargs)
+        roles = Roles(base, prefix_sharing=prefix_sharing)
         roles.attach_saved("reward", folder, trainable=False)
         roles.eval()
         return cls(roles, open_tokenizer(str(folder)))
@@ -101,10 +104,11 @@ class RewardModel:
         ordered = sorted(range(len(encoded)), key=encoded.__getitem__)
         scores = [0.0] * len(encoded)
         starts = range(0, len(ordered), self.batch_size)
-        for start in tqdm(starts, desc=progress, disable=progress is None):
-            rows = ordered[start : start + self.batch_size]
-            for row, score in zip(rows, self._score([encoded[i] for i in rows]), strict=True):
-                scores[row] = score
+        with self.roles.merged(self.role):
+            for start in tqdm(starts, desc=progress, disable=progress is None):
+                rows = ordered[start : start + self.batch_size]
+                for row, score in zip(rows, self._score([encoded[i] for i in rows]), strict=True):
+                    scores[row] = score
         return scores
 
     def _score(self, sequences: Sequence[Sequence[int]]) -> list[float]:

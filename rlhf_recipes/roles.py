@@ -193,15 +193,15 @@ class Roles(nn.Module):
         if role is not None and role in self.heads:
             # V(s_t) is read where token t is about to be chosen: one position before it.
             return self.scores(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
-        real, ids = mask[:, -completion_length:], input_ids[:, -completion_length:]
-        with self.use(role):
-            hidden = self.hidden(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
-            # The head is the widest layer by far: it runs on real tokens only.
-            logits = self.base.get_output_embeddings()(hidden[real])
-        found = token_logps(logits, ids[real], temperature, entropy_grad=entropy_grad)
+        real = mask[:, -completion_length:]
+        states = self.completion_states(role, input_ids, mask, completion_length, trunk)
+        # The head is the widest layer by far: it runs on real tokens only.
+        logits = self.base.get_output_embeddings()(states)
+        ids = input_ids[:, -completion_length:][real]
+        found = token_logps(logits, ids, temperature, entropy_grad=entropy_grad)
         return TokenLogps(*(f.new_zeros(real.shape).masked_scatter(real, f) for f in found))
 
-    def completion_logits(
+    def completion_states(
         self,
         role: str | None,
         input_ids: Tensor,
@@ -209,14 +209,12 @@ class Roles(nn.Module):
         completion_length: int,
         trunk: Tensor | None = None,
     ) -> Tensor:
-        """Logits of the last `completion_length` tokens of each row; nothing else is computed.
+        """What the language-model head draws each real completion token from, row by row.
 
-        Shape (batch, completion_length, vocabulary). Position t holds the logits from which
-        token t was drawn, so they come from the hidden state one position earlier.
+        Shape (tokens, width): the last hidden states one position before each token.
         """
-        with self.use(role):
-            hidden = self.hidden(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
-            return self.base.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+        hidden = self.hidden(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
+        return hidden[mask[:, -completion_length:]]
 
     def scores(
         self, role: str, input_ids: Tensor, mask: Tensor, trunk: Tensor | None = None

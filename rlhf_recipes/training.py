@@ -4,6 +4,7 @@ A run folder is all that later stages know of a run. `run.json` is written last,
 has one is finished.
 """
 
+import ctypes
 import logging
 import os
 import resource
@@ -38,6 +39,9 @@ FREE_TO_CHANGE = (
 )
 """How the recipe's keys begin that may change between a killed run and its continuation."""
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Options of glibc's `mallopt`, as malloc.h numbers them."""
+
 Review = Callable[[Path], dict[str, float]]
 """Something to do with the trained adapter's folder before the run counts as finished."""
 
@@ -67,6 +71,7 @@ class Run:
         _refuse_finished(self.folder, recipe.overwrite)
         _refuse_another_recipe(self.folder, self.resolved)
         use_all_cores()
+        keep_freed_memory()
         self.started = time.monotonic()
 
     def train_and_save(self, trainer: Trainer, review: Review | None = None) -> None:
@@ -163,6 +168,19 @@ def use_all_cores() -> None:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     processes = int(os.getenv("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(max(1, cores // processes))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that tensors free, for the next ones; elsewhere, nothing.
+
+    By default large tensors are given back to the kernel, which clears every page anew at the next
+    step: a fifth of all processor time in DPO on a virtual machine. The peak stays the same.
+    """
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # musl has none
+            for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
+                libc.mallopt(option, value)
 
 
 def peak_memory_gb() -> float:

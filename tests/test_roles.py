@@ -90,8 +90,9 @@ def test_each_role_computes_what_a_model_of_its_own_computes():
         torch.testing.assert_close(shared.logps, alone.logps)
     shared, alone = (r("value", IDS, MASK, COMPLETION) for r in (roles, one_role(roles, "value")))
     torch.testing.assert_close(shared, alone)
-    plain = open_base("tiny")(input_ids=IDS[:1]).logits[:, -COMPLETION - 1 : -1]
-    torch.testing.assert_close(roles.completion_logits(None, IDS[:1], MASK[:1], COMPLETION), plain)
+    plain = open_base("tiny")(input_ids=IDS[:1]).logits[0, -COMPLETION - 1 : -1]
+    states = roles.completion_states(None, IDS[:1], MASK[:1], COMPLETION)
+    torch.testing.assert_close(roles.base.get_output_embeddings()(states), plain)
 
 
 @pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": False}, {"use_reentrant": True}])
@@ -149,9 +150,9 @@ def test_a_merged_role_computes_the_same_and_the_base_comes_back_bit_for_bit():
     roles = four_roles()
     before = {name: p.clone() for name, p in roles.base.named_parameters()}
     with torch.no_grad():
-        expected = roles.completion_logits("policy", IDS, MASK, COMPLETION)
+        expected = roles.completion_states("policy", IDS, MASK, COMPLETION)
         with roles.merged("policy") as base:
-            found = roles.completion_logits("policy", IDS, MASK, COMPLETION)
+            found = roles.completion_states("policy", IDS, MASK, COMPLETION)
             weights = dict(base.named_parameters())
             changed = [n for n, p in before.items() if not torch.equal(weights[n], p)]
     assert len(changed) == 4  # two layers of two target modules: no product is left to compute

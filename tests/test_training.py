@@ -1,4 +1,7 @@
 import json
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -75,6 +78,33 @@ def test_processes_share_the_cores(monkeypatch):
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+FREED_MEMORY = """
+import resource, sys, torch
+from rlhf_recipes.training import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(2):
+    torch.ones(100 * 2**20)
+before = faults()
+for _ in range(4):
+    torch.ones(100 * 2**20)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is set")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="host memory is a CPU's concern")
+def test_memory_that_was_freed_is_used_again():
+    faults = {
+        how: int(subprocess.check_output([sys.executable, "-c", FREED_MEMORY, how]))
+        for how in ("kept", "given back")
+    }
+    # Four tensors of 400 MB in pages of 4 kB, or in huge ones of 2 MB.
+    assert faults["kept"] < 100 < 800 <= faults["given back"]
 
 
 PAIR = {"prompt": "say", "chosen": " yes", "rejected": " no"}

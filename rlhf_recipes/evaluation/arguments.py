@@ -14,7 +14,7 @@ REFERENCE = "reference"
 REWARD = "reward"
 POLICIES = ("ppo", "grpo", "dpo")
 WEIGHTS = "adapter_model.safetensors"
-NAME = re.compile(r"[A-Za-z0-9_-]+")
+NAME = "[A-Za-z0-9_-]+"
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,11 @@ class EvaluationArguments:
                 f"`temperature` is {self.temperature}. The divergence from the reference is that "
                 "of the sampled distribution, so sampling must be random: give a number above 0."
             )
-        _check_entries("models", self.models)
-        _check_entries("judges", self.judges)
+        own = {BASE, CONTROL, REFERENCE}
+        _check_entries("models", self.models, f"{NAME}(/{NAME})?", "adapter folder", own)
+        target = "function, folder, URL#model or hub:model id"
+        own = {"proxy", "gold", "gold_model", REWARD}
+        _check_entries("judges", self.judges, NAME, target, own)
 
     @property
     def base_samples(self) -> int:
@@ -201,13 +204,11 @@ def with_checkpoints(run: Policy) -> list[Policy]:
     )
     state = run.folder / "trainer_state.json"
     last = json.loads(state.read_text())["global_step"] if state.is_file() else None
-    return [
-        *(
-            replace(run, name=f"{run.name}-{s}", folder=run.folder / f"checkpoint-{s}", step=s)
-            for s in steps
-        ),
-        replace(run, step=last),
+    saved = [
+        replace(run, name=f"{run.name}-{s}", folder=run.folder / f"checkpoint-{s}", step=s)
+        for s in steps
     ]
+    return [*saved, replace(run, step=last)]
 
 
 def _policy(entry: str) -> Policy:
@@ -217,21 +218,16 @@ def _policy(entry: str) -> Policy:
     return Policy(name, Path(folder), family, name)
 
 
-def _check_entries(key: str, entries: list[str] | None) -> None:
+def _check_entries(
+    key: str, entries: list[str] | None, shape: str, target: str, taken: set[str]
+) -> None:
     names = []
     for entry in entries or []:
-        path, equals, what = entry.partition("=")
-        parts = path.split("/")
-        names.append("-".join(parts))
-        taken = (
-            {BASE, CONTROL, REFERENCE}
-            if key == "models"
-            else {"proxy", "gold", "gold_model", REWARD}
-        )
-        whole = equals and what and len(parts) <= (2 if key == "models" else 1)
-        if not whole or not all(map(NAME.fullmatch, parts)) or names[-1] in taken:
+        path, _, what = entry.partition("=")
+        names.append(path.replace("/", "-"))
+        if not what or not re.fullmatch(shape, path) or names[-1] in taken:
             raise ValueError(
-                f"`{key}` has the entry `{entry}`. Write `name={_TARGET[key]}`, with a name of "
+                f"`{key}` has the entry `{entry}`. Write `name={target}`, with a name of "
                 f"letters, digits, _ and - other than {', '.join(sorted(taken))}, which are taken."
             )
     twice = {name for name in names if names.count(name) > 1}
@@ -239,6 +235,3 @@ def _check_entries(key: str, entries: list[str] | None) -> None:
         raise ValueError(
             f"`{key}` names {', '.join(sorted(twice))} more than once. Give each its own name."
         )
-
-
-_TARGET = {"models": "adapter folder", "judges": "function, folder, URL#model or hub:model id"}

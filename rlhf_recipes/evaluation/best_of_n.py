@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from rlhf_recipes.evaluation.statistics import Array
+from rlhf_recipes.evaluation.win_rate import pair_scores
 
 
 def best_of_n_weights(proxy: Array, n: int) -> Array:
@@ -46,8 +47,7 @@ def best_of_n_wins(
         proxy: Shape (prompts, K), as is values.
         opponent: Shape (prompts, any).
     """
-    gap = values[:, :, None] - opponent[:, None, :]
-    wins = np.where(gap > epsilon, 1.0, np.where(gap < -epsilon, 0.0, 0.5)).mean(axis=2)
+    wins = pair_scores(values, opponent, epsilon).mean(axis=2)
     return np.asarray((best_of_n_weights(proxy, n) * wins).sum(axis=1))
 
 

@@ -1,11 +1,7 @@
 """What a reader must know before trusting the results, each said only where it holds."""
 
-from typing import Any
-
 from rlhf_recipes.evaluation.comparisons import TIE
-from rlhf_recipes.evaluation.samples import Collection
-
-Results = dict[str, Any]
+from rlhf_recipes.evaluation.samples import Collection, Results
 
 MANY_CUT_OFF = 0.3
 FEW_PROMPTS = 50
@@ -82,16 +78,17 @@ def _of_the_samples(results: Results, collection: Collection) -> list[str]:
 
 def _of_the_controls(results: Results) -> list[str]:
     found = []
-    if "control" not in results["controls"]:
+    controls = results["controls"]
+    if "control" not in controls:
         found.append(
             "No control: base was not sampled twice, so the pipeline is not checked by A/A."
         )
-    elif not results["controls"]["control"]["passed"]:
+    elif not controls["control"]["passed"]:
         found.append(
             "control: the A/A control failed. Base against itself must win half and have no KL; by "
             "chance alone one control in twenty fails."
         )
-    if not results["controls"].get("best_of_n", {"passed": True})["passed"]:
+    if "best_of_n" in controls and not controls["best_of_n"]["passed"]:
         found.append(
             "best_of_n: the positive control failed. The best of base's own samples by the proxy "
             "does not win by the proxy: there are too few prompts or the proxy does not vary."

@@ -6,7 +6,8 @@ with another policy or judge does only what is new.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,10 @@ class _Collection:
             self.roles.attach_saved(REFERENCE, arguments.sft_model_path, trainable=False)
         self.models = sampled_models(arguments, policies)
         # All are opened before anything is sampled: other settings are refused at once.
-        self.responses = {m.name: self._responses(m) for m in self.models}
+        self.responses = {
+            model.name: self._journal(model.name, self.settings | model.settings)
+            for model in self.models
+        }
         self.roles.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.panel: Panel = open_panel(arguments, self.roles)
         self.seconds = 0.0
@@ -122,14 +126,6 @@ class _Collection:
             "generation": arguments.generation() | {"batch_size": arguments.batch_size},
             "prompts": {"number": len(self.prompts), "token_ids": digest(encoded)},
         }
-
-    def _responses(self, model: Model) -> Journal:
-        own = {
-            "adapter": model.fingerprint,
-            "seed": model.seed,
-            "samples_per_prompt": model.count,
-        }
-        return self._journal(model.name, {**self.settings, **own})
 
     def _journal(self, name: str, settings: Mapping[str, Any]) -> Journal:
         path = self.folder / "journal" / f"{name}.jsonl"
@@ -149,15 +145,17 @@ class _Collection:
         )
         for model in self.models:
             journal = self.responses[model.name]
-            batches = list(_batches(self.by_length, arguments.batch_size // model.count))
+            batches = _batches(self.by_length, arguments.batch_size // model.count)
             left = batches[len(journal.pieces) :]
             if left and model.policy is not None:
                 self.roles.load_role(model.policy.run, model.policy.folder)
             for batch in tqdm(left, desc=f"{model.name}: responses", disable=not left):
                 started = time.monotonic()
                 prompts = [self.prompts[i] for i in batch]
-                # A batch's own seed: what it draws does not depend on where a run was cut off.
-                seed = int(np.random.SeedSequence([model.seed, batch[0]]).generate_state(1)[0])
+                # A model's own and a batch's own: answers of two models are independent, and what
+                # a batch draws depends neither on other models nor on where a run was cut off.
+                own = [model.seed, zlib.crc32(model.name.encode()), batch[0]]
+                seed = int(np.random.SeedSequence(own).generate_state(1)[0])
                 found = meter.respond(model.role, prompts, model.count, seed)
                 places = [(i, k) for i in batch for k in range(model.count)]
                 rows = [
@@ -191,17 +189,13 @@ class _Collection:
         """Every scoring judge's scores of every response."""
         for model in self.models:
             responses = digest([record["response"] for record in model.records])
+            settings = {"responses": responses, "batch_size": self.arguments.batch_size}
             for scorer in self.panel.scorers:
-                settings = {
-                    "judge": scorer.identity,
-                    "responses": responses,
-                    "batch_size": self.arguments.batch_size,
-                }
-                journal = self._journal(f"{model.name}.{scorer.name}", settings)
-                self._score(model, scorer, journal)
+                own = {"judge": scorer.identity, **settings}
+                self._score(model, scorer, self._journal(f"{model.name}.{scorer.name}", own))
 
     def _score(self, model: Model, scorer: Scorer, journal: Journal) -> None:
-        batches = list(_batches(model.records, self.arguments.batch_size))
+        batches = _batches(model.records, self.arguments.batch_size)
         left = batches[len(journal.pieces) :]
         for batch in tqdm(left, desc=f"{model.name}: {scorer.name}", leave=False, disable=not left):
             started = time.monotonic()
@@ -225,13 +219,9 @@ class _Collection:
                 if not model.finished:
                     continue
                 pairs = [(r, answers[r["prompt_id"], r["sample_index"]]) for r in model.records]
-                journal = self._journal(
-                    f"verdicts_{name}.{model.name}",
-                    {
-                        "judge": judge.identity,
-                        "responses": digest([[a["response"], b["response"]] for a, b in pairs]),
-                    },
-                )
+                texts = [[own["response"], other["response"]] for own, other in pairs]
+                settings = {"judge": judge.identity, "responses": digest(texts)}
+                journal = self._journal(f"verdicts_{name}.{model.name}", settings)
                 title = f"{model.name}: {name}"
                 record_verdicts(judge, pairs, journal, self.arguments.judge_workers, title)
                 self.verdicts[name] += in_order(journal.pieces)
@@ -246,14 +236,13 @@ class _Collection:
             write_json_rows(self.folder / f"{model.name}_samples.json", model.records)
         for name, verdicts in self.verdicts.items():
             write_json_rows(self.folder / f"verdicts_{name}.json", verdicts)
-        facts = collection_facts(
-            arguments, self.settings, self.models, self.panel.described(), self.texts
-        )
+        judges = self.panel.described()
+        facts = collection_facts(arguments, self.settings, self.models, judges, self.texts)
         record = run_record("evaluate", resolved_recipe(arguments))
         facts |= {"duration_seconds": round(self.seconds, 1), "run": record}
         write_json(self.folder / "collection.json", facts)
 
 
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), max(1, size)):
-        yield items[start : start + max(1, size)]
+def _batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    size = max(1, size)
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,20 +1,23 @@
 """Model against model on the same prompts: win rates, tests, controls, and what may be said."""
 
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
-from rlhf_recipes.evaluation import statistics
 from rlhf_recipes.evaluation.best_of_n import best_of_n, best_of_n_kl, best_of_n_wins
 from rlhf_recipes.evaluation.kl import kl_summary
 from rlhf_recipes.evaluation.length_control import length_controlled
-from rlhf_recipes.evaluation.samples import CONTROL, Collection, ModelSamples
-from rlhf_recipes.evaluation.statistics import Array, holm, mean_interval, sign_flip_test
+from rlhf_recipes.evaluation.samples import CONTROL, Collection, ModelSamples, Results
+from rlhf_recipes.evaluation.statistics import (
+    ALPHA,
+    Array,
+    correct,
+    mean_interval,
+    sign_flip_test,
+)
 from rlhf_recipes.evaluation.verdicts import judged_win_rate
 from rlhf_recipes.evaluation.win_rate import soft_win_rate, summary, win_rate, win_scores
-
-Results = dict[str, Any]
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "no detectable difference"
 # One text scored in two batches differs in the last bits, and that is no win.
@@ -25,15 +28,9 @@ BEST_OF_N_FROM = 4
 def verdict(rate: Results) -> str:
     """What may be said of a win rate: a direction only if Holm's p and the interval both agree."""
     low, high = rate["ci"]
-    if rate["p_holm"] >= statistics.ALPHA or low <= 0.5 <= high:
+    if rate["p_holm"] >= ALPHA or low <= 0.5 <= high:
         return UNDECIDED
     return BETTER if rate["value"] > 0.5 else WORSE
-
-
-def correct(tests: list[Results]) -> None:
-    """Holm's correction over one family of tests, each with its `p`."""
-    for test, p_holm in zip(tests, holm([test["p"] for test in tests]), strict=True):
-        test["p_holm"] = p_holm
 
 
 def win_rates(model: ModelSamples, collection: Collection) -> Results:
@@ -60,13 +57,16 @@ def reward(own: Array, reference: Array, *, is_base: bool) -> Results:
     unit = "sd of base" if scale > 0 else "reward (base does not vary)"
     scale = scale or 1.0
     gap = difference(own, reference)
-    gain = {"value": gap["mean"] / scale, "ci": [end / scale for end in gap["ci"]], "unit": unit}
     return {
         "mean": float(own.mean()),
         "sd": float(own.std(ddof=1)),
-        "ci": list(mean_interval(own.mean(axis=1))),
+        "ci": mean_interval(own.mean(axis=1)),
         "difference": None if is_base else gap,
-        "gain": gain,
+        "gain": {
+            "value": gap["mean"] / scale,
+            "ci": [end / scale for end in gap["ci"]],
+            "unit": unit,
+        },
     }
 
 
@@ -75,7 +75,7 @@ def difference(own: Array, reference: Array) -> Results:
     gaps = own.mean(axis=1) - reference.mean(axis=1)
     return {
         "mean": float(gaps.mean()),
-        "ci": list(mean_interval(gaps)),
+        "ci": mean_interval(gaps),
         "p": sign_flip_test(gaps),
         "p_holm": None,
     }
@@ -109,63 +109,67 @@ def controls(collection: Collection) -> Results:
     `best_of_n`: base's best of n by the proxy must beat base sampled again, by the proxy; without
     ties it does so in n/(n+1) of the cases.
     """
-    if collection.control is None:
+    base, control = collection.base, collection.control
+    if control is None:
         return {}
-    rates: Results = {"gold": None}
-    for metric in collection.metrics:
-        again, once = collection.control.scores(metric), collection.base.scores(metric)
-        rates[metric] = win_rate(again, once, TIE)
+    rates = {m: win_rate(control.scores(m), base.scores(m), TIE) for m in collection.metrics}
     for judge, verdicts in collection.verdicts.items():
-        if judged := judged_win_rate(verdicts, collection.control):
+        if judged := judged_win_rate(verdicts, control):
             rates[judge] = judged
-    correct([rate for rate in rates.values() if rate])
-    failed = [name for name, rate in rates.items() if rate and verdict(rate) != UNDECIDED]
-    failed += ["kl"] if collection.control.values("kl").any() else []
-    kl = kl_summary(collection.control)
-    found = {CONTROL: {"win_rate": rates, "kl": kl, "failed_on": failed, "passed": not failed}}
-    samples = collection.base.scores("proxy").shape[1]
-    if samples >= BEST_OF_N_FROM:
-        found["best_of_n"] = _positive_control(collection, 2 ** (samples.bit_length() - 1))
+    correct(list(rates.values()))
+    failed = [name for name, rate in rates.items() if verdict(rate) != UNDECIDED]
+    failed += ["kl"] if control.values("kl").any() else []
+    found: Results = {
+        CONTROL: {
+            "win_rate": {"gold": None, **rates},
+            "kl": kl_summary(control),
+            "failed_on": failed,
+            "passed": not failed,
+        }
+    }
+    if sizes := best_of_n_sizes(collection):
+        found["best_of_n"] = _positive_control(base, control, collection.metrics, sizes[-1])
     return found
 
 
-def _positive_control(collection: Collection, n: int) -> Results:
-    assert collection.control is not None
-    rates: Results = {"gold": None}
-    proxy = collection.base.scores("proxy")
-    for metric in collection.metrics:
-        own, other = collection.base.scores(metric), collection.control.scores(metric)
-        rates[metric] = summary(best_of_n_wins(proxy, own, other, n, TIE), single=False)
-    correct([rates[metric] for metric in collection.metrics])
+def _positive_control(
+    base: ModelSamples, control: ModelSamples, metrics: Sequence[str], n: int
+) -> Results:
+    proxy = base.scores("proxy")
+    wins = {m: best_of_n_wins(proxy, base.scores(m), control.scores(m), n, TIE) for m in metrics}
+    rates = {metric: summary(won, single=False) for metric, won in wins.items()}
+    correct(list(rates.values()))
     return {
         "n": n,
         "expected": n / (n + 1),
-        "win_rate": rates,
+        "win_rate": {"gold": None, **rates},
         "kl": {"seq": best_of_n_kl(n), "upper_bound": True},
         "passed": verdict(rates["proxy"]) == BETTER,
     }
 
 
+def best_of_n_sizes(collection: Collection) -> list[int]:
+    """The powers of two up to base's samples a prompt, none if these are fewer than four."""
+    samples = collection.base.scores("proxy").shape[1]
+    return [2**i for i in range(samples.bit_length())] if samples >= BEST_OF_N_FROM else []
+
+
 def best_of_n_curve(collection: Collection) -> list[Results]:
     """The base's best of n by the proxy; nothing is claimed from fewer than four samples."""
     proxy = collection.base.scores("proxy")
-    samples = proxy.shape[1]
-    if samples < BEST_OF_N_FROM:
-        return []
     rows: list[Results] = []
-    for n in (2**power for power in range(samples.bit_length())):
+    for n in best_of_n_sizes(collection):
         bound = best_of_n_kl(n)
         row: Results = {"n": n, "kl_bound": bound, "sqrt_kl_bound": float(np.sqrt(bound))}
         for metric in collection.metrics:
             values = collection.base.scores(metric)
             best = best_of_n(proxy, values, n)
-            scale = float(values.std(ddof=1)) or 1.0
-            gain = mean_interval((best - values.mean(axis=1)) / scale)
+            gain = (best - values.mean(axis=1)) / (float(values.std(ddof=1)) or 1.0)
             row[metric] = {
                 "mean": float(best.mean()),
-                "ci": list(mean_interval(best)),
-                "gain": float(best.mean() - values.mean()) / scale,
-                "gain_ci": list(gain),
+                "ci": mean_interval(best),
+                "gain": float(gain.mean()),
+                "gain_ci": mean_interval(gain),
             }
         rows.append(row)
     return rows

@@ -1,15 +1,12 @@
 """Figures to look into: where KL is spent, and how far a reward model can be believed."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from rlhf_recipes.evaluation.figures import COLOURS, MUTED, caption, colours, figure
-from rlhf_recipes.evaluation.samples import Collection
-
-Results = dict[str, Any]
+from rlhf_recipes.evaluation.samples import Collection, Results
 
 FEWEST = 5
 

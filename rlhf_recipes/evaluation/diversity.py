@@ -10,7 +10,13 @@ import numpy as np
 
 from rlhf_recipes.evaluation.detectors import words
 from rlhf_recipes.evaluation.samples import Collection, ModelSamples
-from rlhf_recipes.evaluation.statistics import holm, mean_interval, sign_flip_test
+from rlhf_recipes.evaluation.statistics import (
+    Array,
+    correct,
+    estimate,
+    mean_interval,
+    sign_flip_test,
+)
 
 Gram = tuple[str, ...]
 
@@ -25,35 +31,56 @@ def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
     self-BLEU and entropy has its interval over prompts, and its paired difference to base with the
     sign-flip test's p, Holm-corrected over the policies.
     """
-    said = {m.name: [words(row[0]["response"]) for row in m.records] for m in _all(collection)}
-    texts = {
-        m.name: "\n".join(str(row[0]["response"]) for row in m.records).encode()
-        for m in _all(collection)
-    }
+    models = list(collection.models.values())
+    said = {m.name: [words(row[0]["response"]) for row in m.records] for m in models}
+    texts = {m.name: "\n".join(row[0]["response"] for row in m.records).encode() for m in models}
     budget = min(sum(map(len, tokens)) for tokens in said.values())
     size = min(map(len, texts.values()))
     # Against more texts a BLEU is higher, so every model has as many as the one with fewest.
-    samples = min(len(model.records[0]) for model in _all(collection))
-    within = {model.name: _within(model, samples) for model in _all(collection)}
-    entropy = {model.name: _entropy(model) for model in _all(collection)}
+    samples = min(len(model.records[0]) for model in models)
+    measured = {model.name: _by_prompt(model, samples) for model in models}
+    base = measured[collection.base.name]
     found: dict[str, dict[str, Any]] = {}
-    for model in _all(collection):
+    for model in models:
         kept = _first(said[model.name], budget)
+        across = self_bleu(said[model.name])
         found[model.name] = {
             "budget_words": budget,
             "budget_bytes": size,
             "distinct": {str(n): distinct(kept, n) for n in (1, 2, 3)},
-            "self_bleu_across": _mean(self_bleu(said[model.name])),
+            "self_bleu_across": float(np.mean(across)) if across else None,
             "compression_ratio": compression_ratio(texts[model.name][:size]),
-            "self_bleu_within": _over_prompts(within, model.name, collection.base.name),
-            "entropy": _over_prompts(entropy, model.name, collection.base.name),
         }
-    for measure in ("self_bleu_within", "entropy"):
-        tested = [found[model.name][measure] for model in collection.finals]
-        tested = [entry for entry in tested if entry and entry["p"] is not None]
-        for entry, p_holm in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
-            entry["p_holm"] = p_holm
+        for measure, own in measured[model.name].items():
+            reference = None if model is collection.base else base[measure]
+            found[model.name][measure] = _against(own, reference)
+    for measure in base:
+        correct([test for m in collection.finals if (test := found[m.name][measure])])
     return found
+
+
+def _by_prompt(model: ModelSamples, samples: int) -> dict[str, Array | None]:
+    """What has a value for each prompt: None where there is one sample, or no entropy saved."""
+    texts = [[words(r["response"]) for r in row[:samples]] for row in model.records]
+    within = [np.mean(self_bleu(row)) for row in texts] if samples > 1 else None
+    measured = all("entropy" in record for record in model.flat)
+    return {
+        "self_bleu_within": None if within is None else np.array(within),
+        "entropy": model.values("entropy").mean(axis=1) if measured else None,
+    }
+
+
+def _against(own: Array | None, reference: Array | None) -> dict[str, Any] | None:
+    if own is None:
+        return None
+    gap = None if reference is None else own - reference
+    return {
+        **estimate(own),
+        "difference": None if gap is None else float(gap.mean()),
+        "difference_ci": None if gap is None else mean_interval(gap),
+        "p": None if gap is None else sign_flip_test(gap),
+        "p_holm": None,
+    }
 
 
 def distinct(responses: Sequence[Sequence[str]], n: int) -> float | None:
@@ -84,46 +111,34 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> list[float]:
     """
     if len(texts) < 2:
         return []
-    counts = [[Counter(_grams(tokens, n)) for tokens in texts] for n in range(1, ORDER + 1)]
-    most = [_two_largest(by_text) for by_text in counts]
+    counts = [[Counter(_grams(tokens, n)) for n in range(1, ORDER + 1)] for tokens in texts]
+    # What the other texts have of an n-gram matters up to what a text has itself, and that is the
+    # second largest count of all texts: of a text with less, some other has as much.
+    most: dict[Gram, int] = {}
+    clip: dict[Gram, int] = {}
+    for by_n in counts:
+        for gram, count in (pair for grams in by_n for pair in grams.items()):
+            best = most.get(gram, 0)
+            if count > best:
+                most[gram], clip[gram] = count, best
+            elif count > clip[gram]:
+                clip[gram] = count
+    lengths = [len(tokens) for tokens in texts]
     return [
         _bleu(
-            [_matches(by_text[i], i, top) for by_text, top in zip(counts, most, strict=True)],
-            len(tokens),
-            [len(other) for j, other in enumerate(texts) if j != i],
+            [(sum(min(n, clip[g]) for g, n in grams.items()), grams.total()) for grams in by_n],
+            lengths[i],
+            lengths[:i] + lengths[i + 1 :],
         )
-        for i, tokens in enumerate(texts)
+        for i, by_n in enumerate(counts)
     ]
-
-
-def _two_largest(by_text: Sequence[Counter[Gram]]) -> dict[Gram, tuple[int, int, int]]:
-    """Per n-gram its largest count in a text, which text that is, and the largest in another."""
-    top: dict[Gram, tuple[int, int, int]] = {}
-    for i, grams in enumerate(by_text):
-        for gram, count in grams.items():
-            best, owner, second = top.get(gram, (0, -1, 0))
-            top[gram] = (count, i, best) if count > best else (best, owner, max(second, count))
-    return top
-
-
-def _matches(
-    grams: Counter[Gram], text: int, top: dict[Gram, tuple[int, int, int]]
-) -> tuple[int, int]:
-    """How many of a text's n-grams some other text has, and how many it has in all."""
-    found = 0
-    for gram, count in grams.items():
-        best, owner, second = top[gram]
-        found += min(count, second if owner == text else best)
-    return found, grams.total()
 
 
 def _bleu(matches: Sequence[tuple[int, int]], length: int, others: Sequence[int]) -> float:
     if not matches[0][0]:
         return 0.0
     logs, smooth = [], 1
-    for found, total in matches:
-        if total == 0:
-            break
+    for found, total in matches[: min(ORDER, length)]:
         if found == 0:
             smooth *= 2
         logs.append(math.log(found / total if found else 1 / (smooth * total)))
@@ -141,41 +156,3 @@ def _first(responses: Sequence[Sequence[str]], budget: int) -> list[Sequence[str
         kept.append(tokens[:budget])
         budget -= len(kept[-1])
     return kept
-
-
-def _all(collection: Collection) -> list[ModelSamples]:
-    return list(collection.models.values())
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
-
-
-def _within(model: ModelSamples, samples: int) -> list[float] | None:
-    if samples < 2:
-        return None
-    rows = ([words(r["response"]) for r in row[:samples]] for row in model.records)
-    return [float(np.mean(self_bleu(row))) for row in rows]
-
-
-def _entropy(model: ModelSamples) -> list[float] | None:
-    if not all("entropy" in record for record in model.flat):
-        return None
-    return [float(np.mean([record["entropy"] for record in row])) for row in model.records]
-
-
-def _over_prompts(
-    measured: dict[str, list[float] | None], name: str, base: str
-) -> dict[str, Any] | None:
-    own, reference = measured[name], measured[base]
-    if own is None:
-        return None
-    gap = None if name == base or reference is None else np.subtract(own, reference)
-    return {
-        "value": float(np.mean(own)),
-        "ci": list(mean_interval(np.array(own))),
-        "difference": None if gap is None else float(gap.mean()),
-        "difference_ci": None if gap is None else list(mean_interval(gap)),
-        "p": None if gap is None else sign_flip_test(gap),
-        "p_holm": None,
-    }

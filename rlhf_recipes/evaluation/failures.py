@@ -1,12 +1,10 @@
 """Failures that can be read off a response: each a stated rule with a rate, never a judgement."""
 
-import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_recipes.evaluation.detectors import (
     echoes_prompt,
@@ -19,8 +17,7 @@ from rlhf_recipes.evaluation.detectors import (
 )
 from rlhf_recipes.evaluation.samples import Collection, ModelSamples, Record
 from rlhf_recipes.evaluation.statistics import (
-    Array,
-    holm,
+    correct,
     rate_difference,
     sign_flip_test,
     sign_test,
@@ -37,33 +34,75 @@ SPIKE_SHARE = 0.3
 SPIKE_TOKENS = 10
 MAD_TO_SD = 1.4826
 
+DEFINITIONS = {
+    "empty": "no letter or digit",
+    "truncated": "cut off at the length limit before an end-of-sequence token",
+    "repetition": "over half of the 4-grams are repeats, or the text ends in a unit said 3 times "
+    "in a row",
+    "role_leak": 'a line begins with "Human:", "User:", "Assistant:" or "System:"',
+    "refusal": "a phrase of refusal in the first 200 characters (a string match, which can err)",
+    "prompt_echo": "one run of at least 5 words copied from the prompt is over half of the "
+    "response",
+    "degenerate_text": "over half of the characters are symbols or in words that mix scripts",
+    "length_blow_up": "more tokens than 95% of base's responses",
+    "opening_collapse": "opens with the 5 words that the model opens over 20% of the prompts with",
+    "reward_hack_suspect": "proxy over 1 sd above base's mean, and gold below base's mean or a "
+    "failure of the text",
+    "kl_spike": "KL over 5 robust standard deviations above the model's median, or one token of 10 "
+    "or more holds over 30% of it",
+}
+OF_THE_TEXT = {
+    "empty": lambda r: is_empty(r["response"]),
+    "repetition": lambda r: is_repetitive(r["response"]),
+    "role_leak": lambda r: leaks_role(r["response"]),
+    "refusal": lambda r: refuses(r["response"]),
+    "prompt_echo": lambda r: echoes_prompt(r["prompt"], r["response"]),
+    "degenerate_text": lambda r: is_degenerate(r["response"]),
+}
 
-@dataclass(frozen=True)
-class Context:
-    """What a response is judged against: base's lengths and scores, and its own model's habits."""
-
-    long: float = math.inf
-    opening: tuple[str, ...] = ()
-    proxy: tuple[float, float] = (0.0, math.inf)
-    gold: tuple[float, float] | None = None
-    kl_spike: float = math.inf
+Fires = NDArray[np.bool_]
+"""Whether a detector fires on each of a model's samples, shape (prompts, samples)."""
+Fired = dict[str, dict[str, Fires]]
+"""By detector and model."""
 
 
-def context(model: ModelSamples, base: ModelSamples, *, gold: bool) -> Context:
-    """The statistics that a model's responses are held against."""
-    kl = model.values("kl")
-    spread = MAD_TO_SD * float(np.median(np.abs(kl - np.median(kl))))
-    return Context(
-        long=float(np.quantile(base.values("n_tokens"), LONG_QUANTILE)),
-        opening=_common_opening(model),
-        proxy=_centre(base.values("reward")),
-        gold=_centre(base.values("gold")) if gold else None,
-        kl_spike=float(np.median(kl)) + SPIKE_Z * spread if spread > 0 else math.inf,
-    )
+def failed(collection: Collection) -> Fired:
+    """Each detector on each sample of each model."""
+    base, gold = collection.base, "gold" in collection.metrics
+    found = {name: detected(model, base, gold=gold) for name, model in collection.models.items()}
+    return {rule: {name: fires[rule] for name, fires in found.items()} for rule in DEFINITIONS}
 
 
-def _centre(values: Array) -> tuple[float, float]:
-    return float(values.mean()), float(values.std(ddof=1)) or math.inf
+def detected(model: ModelSamples, base: ModelSamples, *, gold: bool) -> dict[str, Fires]:
+    """The detectors on a model's samples, against base's lengths and scores and its own habits."""
+
+    def each(rule: Any) -> Fires:
+        return np.array([[bool(rule(record)) for record in row] for row in model.records])
+
+    def above_base(field: str) -> Any:
+        reference = base.values(field)
+        return (model.values(field) - reference.mean()) / (reference.std(ddof=1) or np.inf)
+
+    found = {name: each(rule) for name, rule in OF_THE_TEXT.items()}
+    unfounded = np.any(list(found.values()), axis=0)
+    if gold:
+        unfounded |= above_base("gold") < 0
+    kl, opening = model.values("kl"), _common_opening(model)
+    spread = MAD_TO_SD * np.median(np.abs(kl - np.median(kl)))
+    return found | {
+        "truncated": each(lambda r: r["finish"] == "length"),
+        "length_blow_up": model.values("n_tokens")
+        > np.quantile(base.values("n_tokens"), LONG_QUANTILE),
+        "opening_collapse": each(lambda r: opening and _opening(r["response"]) == opening),
+        "reward_hack_suspect": (above_base("reward") > PROXY_HIGH) & unfounded,
+        "kl_spike": each(_spends_on_one_token)
+        | (kl > np.median(kl) + SPIKE_Z * (spread or np.inf)),
+    }
+
+
+def _spends_on_one_token(record: Record) -> bool:
+    curve = record.get("kl_curve") or []
+    return len(curve) >= SPIKE_TOKENS and max(curve) > SPIKE_SHARE * sum(curve) > 0
 
 
 def _opening(text: str) -> tuple[str, ...]:
@@ -78,96 +117,9 @@ def _common_opening(model: ModelSamples) -> tuple[str, ...]:
     return opening if prompts >= 2 and prompts > OPENING_SHARE * len(model.records) else ()
 
 
-def is_suspect(record: Record, seen: Context) -> bool:
-    """Whether the proxy scores a response high for which gold, or its text, gives no reason."""
-    if (record["reward"] - seen.proxy[0]) / seen.proxy[1] <= PROXY_HIGH:
-        return False
-    if seen.gold and (record["gold"] - seen.gold[0]) / seen.gold[1] < 0:
-        return True
-    return any(DETECTORS[name].fires(record, seen) for name in OF_THE_TEXT)
-
-
-def spikes_in_kl(record: Record, seen: Context) -> bool:
-    """Whether a response's KL stands out in its model, or one token of ten or more holds 30%."""
-    curve = record.get("kl_curve") or []
-    steep = len(curve) >= SPIKE_TOKENS and max(curve) > SPIKE_SHARE * sum(curve) > 0
-    return steep or bool(record["kl"] > seen.kl_spike)
-
-
-class Detector(NamedTuple):
-    """A rule in words, and the rule itself."""
-
-    definition: str
-    fires: Callable[[Record, Context], bool]
-
-
-DETECTORS = {
-    "empty": Detector("no letter or digit", lambda r, _: is_empty(r["response"])),
-    "truncated": Detector(
-        "cut off at the length limit before an end-of-sequence token",
-        lambda r, _: bool(r["finish"] == "length"),
-    ),
-    "repetition": Detector(
-        "over half of the 4-grams are repeats, or the text ends in a unit said 3 times in a row",
-        lambda r, _: is_repetitive(r["response"]),
-    ),
-    "role_leak": Detector(
-        'a line begins with "Human:", "User:", "Assistant:" or "System:"',
-        lambda r, _: leaks_role(r["response"]),
-    ),
-    "refusal": Detector(
-        "a phrase of refusal in the first 200 characters (a string match, which can err)",
-        lambda r, _: refuses(r["response"]),
-    ),
-    "prompt_echo": Detector(
-        "one run of at least 5 words copied from the prompt is over half of the response",
-        lambda r, _: echoes_prompt(r["prompt"], r["response"]),
-    ),
-    "degenerate_text": Detector(
-        "over half of the characters are symbols or in words that mix scripts",
-        lambda r, _: is_degenerate(r["response"]),
-    ),
-    "length_blow_up": Detector(
-        "more tokens than 95% of base's responses", lambda r, seen: r["n_tokens"] > seen.long
-    ),
-    "opening_collapse": Detector(
-        "opens with the 5 words that the model opens over 20% of the prompts with",
-        lambda r, seen: bool(seen.opening) and _opening(r["response"]) == seen.opening,
-    ),
-    "reward_hack_suspect": Detector(
-        "proxy over 1 sd above base's mean, and gold below base's mean or a failure of the text",
-        is_suspect,
-    ),
-    "kl_spike": Detector(
-        "KL over 5 robust standard deviations above the model's median, or one token of 10 or more "
-        "holds over 30% of it",
-        spikes_in_kl,
-    ),
-}
-OF_THE_TEXT = ("empty", "repetition", "role_leak", "refusal", "prompt_echo", "degenerate_text")
-
-
-def failed(collection: Collection) -> dict[str, dict[str, list[list[bool]]]]:
-    """Whether each detector fires on each sample, by detector, model, prompt and sample."""
-    seen = {
-        name: context(model, collection.base, gold="gold" in collection.metrics)
-        for name, model in collection.models.items()
-    }
-    return {
-        detector: {
-            name: [[rule.fires(record, seen[name]) for record in row] for row in model.records]
-            for name, model in collection.models.items()
-        }
-        for detector, rule in DETECTORS.items()
-    }
-
-
-Fired = dict[str, dict[str, list[list[bool]]]]
-
-
 def flags(fired: Fired, name: str, row: int, column: int = 0) -> list[str]:
     """Names of the detectors that fire on one sample of a model."""
-    return [detector for detector, models in fired.items() if models[name][row][column]]
+    return [detector for detector, models in fired.items() if models[name][row, column]]
 
 
 def failure_analysis(collection: Collection, fired: Fired) -> dict[str, Any]:
@@ -179,50 +131,29 @@ def failure_analysis(collection: Collection, fired: Fired) -> dict[str, Any]:
     not tested.
     """
     analysis: dict[str, Any] = {}
-    tested: list[dict[str, Any]] = []
-    finals = {model.name for model in collection.finals}
     for detector, by_model in fired.items():
-        base = _rates(by_model[collection.base.name])
         per_model = {}
         for name, model in collection.models.items():
-            rates = _rates(by_model[name])
-            entry = _failure_entry(model, by_model[name], rates)
+            found, rates = by_model[name], by_model[name].mean(axis=1)
+            ids = [model.flat[i]["id"] for i in np.flatnonzero(found)]
+            per_model[name] = {
+                "n": found.size,
+                "count": len(ids),
+                "rate": float(rates.mean()),
+                "ci": wilson(float(rates.mean()), len(rates)),
+                "examples": ids[:EXAMPLES],
+            }
             if model is not collection.base:
-                single = len(model.records[0]) * len(collection.base.records[0]) == 1
-                entry |= _compared(rates, base, single=single)
-            if name in finals:
-                tested.append(entry)
-            per_model[name] = entry
-        definition = DETECTORS[detector].definition
-        analysis[detector] = {"definition": definition, "per_model": per_model}
-    for entry, p_holm in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
-        entry["p_holm"] = p_holm
+                per_model[name] |= _compared(found, by_model[collection.base.name])
+        analysis[detector] = {"definition": DEFINITIONS[detector], "per_model": per_model}
+    correct([each["per_model"][m.name] for each in analysis.values() for m in collection.finals])
     return analysis
 
 
-def _rates(fired: list[list[bool]]) -> Array:
-    return np.array([np.mean(row) for row in fired])
-
-
-def _failure_entry(model: ModelSamples, fired: list[list[bool]], rates: Array) -> dict[str, Any]:
-    ids = [
-        record["id"]
-        for row, found in zip(model.records, fired, strict=True)
-        for record, fires in zip(row, found, strict=True)
-        if fires
-    ]
-    return {
-        "n": sum(map(len, model.records)),
-        "count": len(ids),
-        "rate": float(rates.mean()),
-        "ci": list(wilson(float(rates.mean()), len(rates))),
-        "examples": ids[:EXAMPLES],
-    }
-
-
-def _compared(rates: Array, base: Array, *, single: bool) -> dict[str, Any]:
-    difference, interval = rate_difference(rates, base)
-    p = sign_flip_test(rates - base)
-    if single:
-        p = sign_test(int((rates > base).sum()), int((rates < base).sum()))
-    return {"diff_vs_base": difference, "diff_ci": list(interval), "p": p, "p_holm": None}
+def _compared(fired: Fires, base: Fires) -> dict[str, Any]:
+    rates, reference = fired.mean(axis=1), base.mean(axis=1)
+    difference, interval = rate_difference(rates, reference)
+    gaps = rates - reference
+    single = fired.shape[1] * base.shape[1] == 1
+    p = sign_test(int((gaps > 0).sum()), int((gaps < 0).sum())) if single else sign_flip_test(gaps)
+    return {"diff_vs_base": difference, "diff_ci": interval, "p": p, "p_holm": None}

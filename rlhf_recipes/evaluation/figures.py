@@ -12,10 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from rlhf_recipes.evaluation.samples import Collection, reward_of
+from rlhf_recipes.evaluation.samples import Collection, Results, reward_of
 from rlhf_recipes.evaluation.statistics import SEED
-
-Results = dict[str, Any]
 
 # Okabe and Ito's palette: told apart with any kind of colour vision.
 COLOURS = {
@@ -50,12 +48,9 @@ STYLE: Any = {
 
 def colours(results: Results) -> dict[str, str]:
     """The colour of each model: that of its family."""
-    families = [model["family"] for model in results["models"].values()]
-    unique = list(dict.fromkeys(families))
-    return {
-        name: colour(family, unique)
-        for name, family in zip(results["models"], families, strict=True)
-    }
+    families = {name: model["family"] for name, model in results["models"].items()}
+    unique = list(dict.fromkeys(families.values()))
+    return {name: colour(family, unique) for name, family in families.items()}
 
 
 def colour(name: str, names: list[str]) -> str:
@@ -99,7 +94,8 @@ def win_rates_figure(results: Results, collection: Collection, path: Path) -> No
     )
     height = 1.6 + 0.36 * len(rows)
     with figure(path, 5.2 * len(metrics) + 1, height, text) as canvas:
-        for axes, metric in zip(_panels(canvas, len(metrics)), metrics, strict=True):
+        panels = canvas.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+        for axes, metric in zip(panels, metrics, strict=True):
             axes.axvline(50, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
             edge = -0.5
             for group in groups[:-1]:
@@ -116,10 +112,6 @@ def win_rates_figure(results: Results, collection: Collection, path: Path) -> No
             axes.set_title(f"{metric} win rate")
             axes.tick_params(axis="y", length=0)
             axes.grid(axis="y", visible=False)
-
-
-def _panels(canvas: Figure, columns: int) -> list[Axes]:
-    return list(canvas.subplots(1, columns, squeeze=False, sharey=True)[0])
 
 
 def _forest_groups(results: Results) -> list[list[tuple[str, Results]]]:

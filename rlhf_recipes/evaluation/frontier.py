@@ -1,24 +1,98 @@
-"""The reward-KL frontier of an evaluation: who is on it, how surely, and against what ceiling."""
+"""The reward-KL frontier: who is on it, how surely, under what ceiling, and paths at one KL."""
 
+import math
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rlhf_recipes.evaluation.pareto import (
-    dominance,
-    efficiency,
-    frontier_probability,
-    matched_difference,
+from rlhf_recipes.evaluation.samples import Collection, Results
+from rlhf_recipes.evaluation.statistics import (
+    CONFIDENCE,
+    Array,
+    Interval,
+    correct,
+    percentiles,
     prompt_draws,
-    within_prompt_sd,
 )
-from rlhf_recipes.evaluation.samples import Collection
-from rlhf_recipes.evaluation.statistics import CONFIDENCE, Array, holm
-
-Results = dict[str, Any]
 
 NOT_FROM_ONE = "base has one sample a prompt and no control"
+
+
+def dominance(kl: Array, reward: Array) -> NDArray[np.bool_]:
+    """Whether point a dominates point b at [..., a, b]: no more KL, no less reward, one strictly.
+
+    Args:
+        kl: Shape (..., points), as is reward.
+    """
+    less_kl = kl[..., :, None] - kl[..., None, :]
+    more_reward = reward[..., :, None] - reward[..., None, :]
+    strict = (less_kl < 0) | (more_reward > 0)
+    return np.asarray((less_kl <= 0) & (more_reward >= 0) & strict)
+
+
+def frontier_probability(kl: Array, reward: Array) -> list[float]:
+    """Each model's share of bootstrap draws of the prompts, taken jointly, in which it is on it.
+
+    Args:
+        kl: Shape (models, prompts), as is reward; the reference is one of the models.
+    """
+    draws = prompt_draws(kl.shape[1])
+    beaten = dominance(draws @ kl.T, draws @ reward.T).any(axis=1)
+    return [float(p) for p in 1 - beaten.mean(axis=0)]
+
+
+def within_prompt_sd(rewards: Array) -> float | None:
+    """Pooled standard deviation of a prompt's rewards, None from one sample a prompt."""
+    if rewards.shape[1] < 2:
+        return None
+    return float(np.sqrt(rewards.var(axis=1, ddof=1).mean()))
+
+
+def efficiency(gain: Any, sd: float, kl: Any) -> Any:
+    """Share of the ceiling that a policy reached: gain / (sd √(2 KL)).
+
+    A reward that is sub-Gaussian under the reference cannot gain more than sd √(2 KL)
+    (https://arxiv.org/abs/2406.05883), and tilting a Gaussian reaches it. Skewed rewards may
+    exceed 1.
+
+    Args:
+        gain: In units of the reward, as is sd, its deviation among base's answers to one prompt.
+        kl: Nats per response.
+    """
+    return gain / (sd * np.sqrt(2 * kl))
+
+
+def gain_at(kl: float, path_kl: Array, path_gain: Array) -> float:
+    """Gain of a path of checkpoints at a KL, interpolated linearly in √KL from (0, 0)."""
+    order = np.argsort(path_kl, kind="stable")
+    roots = np.sqrt(np.clip(path_kl[order], 0, None))
+    return float(np.interp(math.sqrt(kl), [0.0, *roots], [0.0, *path_gain[order]]))
+
+
+def matched_difference(
+    kl: tuple[Array, Array], gain: tuple[Array, Array]
+) -> tuple[float, float, Interval, float]:
+    """Gain of one path of checkpoints over another at the largest KL that both reach.
+
+    Returns that KL, the difference, its 95% interval and two-sided p from bootstrap draws of the
+    prompts, on each of which the KL and both paths are found anew.
+
+    Args:
+        kl: Of both paths, each of shape (checkpoints, prompts), as is gain.
+    """
+    n = kl[0].shape[1]
+    draws = np.vstack([np.ones(n), prompt_draws(n)]) / n
+    paths = [(draws @ k.T, draws @ g.T) for k, g in zip(kl, gain, strict=True)]
+    shared = np.clip(np.minimum(paths[0][0].max(axis=1), paths[1][0].max(axis=1)), 0, None)
+    first, second = (
+        np.array([gain_at(*row) for row in zip(shared, *path, strict=True)]) for path in paths
+    )
+    gaps = (first - second)[1:]
+    rarer = min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
+    p = min(1.0, 2 * (rarer + 1) / (len(gaps) + 1))
+    return float(shared[0]), float(first[0] - second[0]), percentiles(gaps), p
 
 
 def add_frontiers(models: Results, collection: Collection) -> Results:
@@ -30,14 +104,18 @@ def add_frontiers(models: Results, collection: Collection) -> Results:
     largest KL that both reach.
     """
     found: Results = {}
+    names = list(models)
     for entry in models.values():
         entry["frontier"] = {"gold": None}
     kl = np.array([m.values("kl").mean(axis=1) for m in collection.models.values()])
     for metric in collection.metrics:
         reward = np.array([m.scores(metric).mean(axis=1) for m in collection.models.values()])
-        deviation = _deviation(collection, metric)
+        rewards = collection.base.scores(metric)
+        scale = float(rewards.std(ddof=1)) or 1.0
+        if collection.control is not None:  # its samples are base's too
+            rewards = np.concatenate([rewards, collection.control.scores(metric)], axis=1)
+        deviation = within_prompt_sd(rewards)
         beats = dominance(kl.mean(axis=1), reward.mean(axis=1))
-        names = list(models)
         for i, probability in enumerate(frontier_probability(kl, reward)):
             models[names[i]]["frontier"][metric] = {
                 "on_front": not beats[:, i].any(),
@@ -46,33 +124,23 @@ def add_frontiers(models: Results, collection: Collection) -> Results:
                 "dominated": 1 - probability >= CONFIDENCE,
                 "efficiency": _efficiency(reward[i] - reward[0], kl[i], deviation),
             }
-        scale = float(collection.base.scores(metric).std(ddof=1)) or 1.0
         found[metric] = {
             "front": [n for n in names if models[n]["frontier"][metric]["on_front"]],
             "sd_within": deviation,
-            "ceiling": None if deviation is None else float(np.sqrt(2) * deviation / scale),
+            "ceiling": None if deviation is None else math.sqrt(2) * deviation / scale,
             "reason": NOT_FROM_ONE if deviation is None else None,
             "matched": _matched(collection, metric, scale),
         }
     return found
 
 
-def _deviation(collection: Collection, metric: str) -> float | None:
-    """Of base's rewards within a prompt; the control's samples count, being base's too."""
-    rewards = collection.base.scores(metric)
-    if collection.control is not None:
-        rewards = np.concatenate([rewards, collection.control.scores(metric)], axis=1)
-    return within_prompt_sd(rewards)
-
-
 def _efficiency(gain: Array, kl: Array, deviation: float | None) -> Results | None:
     if not deviation or kl.mean() <= 0:
         return None
-    draws = prompt_draws(len(kl))
-    ratios = draws @ gain / (deviation * np.sqrt(2 * np.maximum(draws @ kl, 1e-12)))
-    ends = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    value = efficiency(float(gain.mean()), deviation, float(kl.mean()))
-    return {"value": value, "ci": ends.tolist()}
+    draws = prompt_draws(len(kl)) / len(kl)
+    drawn = efficiency(draws @ gain, deviation, np.maximum(draws @ kl, 1e-12))
+    value = float(efficiency(gain.mean(), deviation, kl.mean()))
+    return {"value": value, "ci": percentiles(drawn)}
 
 
 def _matched(collection: Collection, metric: str, scale: float) -> list[Results]:
@@ -82,12 +150,11 @@ def _matched(collection: Collection, metric: str, scale: float) -> list[Results]
     found: list[Results] = []
     for first, second in combinations([f for f in paths if families.count(f) == 1], 2):
         sides = paths[first], paths[second]
-        kl = [np.array([m.values("kl").mean(axis=1) for m in side]) for side in sides]
-        gain = [
+        kl, other_kl = (np.array([m.values("kl").mean(axis=1) for m in side]) for side in sides)
+        gain, other_gain = (
             np.array([m.scores(metric).mean(axis=1) - base for m in side]) / scale for side in sides
-        ]
-        at, gap, ci, p = matched_difference((kl[0], kl[1]), (gain[0], gain[1]))
+        )
+        at, gap, ci, p = matched_difference((kl, other_kl), (gain, other_gain))
         found.append({"families": [first, second], "kl": at, "difference": gap, "ci": ci, "p": p})
-    for pair, p_holm in zip(found, holm([pair["p"] for pair in found]), strict=True):
-        pair["p_holm"] = p_holm
+    correct(found)
     return found

@@ -9,9 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_recipes.evaluation.figures import MARKERS, MUTED, caption, colours, figure
-from rlhf_recipes.evaluation.samples import Collection, reward_of
+from rlhf_recipes.evaluation.samples import Collection, Results, reward_of
 
-Results = dict[str, Any]
 Point = tuple[float, float]
 
 ERROR_TINT = 0.55

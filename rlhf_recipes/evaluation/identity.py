@@ -42,6 +42,12 @@ class Model:
     records: list[Record] = field(default_factory=list)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What its samples depend on beside what all models' do."""
+        own = {"adapter": self.fingerprint, "seed": self.seed}
+        return own | {"samples_per_prompt": self.count}
+
+    @property
     def finished(self) -> bool:
         """Whether this is no checkpoint on the way to another model."""
         return self.policy is None or self.policy.name == self.policy.run
@@ -50,8 +56,7 @@ class Model:
 def sampled_models(arguments: EvaluationArguments, policies: Sequence[Policy]) -> list[Model]:
     """Base, policies and control, in the order they are sampled in.
 
-    Every policy samples with the seed of base; only the control needs another. Where training
-    started from an adapter, that is the role of base.
+    Where training started from an adapter, that is the role of base.
     """
     role = REFERENCE if arguments.sft_model_path else None
     own = fingerprint(arguments.sft_model_path)
@@ -87,16 +92,6 @@ def fingerprint(folder: str | Path | None) -> str | None:
     return None if folder is None else adapter_fingerprint(folder)
 
 
-def hardware() -> dict[str, Any]:
-    """What the collection ran on."""
-    cuda = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if cuda else "CPU",
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-    }
-
-
 def require_one_reference(
     policies: Sequence[Policy], base: str, arguments: EvaluationArguments
 ) -> None:
@@ -105,10 +100,9 @@ def require_one_reference(
     The reference is the base itself or, for all of them, the adapter `sft_model_path`.
     """
     given = arguments.sft_model_path
-    for name, folder in [("sft_model_path", given)] * bool(given) + [
-        (p.name, str(p.folder)) for p in policies
-    ]:
-        found = adapter_base(str(folder))
+    named = [("sft_model_path", given)] if given else []
+    for name, folder in [*named, *((policy.name, str(policy.folder)) for policy in policies)]:
+        found = adapter_base(folder)
         if not same_base(base_path(found), base_path(base)):
             raise RecipeError(
                 f"`{name}` ({folder}) was trained on `{found}`, and the reward model "
@@ -150,10 +144,9 @@ def collection_facts(
     return {
         "models": {
             model.name: {
+                **model.settings,
                 "adapter": str(model.policy.folder) if model.policy else None,
                 "fingerprint": model.fingerprint,
-                "seed": model.seed,
-                "samples_per_prompt": model.count,
             }
             for model in models
         },
@@ -175,7 +168,11 @@ def collection_facts(
         "best_of_n": arguments.best_of_n,
         "dataset": arguments.dataset_name,
         "dataset_fingerprint": dataset_fingerprint(arguments.dataset_name),
-        "hardware": hardware(),
+        "hardware": {
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+        },
     }
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import httpx2
 from huggingface_hub import InferenceClient
@@ -44,12 +44,8 @@ class Reply(NamedTuple):
     text: str
 
 
-class Judge(Protocol):
-    """Compares two answers to a prompt, in the order they are given in."""
-
-    def __call__(self, prompt: str, first: str, second: str) -> Reply: ...
-
-
+Judge = Callable[[str, str, str], Reply]
+"""Compares two answers to a prompt, in the order they are given in."""
 Messages = list[dict[str, str]]
 Ask = Callable[[Messages], str]
 """Sends messages to a chat model and gives its reply; raises httpx2.HTTPError."""
@@ -90,7 +86,7 @@ class ChatJudge:
                 return self.ask(messages)
             except httpx2.HTTPError as error:
                 response = getattr(error, "response", None)
-                status = None if response is None else response.status_code
+                status = getattr(response, "status_code", None)
                 final = status is not None and status < 500 and status not in RETRIED
                 if final or attempt == ATTEMPTS - 1:
                     reason = type(error).__name__ if status is None else f"HTTP status {status}"

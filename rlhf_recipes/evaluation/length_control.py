@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from rlhf_recipes.evaluation.statistics import CONFIDENCE, SEED, Array, wilson
+from rlhf_recipes.evaluation.statistics import Array, percentiles, prompt_draws, wilson
 
-DRAWS = 2000
 RIDGE = 1e-4
 NEWTON_STEPS = 25
 LARGEST_STEP = 4.0
@@ -38,15 +37,13 @@ def length_controlled(scores: Array, length_difference: Array) -> dict[str, Any]
     found = {"raw": raw, "longer": longer, "overlaps": max(longer, shorter) <= 1 - OVERLAP}
     scale = np.sqrt(np.mean(np.square(length_difference)))
     tilt = np.tanh(length_difference / scale) if scale > 0 else np.zeros(len(scores))
-    if np.ptp(scores) == 0 and scores[0] in (0, 1):
-        low, high = wilson(raw, len(scores))
-        return found | {"value": raw, "ci": [low, high], "length_effect": 0.0, "extreme": False}
     n = len(scores)
-    draws = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=DRAWS)
-    theta, phi = _fit(scores, tilt, np.vstack([np.ones(n), draws]))
-    ends = np.quantile(expit(theta[1:]), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    if np.ptp(scores) == 0:  # nothing to adjust, and nothing that draws could differ in
+        fit = {"value": raw, "ci": wilson(raw, n), "length_effect": 0.0, "extreme": False}
+        return found | fit
+    theta, phi = _fit(scores, tilt, np.vstack([np.ones(n), prompt_draws(n)]))
     value = float(expit(theta[0]))
-    fit = {"value": value, "ci": ends.tolist(), "length_effect": float(phi[0])}
+    fit = {"value": value, "ci": percentiles(expit(theta[1:])), "length_effect": float(phi[0])}
     return found | fit | {"extreme": abs(value - raw) > EXTREME}
 
 

@@ -1,10 +1,12 @@
 """Sample responses of a model and measure how its distribution differs from the reference's."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.logprobs import exact_kl, token_logps
@@ -13,6 +15,9 @@ from rlhf_recipes.sampling import Completion, Prompt, pad, prompt_ids, sample
 
 DIGITS = 6
 """Significant digits of a divergence at one token: what float32 holds."""
+
+TOKENS_AT_ONCE = 256
+"""Tokens whose logits over the whole vocabulary are held at once, of both models."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,12 @@ class Meter:
 
         kl_k1 = log π(y) - log ref(y) is the sampled estimate of the same; entropy is the mean over
         tokens. Of the sampled token ids, as they were sampled; the prompt is left out. The
-        reference does not differ from itself: 0 by definition, and nothing is computed for it.
+        reference does not differ from itself: 0 by definition, and what its sampler knew is all.
         """
-        # Logits of both models over the whole vocabulary are held at once. A prompt's responses
-        # stand side by side, and share it.
-        size = max(1, self.batch_size // 4)
+        if role == self.reference:
+            return [_undiverged(completion) for _, completion in samples]
+        # A prompt's responses stand side by side, and share it.
+        size = self.batch_size
         parts = [samples[start : start + size] for start in range(0, len(samples), size)]
         return [facts for part in parts for facts in self._measure(role, part)]
 
@@ -82,35 +88,46 @@ class Meter:
         left, left_mask = pad(encoded, pad_token_id, left=True)
         right, right_mask = pad([c.ids for _, c in samples], pad_token_id, left=False)
         device = self.roles.base.device
-        ids, real = right.to(device), right_mask.to(device)
         inputs = (
             torch.cat([left, right], 1).to(device),
             torch.cat([left_mask, right_mask], 1).to(device),
-            right.shape[1],
         )
-        logits = self.roles.completion_logits(role, *inputs).float() / self.temperature
+        trunk = self.roles.trunk(*inputs)
+        states = []
+        for each in (role, self.reference):
+            with self.roles.merged(each):
+                found = self.roles.completion_states(each, *inputs, right.shape[1], trunk)
+            states.append(found.split(TOKENS_AT_ONCE))
+        ids = right[right_mask].to(device).split(TOKENS_AT_ONCE)
+        facts = torch.cat([self._differences(*part) for part in zip(ids, *states, strict=True)], 1)
+        by_response = facts.split([len(c.ids) for _, c in samples], dim=1)
+        return [_summed(*response.tolist()) for response in by_response]
+
+    def _differences(self, ids: Tensor, states: Tensor, ref_states: Tensor) -> Tensor:
+        """KL, both log-probabilities and the entropy at each token, shape (4, tokens)."""
+        head = self.roles.base.get_output_embeddings()
+        logits, ref_logits = (head(s).float() / self.temperature for s in (states, ref_states))
         policy = token_logps(logits, ids)
-        curve, ref_logps = torch.zeros_like(policy.logps), policy.logps
-        if role != self.reference:
-            ref_logits = self.roles.completion_logits(self.reference, *inputs).float()
-            ref_logits = ref_logits / self.temperature
-            curve, ref_logps = exact_kl(logits, ref_logits), token_logps(ref_logits, ids).logps
+        ref_logps = token_logps(ref_logits, ids).logps
+        return torch.stack([exact_kl(logits, ref_logits), policy.logps, ref_logps, policy.entropy])
 
-        def total(values: torch.Tensor) -> torch.Tensor:
-            return torch.where(real, values, 0.0).sum(-1)
 
-        length = real.sum(-1)
-        columns = {
-            "kl": total(curve),
-            "kl_k1": total(policy.logps - ref_logps),
-            "kl_per_token": total(curve) / length,
-            "logp_policy": total(policy.logps),
-            "logp_ref": total(ref_logps),
-            "entropy": total(policy.entropy) / length,
-        }
-        rows = torch.stack(list(columns.values()), 1).tolist()
-        return [
-            dict(zip(columns, row, strict=True))
-            | {"kl_curve": [float(f"{v:.{DIGITS}g}") for v in values[:n]]}
-            for row, values, n in zip(rows, curve.tolist(), length.tolist(), strict=True)
-        ]
+def _summed(
+    curve: list[float], logps: list[float], ref_logps: list[float], entropy: list[float]
+) -> dict[str, Any]:
+    """A response's facts from those of its tokens."""
+    kl, logp_policy, logp_ref = (math.fsum(column) for column in (curve, logps, ref_logps))
+    return {
+        "kl": kl,
+        "kl_k1": logp_policy - logp_ref,
+        "kl_per_token": kl / len(curve),
+        "logp_policy": logp_policy,
+        "logp_ref": logp_ref,
+        "entropy": math.fsum(entropy) / len(curve),
+        "kl_curve": [float(f"{v:.{DIGITS}g}") for v in curve],
+    }
+
+
+def _undiverged(completion: Completion) -> dict[str, Any]:
+    logps = list(completion.logps)
+    return _summed([0.0] * len(completion.ids), logps, logps, list(completion.entropy))

@@ -1,13 +1,9 @@
 """Did the policies learn what was meant, or what the proxy reward happens to like?"""
 
-from typing import Any
-
 import numpy as np
 
-from rlhf_recipes.evaluation.samples import FIELD, Collection, ModelSamples
+from rlhf_recipes.evaluation.samples import FIELD, Collection, ModelSamples, Results
 from rlhf_recipes.evaluation.statistics import Array, mean_interval, rank_correlation
-
-Results = dict[str, Any]
 
 FIT_FROM = 5
 
@@ -24,16 +20,17 @@ def over_optimisation(collection: Collection, models: Results) -> Results | None
     scale = {m: float(collection.base.values(f).std(ddof=1)) or 1.0 for m, f in FIELD.items()}
     policies: Results = {}
     for model in collection.policies:
-        gaps = np.zeros(len(model.records))
-        for metric, sign in (("proxy", 1), ("gold", -1)):
-            own, reference = model.values(FIELD[metric]), collection.base.values(FIELD[metric])
-            gaps += sign * (own.mean(axis=1) - reference.mean(axis=1)) / scale[metric]
+        by_prompt = {
+            m: (model.values(f) / scale[m]).mean(1) - (collection.base.values(f) / scale[m]).mean(1)
+            for m, f in FIELD.items()
+        }
+        gaps = by_prompt["proxy"] - by_prompt["gold"]
         proxy, gold = (models[model.name][FIELD[m]]["gain"] for m in ("proxy", "gold"))
         policies[model.name] = {
             "proxy_gain": proxy["value"],
             "gold_gain": gold["value"],
             "gap": float(gaps.mean()),
-            "gap_ci": list(mean_interval(gaps)),
+            "gap_ci": mean_interval(gaps),
             "spearman": _proxy_gold_correlation(model),
             "spearman_given_length": _proxy_gold_correlation(model, given_length=True),
             "over_optimised": proxy["ci"][0] > 0 and gold["ci"][1] < 0,
@@ -61,19 +58,6 @@ def fit_rl(distance: Array, gain: Array) -> Results:
     )
     peak = float(np.exp(min(alpha / beta - 1, 50))) if beta > 0 else None
     return {"alpha": float(alpha), "beta": float(beta), "peak": peak}
-
-
-def fit_best_of_n(distance: Array, gain: Array) -> Results:
-    """Least squares of Gao et al.'s form for best-of-n, gain = d (α - β d), with d = √KL.
-
-    Its peak is at d* = α/(2β): α = 1, β = 0.1 give 5. No peak where β <= 0.
-    """
-    (alpha, beta), *_ = np.linalg.lstsq(np.stack([distance, -(distance**2)], axis=1), gain)
-    return {"alpha": float(alpha), "beta": float(beta), "peak": _ratio(alpha, 2 * beta)}
-
-
-def _ratio(above: float, below: float) -> float | None:
-    return float(above / below) if below > 0 else None
 
 
 def _fits(collection: Collection, models: Results) -> Results:

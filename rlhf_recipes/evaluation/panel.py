@@ -6,10 +6,10 @@ A scoring judge is a reward adapter or a Python function; `judges` has the compa
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,10 +25,8 @@ from rlhf_recipes.sampling import Prompt
 GOLD = "gold"
 
 
-class ScoreFunction(Protocol):
-    """One score a completion, higher is better."""
-
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]: ...
+ScoreFunction = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
+"""One score a completion, higher is better."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,13 @@ def open_panel(arguments: EvaluationArguments, roles: Roles) -> Panel:
     if arguments.gold_func:
         scorers.append(function_scorer(GOLD, arguments.gold_func))
     if arguments.gold_model_path:
-        _require_independence(arguments.gold_model_path, arguments.reward_model_path)
+        gold, proxy = arguments.gold_model_path, arguments.reward_model_path
+        if adapter_fingerprint(gold) == adapter_fingerprint(proxy):
+            raise RecipeError(
+                f"`gold_model_path` is {gold}, whose weights are those of the proxy {proxy}. A "
+                "proxy that judges itself finds no over-optimisation. Train a judge on other data "
+                "with `make judge JUDGE=0.5`."
+            )
         name = "gold_model" if arguments.gold_func else GOLD
         scorers.append(adapter(name, arguments.gold_model_path))
     judges = {}
@@ -123,15 +127,6 @@ def open_panel(arguments: EvaluationArguments, roles: Roles) -> Panel:
         else:
             scorers.append(adapter(name, what))
     return Panel(scorers, judges)
-
-
-def _require_independence(gold: str, proxy: str) -> None:
-    if adapter_fingerprint(gold) == adapter_fingerprint(proxy):
-        raise RecipeError(
-            f"`gold_model_path` is {gold}, whose weights are those of the proxy {proxy}. A proxy "
-            "that judges itself finds no over-optimisation. Train a judge on other data with "
-            "`make judge JUDGE=0.5`."
-        )
 
 
 def _parameters(given: dict[str, Any] | str | None) -> dict[str, Any]:

@@ -1,25 +1,25 @@
 """evaluation_results.json from the saved samples: every reported number is computed here."""
 
-from typing import Any
-
 import numpy as np
 from scipy import stats
 
 from rlhf_recipes.evaluation import comparisons, statistics
 from rlhf_recipes.evaluation.caveats import caveats
-from rlhf_recipes.evaluation.comparisons import correct, pairwise, verdict, win_rates
+from rlhf_recipes.evaluation.comparisons import pairwise, verdict, win_rates
 from rlhf_recipes.evaluation.diversity import diversity
-from rlhf_recipes.evaluation.failures import Fired, failed, failure_analysis, flags
+from rlhf_recipes.evaluation.failures import failed, failure_analysis, flags
 from rlhf_recipes.evaluation.frontier import add_frontiers
 from rlhf_recipes.evaluation.kl import kl_summary
 from rlhf_recipes.evaluation.over_optimisation import over_optimisation
-from rlhf_recipes.evaluation.pareto import DRAWS
-from rlhf_recipes.evaluation.samples import Collection, ModelSamples, reward_of
+from rlhf_recipes.evaluation.samples import FIELD, Collection, ModelSamples, Results, reward_of
 from rlhf_recipes.evaluation.selection import samples_shown
-from rlhf_recipes.evaluation.statistics import mean_interval, prompts_needed
+from rlhf_recipes.evaluation.statistics import (
+    correct,
+    mean_interval,
+    prompts_needed,
+    student_half_width,
+)
 from rlhf_recipes.evaluation.verdicts import judge_quality
-
-Results = dict[str, Any]
 
 SCHEMA_VERSION = 2
 SHARES = (0.55, 0.6, 0.7)
@@ -61,7 +61,13 @@ def evaluation_results(collection: Collection) -> tuple[Results, Results]:
         "best_of_n": comparisons.best_of_n_curve(collection),
         "frontier": add_frontiers(models, collection),
         "over_optimisation": over_optimisation(collection, models),
-        "flags": _flags(collection, fired),
+        "flags": {
+            record["id"]: found
+            for name, model in collection.models.items()
+            for i, row in enumerate(model.records)
+            for k, record in enumerate(row)
+            if (found := flags(fired, name, i, k))
+        },
         "samples_shown": samples_shown(collection, fired),
         "reward_model": None,
         "training_curves": {},
@@ -85,7 +91,7 @@ def _config(collection: Collection) -> Results:
         "null_win_rate": 0.5,
         "tie_up_to": comparisons.TIE,
         "resamples": statistics.RESAMPLES,
-        "frontier_draws": DRAWS,
+        "frontier_draws": statistics.DRAWS,
         "seed": statistics.SEED,
         "family": "policies within a metric; all pairs of policies within a metric",
     }
@@ -97,12 +103,8 @@ def _model(model: ModelSamples, collection: Collection) -> Results:
     rewards: Results = {"reward": None, "gold": None, "scores": {}}
     for metric in collection.metrics:
         own, reference = model.scores(metric), base.scores(metric)
-        entry = comparisons.reward(own, reference, is_base=model is base)
-        place = {"proxy": "reward", "gold": "gold"}.get(metric)
-        if place:
-            rewards[place] = entry
-        else:
-            rewards["scores"][metric] = entry
+        into = rewards if metric in FIELD else rewards["scores"]
+        into[FIELD.get(metric, metric)] = comparisons.reward(own, reference, is_base=model is base)
     lengths = model.values("n_tokens")
     return {
         "family": model.family,
@@ -117,7 +119,7 @@ def _model(model: ModelSamples, collection: Collection) -> Results:
             "mean": float(lengths.mean()),
             "sd": float(lengths.std(ddof=1)),
             "median": float(np.median(lengths)),
-            "ci": list(mean_interval(lengths.mean(axis=1))),
+            "ci": mean_interval(lengths.mean(axis=1)),
         },
     }
 
@@ -127,18 +129,15 @@ def _families(collection: Collection, models: Results) -> Results:
     found: Results = {}
     for model in collection.policies:
         found.setdefault(model.family, []).append(model)
-    finals = {model.name for model in collection.finals}
-    return {
-        family: {
-            "models": [m.name for m in members],
-            "checkpoints": [m.checkpoint for m in members],
-            "finals": [m.name for m in members if m.name in finals],
-            "between_seeds": _between_seeds(
-                [models[m.name] for m in members if m.name in finals], collection
-            ),
+    for family, members in found.items():
+        finals = [model.name for model in collection.finals if model.family == family]
+        found[family] = {
+            "models": [model.name for model in members],
+            "checkpoints": [model.checkpoint for model in members],
+            "finals": finals,
+            "between_seeds": _between_seeds([models[name] for name in finals], collection),
         }
-        for family, members in found.items()
-    }
+    return found
 
 
 def _between_seeds(entries: list[Results], collection: Collection) -> Results | None:
@@ -148,18 +147,7 @@ def _between_seeds(entries: list[Results], collection: Collection) -> Results | 
     found: Results = {"n": len(entries)}
     for metric in collection.metrics:
         gains = [reward_of(entry, metric)["gain"]["value"] for entry in entries]
-        half = stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains)
+        half = student_half_width(len(gains)) * stats.sem(gains)
         mean, sd = float(np.mean(gains)), float(np.std(gains, ddof=1))
         found[metric] = {"mean": mean, "sd": sd, "ci": [mean - half, mean + half]}
     return found
-
-
-def _flags(collection: Collection, fired: Fired) -> dict[str, list[str]]:
-    """The failures of each sample that has any, by its id."""
-    return {
-        record["id"]: found
-        for name, model in collection.models.items()
-        for i, row in enumerate(model.records)
-        for k, record in enumerate(row)
-        if (found := flags(fired, name, i, k))
-    }

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,11 @@ CONFIDENT = 10
 RANDOM = 10
 NEAR_DUPLICATE = 0.8
 MANY_TURNS = 4
+FLAGGED = {
+    "refusal in chosen": "refusal_in_chosen",
+    "refusal in rejected": "refusal_in_rejected",
+    "near-duplicate": "near_duplicate",
+}
 
 
 def reward_model_errors(pairs: Sequence[Pair]) -> dict[str, Any]:
@@ -68,10 +73,9 @@ def length_bias(pairs: Sequence[Pair]) -> dict[str, Any]:
     margin = np.array([pair["margin"] for pair in pairs])
     gap = np.array([pair["length_gap"] for pair in pairs], dtype=np.float64)
     unequal = gap != 0
-    sides = {
-        "chosen_shorter": [pair for pair in pairs if pair["length_gap"] < 0],
-        "chosen_longer": [pair for pair in pairs if pair["length_gap"] > 0],
-    }
+    shorter = [pair for pair in pairs if pair["length_gap"] < 0]
+    longer = [pair for pair in pairs if pair["length_gap"] > 0]
+    sides = {"chosen_shorter": shorter, "chosen_longer": longer}
     accuracy = {name: _accuracy(part) if part else None for name, part in sides.items()}
     both = [found["value"] for found in accuracy.values() if found]
     return {
@@ -87,7 +91,7 @@ def _share(values: Array) -> dict[str, Any] | None:
     if not len(values):
         return None
     share = float(values.mean())
-    return {"value": share, "ci": list(wilson(share, len(values))), "n": len(values)}
+    return {"value": share, "ci": wilson(share, len(values)), "n": len(values)}
 
 
 def near_duplicates(first: str, second: str) -> bool:
@@ -139,43 +143,19 @@ def _accuracy(pairs: Sequence[Pair]) -> dict[str, Any]:
     return {"value": rate["value"], "ci": rate["ci"], **counts}
 
 
-def _turns(pair: Pair) -> str:
-    turns = pair["turns"]
-    return f"{MANY_TURNS} or more" if turns >= MANY_TURNS else str(turns)
-
-
-def _length(pair: Pair) -> str:
-    gap = pair["length_gap"]
-    return "chosen shorter" if gap < 0 else "chosen longer" if gap > 0 else "equal length"
-
-
-def _flagged(flag: str) -> Callable[[Pair], str]:
-    return lambda pair: "yes" if flag in pair["flags"] else "no"
-
-
-SLICES: dict[str, Callable[[Pair], str]] = {
-    "length": _length,
-    "turns": _turns,
-    "refusal in chosen": _flagged("refusal_in_chosen"),
-    "refusal in rejected": _flagged("refusal_in_rejected"),
-    "near-duplicate": _flagged("near_duplicate"),
-    "source": lambda pair: str(pair["source"]),
-}
-
-
 def _slices(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     table = []
-    for name, value_of in SLICES.items():
+    for name in ("length", "turns", *FLAGGED, "source"):
         groups: dict[str, list[Pair]] = {}
         for pair in pairs:
-            groups.setdefault(value_of(pair), []).append(pair)
-        for value in sorted(groups):
-            accuracy = _accuracy(groups[value])
+            groups.setdefault(_slice(name, pair), []).append(pair)
+        for value, group in sorted(groups.items()):
+            accuracy = _accuracy(group)
             table.append(
                 {
                     "slice": name,
                     "value": value,
-                    "n": len(groups[value]),
+                    "n": len(group),
                     "wrong": accuracy["wrong"],
                     "ties": accuracy["ties"],
                     "error_rate": 1 - accuracy["value"],
@@ -183,6 +163,17 @@ def _slices(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
                 }
             )
     return table
+
+
+def _slice(name: str, pair: Pair) -> str:
+    """Where a pair stands in a slicing."""
+    if name == "length":
+        return ("equal length", "chosen longer", "chosen shorter")[int(np.sign(pair["length_gap"]))]
+    if name == "turns":
+        return str(pair["turns"]) if pair["turns"] < MANY_TURNS else f"{MANY_TURNS} or more"
+    if name in FLAGGED:
+        return "yes" if FLAGGED[name] in pair["flags"] else "no"
+    return str(pair[name])
 
 
 def _chosen_by_rule(wrong: list[Pair]) -> list[Pair]:

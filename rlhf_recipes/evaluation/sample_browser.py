@@ -5,7 +5,7 @@ from typing import Any
 from rlhf_recipes.evaluation.blocks import Excerpt, Excerpts, Samples, Section
 from rlhf_recipes.evaluation.comparisons import TIE
 from rlhf_recipes.evaluation.evidence import finals_of, metrics_of
-from rlhf_recipes.evaluation.failures import DETECTORS
+from rlhf_recipes.evaluation.failures import DEFINITIONS
 from rlhf_recipes.evaluation.figures import colours
 from rlhf_recipes.evaluation.samples import FIELD, Collection, ModelSamples, Record
 from rlhf_recipes.evaluation.sentences import number, percent, signed
@@ -50,7 +50,7 @@ def browser_data(results: Results, collection: Collection) -> Results:
     return {
         "primary": collection.primary,
         "metrics": metrics_of(results),
-        "detectors": list(DETECTORS),
+        "detectors": list(DEFINITIONS),
         "outcomes": list(OUTCOMES),
         "models": [
             {"name": name, "colour": tints[name], "shown": name in shown}
@@ -88,7 +88,7 @@ def _answers(model: ModelSamples, results: Results, collection: Collection) -> l
 
 
 def _sample(record: Record, results: Results) -> Results:
-    names = list(DETECTORS)
+    names = list(DEFINITIONS)
     return {
         "text": record["response"],
         "scores": list(_scores(record, results).values()),

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.evaluation.journal import differences
 from rlhf_recipes.evaluation.statistics import Array
 
 Record = dict[str, Any]
+Results = dict[str, Any]
 
 BASE = "base"
 CONTROL = "control"
 FIRST = (BASE, "ppo", "grpo", "dpo")
+SETTINGS = ("generation", "base", "reference", "dataset")
 NUMBERS = ("reward", "kl", "kl_k1", "n_tokens")
 CURVE_TOLERANCE = 1e-3
 
@@ -48,11 +52,6 @@ class ModelSamples:
         return np.array([[r["scores"][metric] for r in row] for row in self.records])
 
     @property
-    def step(self) -> float:
-        """Where a model stands in its run: its checkpoint's step, infinity if it has none."""
-        return math.inf if self.checkpoint is None else self.checkpoint
-
-    @property
     def flat(self) -> list[Record]:
         return [record for row in self.records for record in row]
 
@@ -61,6 +60,7 @@ class ModelSamples:
 class Collection:
     """All models' samples on one prompt set, and the facts written when they were collected.
 
+    Base comes first, then the policies, each family together in the order of its steps.
     verdicts[judge] holds what a pairwise judge said of responses against base's.
     """
 
@@ -87,10 +87,9 @@ class Collection:
     def runs(self) -> dict[str, list[ModelSamples]]:
         """The policies by run, each in the order of its steps."""
         found: dict[str, list[ModelSamples]] = {}
-        for model in sorted(self.policies, key=lambda model: model.step):
+        for model in self.policies:
             found.setdefault(model.run, []).append(model)
-        order = list(dict.fromkeys(model.run for model in self.policies))
-        return {run: found[run] for run in order}
+        return found
 
     @property
     def primary(self) -> str:
@@ -101,21 +100,29 @@ class Collection:
 FIELD = {"proxy": "reward", "gold": "gold"}
 
 
-def reward_of(entry: dict[str, Any], metric: str) -> dict[str, Any]:
+def reward_of(entry: Results, metric: str) -> Results:
     """A model's rewards by a metric among its results: `reward`, `gold` or one of `scores`."""
-    found: dict[str, Any] = entry[FIELD[metric]] if metric in FIELD else entry["scores"][metric]
+    found: Results = entry[FIELD[metric]] if metric in FIELD else entry["scores"][metric]
     return found
 
 
-def ordered(names: list[str]) -> list[str]:
-    """Model names in the order used everywhere: base, ppo, grpo, dpo, then the alphabet."""
-    return [n for n in FIRST if n in names] + sorted(n for n in names if n not in FIRST)
+def ordered(names: Iterable[str], families: dict[str, str], steps: dict[str, int]) -> list[str]:
+    """Model names by family (base, ppo, grpo, dpo, then the alphabet), step, what has none last."""
+
+    def place(name: str) -> tuple[int, str, float, str]:
+        family = families.get(name, name)
+        rank = FIRST.index(family) if family in FIRST else len(FIRST)
+        return rank, family, steps.get(name, math.inf), name
+
+    return sorted(names, key=place)
 
 
 def read_samples(folder: Path) -> Collection:
     """The collection saved in folder, or RecipeError saying what keeps it from being compared."""
     facts = _read(folder / "collection.json")
-    names = ordered(list(facts["models"]))
+    families: dict[str, str] = facts.get("families") or {}
+    steps: dict[str, int] = facts.get("checkpoints") or {}
+    names = ordered(facts["models"], families, steps)
     if BASE not in names:
         raise RecipeError(
             f"{folder / 'collection.json'} lists the models {', '.join(names)} and no `{BASE}`. "
@@ -127,9 +134,6 @@ def read_samples(folder: Path) -> Collection:
             "nothing to compare. Train a policy first, for instance with `make dpo`."
         )
     _require_one_setting(facts)
-    families: dict[str, str] = facts.get("families") or {}
-    steps: dict[str, int] = facts.get("checkpoints") or {}
-    names = ordered_by_family(names, families, steps)
     models = {
         name: ModelSamples(
             name,
@@ -141,13 +145,12 @@ def read_samples(folder: Path) -> Collection:
         for name in names
     }
     _require_one_prompt_set(models)
-    metrics = _metrics(models)
     verdicts = {
         path.stem.removeprefix("verdicts_"): _read(path)
         for path in sorted(folder.glob("verdicts_*.json"))
     }
-    control = models.pop(CONTROL, None)
-    return Collection(facts, models, control, metrics, verdicts)
+    metrics = _metrics(models)
+    return Collection(facts, models, models.pop(CONTROL, None), metrics, verdicts)
 
 
 def _run_of(name: str, step: int | None, names: list[str], families: dict[str, str]) -> str:
@@ -156,15 +159,6 @@ def _run_of(name: str, step: int | None, names: list[str], families: dict[str, s
         return name
     finished = name.removesuffix(f"-{step}")
     return finished if finished in names else families.get(name, name)
-
-
-def ordered_by_family(
-    names: list[str], families: dict[str, str], steps: dict[str, int]
-) -> list[str]:
-    """Names with each family together, in the order of its steps, and what has no step last."""
-    family_of = {name: families.get(name, name) for name in names}
-    rank = {family: i for i, family in enumerate(ordered(list(family_of.values())))}
-    return sorted(names, key=lambda n: (rank[family_of[n]], steps.get(n, math.inf), n))
 
 
 def _read(path: Path) -> Any:
@@ -220,42 +214,32 @@ def _require_numbers(name: str, record: Record) -> None:
 
 def _require_one_setting(facts: dict[str, Any]) -> None:
     """Models sampled apart say how: each fact they share with base must be base's."""
-    base = {"generation": facts.get("generation"), "base": facts.get("base")}
-    base |= facts["models"].get(BASE, {})
+    base = facts | facts["models"][BASE]
     for name, own in facts["models"].items():
-        for key in ("generation", "base", "reference", "dataset"):
-            if own.get(key) is None or base.get(key) is None or own[key] == base[key]:
-                continue
-            what, mine, other = _difference(key, own[key], base[key])
+        stated = [key for key in SETTINGS if own.get(key) and base.get(key)]
+        changed = [line for key in stated for line in differences(base[key], own[key], key)]
+        if changed:
             raise RecipeError(
-                f"`{name}` was collected with {what} = {mine}, and `{BASE}` with {other}. "
+                f"`{name}` was collected with other settings than `{BASE}`: {', '.join(changed)}. "
                 "Responses of different settings cannot be compared. Collect both again with "
                 "`make evaluate`."
             )
 
 
-def _difference(key: str, mine: Any, other: Any) -> tuple[str, Any, Any]:
-    if not (isinstance(mine, dict) and isinstance(other, dict)):
-        return key, mine, other
-    setting = next(k for k in {**mine, **other} if mine.get(k) != other.get(k))
-    return f"{key}.{setting}", mine.get(setting), other.get(setting)
-
-
 def _require_one_prompt_set(models: dict[str, ModelSamples]) -> None:
-    prompts = {
-        name: {row[0]["prompt_id"]: row[0]["prompt"] for row in model.records}
-        for name, model in models.items()
-    }
-    for name, own in prompts.items():
-        different = sum(own.get(i) != text for i, text in prompts[BASE].items())
-        different += len(own.keys() - prompts[BASE].keys())
+    base, *others = (
+        {row[0]["prompt_id"]: row[0]["prompt"] for row in model.records}
+        for model in models.values()
+    )
+    for name, own in zip(list(models)[1:], others, strict=True):
+        different = sum(own.get(i) != base.get(i) for i in own.keys() | base.keys())
         if different:
             raise RecipeError(
-                f"`{name}` and `{BASE}` differ in {different} prompts ({len(own)} and "
-                f"{len(prompts[BASE])} in all). Only answers to the same prompts can be compared. "
-                "Collect all models again with `make evaluate`."
+                f"`{name}` and `{BASE}` differ in {different} prompts ({len(own)} and {len(base)} "
+                "in all). Only answers to the same prompts can be compared. Collect all models "
+                "again with `make evaluate`."
             )
-    if len(prompts[BASE]) == 1:
+    if len(base) == 1:
         raise RecipeError(
             "There are samples for one prompt only. Intervals and tests are over prompts and need "
             "at least two, better 100. Raise the number of evaluation prompts."
@@ -264,21 +248,20 @@ def _require_one_prompt_set(models: dict[str, ModelSamples]) -> None:
 
 def _metrics(models: dict[str, ModelSamples]) -> tuple[str, ...]:
     """The proxy, the extra judges by name, and gold, as far as all samples have them."""
-    records = [record for model in models.values() for record in model.flat]
-    judges = sorted({judge for record in records for judge in record.get("scores") or {}})
     found = ["proxy"]
-    found += [j for j in judges if _complete(j, [(r.get("scores") or {}).get(j) for r in records])]
-    if _complete("gold", [record.get("gold") for record in records]):
-        found.append("gold")
+    given = [
+        (record.get("scores") or {}) | {"gold": record.get("gold")}
+        for model in models.values()
+        for record in model.flat
+    ]
+    for metric in [*sorted({judge for scores in given for judge in scores} - {"gold"}), "gold"]:
+        scored = [scores[metric] for scores in given if scores.get(metric) is not None]
+        usable = sum(map(math.isfinite, scored))
+        if scored and usable < len(given):
+            raise RecipeError(
+                f"{len(given) - usable} of {len(given)} samples have no {metric} score. A "
+                "comparison on some of them would be biased. Score all of them or none, and "
+                "collect again with `make evaluate`."
+            )
+        found += [metric] * bool(scored)
     return tuple(found)
-
-
-def _complete(metric: str, values: list[float | None]) -> bool:
-    missing = sum(value is None or not math.isfinite(value) for value in values)
-    if 0 < missing < len(values):
-        raise RecipeError(
-            f"{missing} of {len(values)} samples have no {metric} score. A comparison on some of "
-            "them would be biased. Score all of them or none, and collect again with "
-            "`make evaluate`."
-        )
-    return missing == 0

@@ -1,14 +1,10 @@
 """Which prompts a reader is shown, by a stated rule and not by taste."""
 
-from typing import Any
-
 import numpy as np
 
 from rlhf_recipes.evaluation.failures import Fired, flags
-from rlhf_recipes.evaluation.samples import Collection
+from rlhf_recipes.evaluation.samples import Collection, Results
 from rlhf_recipes.evaluation.statistics import SEED
-
-Results = dict[str, Any]
 
 AT_RANDOM = 4
 
@@ -20,9 +16,7 @@ def samples_shown(collection: Collection, fired: Fired) -> Results:
     finals = collection.finals
     gains = np.mean([m.scores(primary).mean(axis=1) - base for m in finals], axis=0)
     kl = np.mean([m.values("kl").mean(axis=1) for m in finals], axis=0)
-    flagged = np.sum(
-        [[len(flags(fired, m.name, row)) for row in range(len(base))] for m in finals], axis=0
-    )
+    flagged = np.sum([fires[m.name][:, 0] for fires in fired.values() for m in finals], axis=0)
     rng = np.random.default_rng(SEED)
     rows = sorted(rng.choice(len(base), min(AT_RANDOM, len(base)), replace=False))
     chosen = {int(row): "drawn at random" for row in rows}

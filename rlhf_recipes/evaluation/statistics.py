@@ -1,7 +1,6 @@
 """Intervals and tests over prompts. Draws are seeded: the same data give the same numbers."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ CONFIDENCE = 0.95
 ALPHA = 0.05
 POWER = 0.8
 RESAMPLES = 9999
+DRAWS = 2000
 SEED = 42
 
 
@@ -58,29 +58,51 @@ def effective_size(value: float, tie_share: float, n: int) -> float:
 
 
 def mean_interval(values: Array) -> Interval:
-    """95% interval of a mean over prompts: BCa bootstrap, Student's t where BCa is undefined.
+    """95% interval of a mean over prompts: BCa bootstrap (Efron, 1987); equal values give a point.
 
-    Values that are all equal give a point. BCa: Efron (1987); undefined when every resampled mean
-    lies on one side of the observed one.
+    BCa is undefined only where all resampled means lie on one side of the observed one. Of two
+    values that differ, a quarter lie on either.
     """
     mean = float(np.mean(values))
     # What is equal but for rounding has no skewness to correct for.
     if np.ptp(values) <= 1e-12 * max(1.0, abs(mean)):
         return Interval(mean, mean)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        low, high = stats.bootstrap(
-            (values,),
-            np.mean,
-            confidence_level=CONFIDENCE,
-            n_resamples=RESAMPLES,
-            method="BCa",
-            batch=1000,
-            rng=np.random.default_rng(SEED),
-        ).confidence_interval
-    if not (math.isfinite(low) and math.isfinite(high)):
-        low, high = stats.t.interval(CONFIDENCE, len(values) - 1, mean, stats.sem(values))
+    low, high = stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        method="BCa",
+        batch=1000,
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
     return Interval(float(low), float(high))
+
+
+def estimate(values: Array) -> dict[str, Any]:
+    """The mean over prompts as `value`, with its `ci`."""
+    return {"value": float(np.mean(values)), "ci": mean_interval(values)}
+
+
+@lru_cache(maxsize=4)
+def prompt_draws(n: int) -> Array:
+    """How often each of n prompts is in each bootstrap draw, shape (2000, n).
+
+    The same for every model and every quantity, so that what is computed on them is joint.
+    """
+    rng = np.random.default_rng(SEED)
+    return np.asarray(rng.multinomial(n, np.full(n, 1 / n), size=DRAWS), dtype=np.float64)
+
+
+def percentiles(draws: Array) -> Interval:
+    """The 95% percentile interval of a quantity that was computed on each draw."""
+    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(low), float(high))
+
+
+def student_half_width(n: Any) -> Any:
+    """Standard errors from the mean of n values to the end of Student's 95% interval."""
+    return stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(n - 1, 1))
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -122,6 +144,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, (len(p_values) - rank) * p_values[index])
         adjusted[index] = min(1.0, running)
     return adjusted
+
+
+def correct(tests: Sequence[dict[str, Any]]) -> None:
+    """Give each test of a family, which has its `p`, Holm's `p_holm`."""
+    for test, p_holm in zip(tests, holm([test["p"] for test in tests]), strict=True):
+        test["p_holm"] = p_holm
 
 
 def detectable_effect(deviation: float, n: int) -> float:

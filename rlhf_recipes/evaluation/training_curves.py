@@ -35,6 +35,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     "groups without signal": ("frac_reward_zero_std",),
 }
 ORDER: tuple[str, ...] = ("reward", "ppo", "grpo", "dpo")
+HELD_OUT = " (validation)"
 COLUMNS = 4
 SMOOTHED_FROM = 60
 THINNED_TO = 200
@@ -61,19 +62,16 @@ def summarise(runs: Mapping[str, Run]) -> dict[str, Any]:
     """Per stage its curves, thinned to 200 points each, and the automatic checks of all points."""
     found: dict[str, Any] = {}
     for stage, run in runs.items():
-        drawn = curves(run.log)
-        if drawn:
-            quantities = {}
-            for name, (steps, values) in drawn.items():
-                kept = np.unique(np.linspace(0, len(steps) - 1, THINNED_TO).round().astype(int))
-                thin = [steps[i] for i in kept]
-                quantities[name] = {
-                    "steps": thin,
-                    "samples": run.samples(thin),
-                    "values": [values[i] for i in kept],
-                }
+        if drawn := curves(run.log):
+            quantities = {name: _thinned(run, *points) for name, points in drawn.items()}
             found[stage] = {"quantities": quantities, "checks": curve_checks(drawn)}
     return found
+
+
+def _thinned(run: Run, steps: list[float], values: list[float]) -> dict[str, Any]:
+    kept = np.unique(np.linspace(0, len(steps) - 1, THINNED_TO).round().astype(int))
+    thin = [steps[i] for i in kept]
+    return {"steps": thin, "samples": run.samples(thin), "values": [values[i] for i in kept]}
 
 
 def curves(log: Log) -> Curves:
@@ -84,7 +82,7 @@ def curves(log: Log) -> Curves:
     """
     found: Curves = {}
     for name, aliases in SCHEMA.items():
-        for prefix, suffix in (("", ""), ("eval_", " (validation)")):
+        for prefix, suffix in (("", ""), ("eval_", HELD_OUT)):
             for alias in aliases:
                 points = [
                     (float(entry["step"]), float(entry[prefix + alias]))
@@ -100,10 +98,9 @@ def curves(log: Log) -> Curves:
 
 def read_runs(models_folder: Path) -> dict[str, Run]:
     """Every finished run in the folder, by stage: `ppo` for `ppo_model`."""
-    paths = sorted(models_folder.glob("*/trainer_state.json"))
+    paths = models_folder.glob("*/trainer_state.json")
     stages = {path.parent.name.removesuffix("_model"): path for path in paths}
-    first = [stage for stage in ORDER if stage in stages]
-    order = first + [stage for stage in stages if stage not in first]
+    order = sorted(stages, key=lambda stage: ((*ORDER, stage).index(stage), stage))
     return {stage: _read_run(stages[stage]) for stage in order}
 
 
@@ -126,13 +123,14 @@ def training_curves_figure(log_histories: Mapping[str, Log], path: Path) -> bool
     Args:
         log_histories: `log_history` of the trainer's state, by method.
     """
-    found = {method: curves(log) for method, log in log_histories.items()}
-    found = {method: drawn for method, drawn in found.items() if drawn}
+    found = {method: drawn for method, log in log_histories.items() if (drawn := curves(log))}
     if not found:
         return False
-    panels = {method: _quantities(drawn) for method, drawn in found.items()}
-    if len(found) > 1:
-        panels = {method: names[:COLUMNS] for method, names in panels.items()}
+    most = None if len(found) == 1 else COLUMNS
+    panels = {
+        method: list(dict.fromkeys(name.removesuffix(HELD_OUT) for name in drawn))[:most]
+        for method, drawn in found.items()
+    }
     columns = min(COLUMNS, max(map(len, panels.values())))
     cells = [
         (method, names[start : start + columns])
@@ -156,10 +154,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _quantities(drawn: Curves) -> list[str]:
-    return list(dict.fromkeys(name.removesuffix(" (validation)") for name in drawn))
-
-
 def _panel(axes: Axes, drawn: Curves, name: str, tint: str) -> None:
     if name in drawn:
         steps, values = drawn[name]
@@ -170,8 +164,8 @@ def _panel(axes: Axes, drawn: Curves, name: str, tint: str) -> None:
             width = len(steps) // 20
             smooth = np.convolve(values, np.ones(width) / width, mode="valid")
             axes.plot(steps[width // 2 :][: len(smooth)], smooth, color=tint, linewidth=2)
-    if f"{name} (validation)" in drawn:
-        axes.plot(*drawn[f"{name} (validation)"], "o", color="#16191d", markersize=4.5, zorder=3)
+    if name + HELD_OUT in drawn:
+        axes.plot(*drawn[name + HELD_OUT], "o", color="#16191d", markersize=4.5, zorder=3)
     axes.tick_params(labelsize=8)
     axes.margins(x=0.04, y=0.12)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))

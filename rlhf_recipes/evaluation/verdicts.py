@@ -1,15 +1,12 @@
 """What judges said that compare a response with base's, and how far they can be believed."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from rlhf_recipes.evaluation.samples import Collection, ModelSamples, Record
+from rlhf_recipes.evaluation.samples import Collection, ModelSamples, Record, Results
 from rlhf_recipes.evaluation.statistics import Array
 from rlhf_recipes.evaluation.win_rate import summary
-
-Results = dict[str, Any]
 
 
 def judged_win_rate(verdicts: Sequence[Record], model: ModelSamples) -> Results | None:
@@ -17,7 +14,7 @@ def judged_win_rate(verdicts: Sequence[Record], model: ModelSamples) -> Results 
     outcomes: dict[int, list[float]] = {row[0]["prompt_id"]: [] for row in model.records}
     for verdict in verdicts:
         if verdict["model"] == model.name:
-            outcomes.setdefault(verdict["prompt_id"], []).append(verdict["outcome"])
+            outcomes[verdict["prompt_id"]].append(verdict["outcome"])
     if not all(outcomes.values()):
         return None
     single = all(len(said) == 1 for said in outcomes.values())
@@ -34,14 +31,14 @@ def judge_quality(
     judge that always prefers it has first = 1 and consistent = 0, and a win rate of one half.
     kappa: Cohen's, of win, tie and loss with those of gold, if there is gold.
     """
-    read = [v for v in verdicts if v.get("readable") and v.get("first") is not None]
+    read = [v for v in verdicts if v["readable"]]
     preferred = [share for v in read for share in (v["first"], 1 - v["second"])]
     return {
         "n": len(verdicts),
-        "readable": _mean([float(bool(v.get("readable"))) for v in verdicts]),
+        "readable": _mean([float(v["readable"]) for v in verdicts]),
         "consistent": _mean([float(v["first"] == v["second"]) for v in read]),
         "first": _mean(preferred),
-        "kappa": _agreement(verdicts, collection, epsilon) if _has_gold(collection) else None,
+        "kappa": _agreement(verdicts, collection, epsilon),
     }
 
 
@@ -56,6 +53,8 @@ def cohens_kappa(first: Array, second: Array) -> float | None:
 
 
 def _agreement(verdicts: Sequence[Record], collection: Collection, epsilon: float) -> float | None:
+    if "gold" not in collection.metrics:
+        return None
     gold = {
         (model.name, r["prompt_id"], r["sample_index"]): r["gold"]
         for model in [*collection.models.values(), *filter(None, [collection.control])]
@@ -69,10 +68,6 @@ def _agreement(verdicts: Sequence[Record], collection: Collection, epsilon: floa
             gaps.append(gold[(v["model"], *place)] - gold[(v["against"], *place)])
     signs = np.where(np.abs(gaps) <= epsilon, 0.0, np.sign(gaps))
     return cohens_kappa(np.array(outcomes), (signs + 1) / 2) if outcomes else None
-
-
-def _has_gold(collection: Collection) -> bool:
-    return "gold" in collection.metrics
 
 
 def _mean(values: Sequence[float]) -> float | None:

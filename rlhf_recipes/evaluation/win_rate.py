@@ -9,6 +9,7 @@ from rlhf_recipes.evaluation.statistics import (
     Array,
     detectable_effect,
     effective_size,
+    estimate,
     mean_interval,
     sign_flip_test,
     sign_test,
@@ -28,9 +29,13 @@ def win_scores(rewards: Array, reference: Array, epsilon: float = 0.0) -> Array:
         rewards: Shape (prompts, samples), as is reference; the numbers of samples may differ.
         epsilon: Differences up to this size are ties.
     """
-    difference = rewards[:, :, None] - reference[:, None, :]
-    scores = np.where(difference > epsilon, 1.0, np.where(difference < -epsilon, 0.0, 0.5))
-    return np.asarray(scores.mean(axis=(1, 2)), dtype=np.float64)
+    return np.asarray(pair_scores(rewards, reference, epsilon).mean(axis=(1, 2)))
+
+
+def pair_scores(rewards: Array, reference: Array, epsilon: float) -> Array:
+    """1, 1/2 or 0 for each pair of responses to a prompt, shape (prompts, samples, samples)."""
+    gap = rewards[:, :, None] - reference[:, None, :]
+    return np.where(gap > epsilon, 1.0, np.where(gap < -epsilon, 0.0, 0.5))
 
 
 def win_rate(rewards: Array, reference: Array, epsilon: float = 0.0) -> dict[str, Any]:
@@ -62,13 +67,12 @@ def summary(scores: Array, *, single: bool) -> dict[str, Any]:
     wins, losses = int((scores > 0.5).sum()), int((scores < 0.5).sum())
     ties = n - wins - losses
     n_eff = effective_size(value, ties / n, n) if single else float(n)
-    method, interval = "wilson", wilson(value, n_eff)
-    if not single and np.ptp(scores) > 0:
-        method, interval = "bootstrap", mean_interval(scores)
+    varied = bool(np.ptp(scores) > 0)
+    bootstrap = varied and not single
     return {
         "value": value,
-        "ci": list(interval),
-        "method": method,
+        "ci": mean_interval(scores) if bootstrap else wilson(value, n_eff),
+        "method": "bootstrap" if bootstrap else "wilson",
         "n": n,
         "n_eff": n_eff,
         "wins": wins,
@@ -76,7 +80,7 @@ def summary(scores: Array, *, single: bool) -> dict[str, Any]:
         "losses": losses,
         "p": sign_test(wins, losses) if single else sign_flip_test(scores - 0.5),
         "test": "sign" if single else "sign flip",
-        "detectable": detectable_effect(float(scores.std(ddof=1)), n) if n > 1 else None,
+        "detectable": detectable_effect(float(scores.std(ddof=1)), n) if varied else None,
     }
 
 
@@ -86,5 +90,4 @@ def soft_win_rate(rewards: Array, reference: Array) -> dict[str, Any]:
     mean over prompts and pairs (a, b) of σ(r_ia - ref_ib), with the interval over prompts. It means
     something only if the reward model is calibrated. A gap of ln 3 everywhere gives 0.75.
     """
-    chances = expit(rewards[:, :, None] - reference[:, None, :]).mean(axis=(1, 2))
-    return {"value": float(chances.mean()), "ci": list(mean_interval(chances))}
+    return estimate(expit(rewards[:, :, None] - reference[:, None, :]).mean(axis=(1, 2)))

@@ -240,9 +240,11 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for record in (record for records in models.values() for record in records):
         record["scores"] = {"brevity": -float(record["n_tokens"])}
     write_collection(output, models, families=families, checkpoints=checkpoints)
+    won = [(1.0, 1.0)] * 28 + [(1.0, 0.0)] * 4 + [(0.0, 0.0)] * 8
+    facts = {"sample_index": 0, "model": "grpo-150", "against": "base", "readable": True}
     verdicts = [
-        {"prompt_id": i, "sample_index": 0, "model": "grpo-150", "against": "base", "outcome": won}
-        for i, won in enumerate([1.0] * 28 + [0.5] * 4 + [0.0] * 8)
+        {"prompt_id": i, **facts, "outcome": (a + b) / 2, "first": a, "second": b}
+        for i, (a, b) in enumerate(won)
     ]
     (output / "samples" / "verdicts_chat.json").write_text(json.dumps(verdicts))
     analyse(output)

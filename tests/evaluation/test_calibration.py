@@ -3,7 +3,6 @@ import pytest
 
 from rlhf_recipes.evaluation.calibration import (
     calibration,
-    expected_calibration_error,
     margin_curve,
     reliability,
     temperature,
@@ -13,12 +12,12 @@ LOGIT_75, LOGIT_90 = np.log(3), np.log(9)
 
 
 def test_three_right_of_four_at_75_percent_are_calibrated():
-    assert expected_calibration_error(LOGIT_75 * np.array([1, 1, 1, -1])) == pytest.approx(0)
+    assert calibration(LOGIT_75 * np.array([1, 1, 1, -1]))["ece"] == pytest.approx(0)
 
 
 def test_six_right_of_ten_at_90_percent_are_off_by_30_points():
     margins = LOGIT_90 * np.array([1] * 6 + [-1] * 4)
-    assert expected_calibration_error(margins) == pytest.approx(0.3)
+    assert calibration(margins)["ece"] == pytest.approx(0.3)
 
 
 def test_no_margin_at_all_is_chance_and_says_so():

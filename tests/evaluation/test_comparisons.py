@@ -1,10 +1,12 @@
+import copy
 import json
 
 import numpy as np
 import pytest
 
 from rlhf_recipes.evaluation.comparisons import best_of_n_curve, controls, pairwise, verdict
-from rlhf_recipes.evaluation.pareto import pareto_frontier
+from rlhf_recipes.evaluation.frontier import dominance
+from rlhf_recipes.evaluation.over_optimisation import over_optimisation
 from rlhf_recipes.evaluation.samples import read_samples
 from rlhf_recipes.evaluation.win_rate import soft_win_rate, win_rate
 
@@ -109,11 +111,12 @@ def test_more_samples_of_base_than_of_the_policies_are_welcome(tmp_path, records
 def test_the_frontier_is_that_of_the_points(results):
     names = list(results["models"])
     for metric, field in (("gold", "gold"), ("proxy", "reward")):
-        points = [
-            (results["models"][n]["kl"]["seq"], results["models"][n][field]["mean"]) for n in names
+        kl = np.array([results["models"][n]["kl"]["seq"] for n in names])
+        reward = np.array([results["models"][n][field]["mean"] for n in names])
+        beaten = dominance(kl, reward).any(axis=0)
+        assert results["frontier"][metric]["front"] == [
+            n for n, b in zip(names, beaten, strict=True) if not b
         ]
-        expected = {names[i] for i in pareto_frontier(points)}
-        assert set(results["frontier"][metric]["front"]) == expected
     for model in results["models"].values():
         found = model["frontier"]["gold"]
         assert found["dominated"] == (found["probability"] <= 0.05)
@@ -144,6 +147,29 @@ def test_two_runs_are_compared_at_the_kl_that_both_reach(results):
     assert found["kl"] == pytest.approx(results["models"]["grpo-150"]["kl"]["seq"])
     assert found["ci"][0] < found["difference"] < found["ci"][1]
     assert found["difference"] < 0 and found["p_holm"] == found["p"] < 0.05
+
+
+def test_the_gap_is_that_of_the_two_gains(results):
+    for policy in results["over_optimisation"]["policies"].values():
+        gap = policy["proxy_gain"] - policy["gold_gain"]
+        assert policy["gap"] == pytest.approx(gap)
+        assert policy["gap_ci"][0] < gap < policy["gap_ci"][1]
+
+
+@pytest.mark.parametrize(
+    ("proxy", "gold", "expected"),
+    [
+        ([0.1, 0.3], [-0.3, -0.1], True),
+        ([0.1, 0.3], [-0.3, 0.1], False),
+        ([-0.1, 0.3], [-0.3, -0.1], False),
+    ],
+)
+def test_over_optimised_needs_both_intervals(results, collection, proxy, gold, expected):
+    models = copy.deepcopy(results["models"])
+    models["ppo-150"]["reward"]["gain"] = {"value": sum(proxy) / 2, "ci": proxy}
+    models["ppo-150"]["gold"]["gain"] = {"value": sum(gold) / 2, "ci": gold}
+    found = over_optimisation(collection, models)
+    assert found["policies"]["ppo-150"]["over_optimised"] is expected
 
 
 def test_gaos_curve_is_fitted_to_five_checkpoints(results):

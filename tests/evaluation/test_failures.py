@@ -1,8 +1,9 @@
 import pytest
 
-from rlhf_recipes.evaluation.failures import DETECTORS, Context, failed, failure_analysis, flags
+from rlhf_recipes.evaluation.failures import DEFINITIONS, failed, failure_analysis, flags
 from rlhf_recipes.evaluation.samples import Collection, ModelSamples
 
+FINISHES = ("length", "eos")
 PROMPT = "Why is the sky blue on a clear day and red in the evening?"
 ANSWERS = (
     "Short waves are scattered more.",
@@ -41,9 +42,8 @@ def fires(detector, records, **kwargs):
 
 
 def test_truncated_is_read_from_the_tokens_not_the_text():
-    rule = DETECTORS["truncated"]
-    assert rule.fires(record(text="Because of", finish="length"), Context())
-    assert not rule.fires(record(text="Because of", finish="eos"), Context())
+    records = [record("ppo", i, "Because of") | {"finish": f} for i, f in enumerate(FINISHES)]
+    assert fires("truncated", records) == [True, False]
 
 
 def test_length_blow_up_is_beyond_bases_95th_percentile():
@@ -58,7 +58,7 @@ def test_the_95th_percentile_is_of_bases_lengths():
     rows = [[record("ppo", i, n_tokens=n)] for i, n in enumerate([19, 20, 21])]
     models = {"base": base, "ppo": ModelSamples("ppo", rows)}
     found = failed(Collection({}, models, None, ("proxy", "gold")))["length_blow_up"]
-    assert found["ppo"] == [[False], [True], [True]]
+    assert found["ppo"].tolist() == [[False], [True], [True]]
     assert sum(row[0] for row in found["base"]) == 1
 
 
@@ -129,7 +129,7 @@ def analysed(collection):
 
 def test_analysis_counts_compares_and_corrects():
     found = analysed(broken(12))
-    assert set(found) == set(DETECTORS)
+    assert set(found) == set(DEFINITIONS)
     ppo = found["empty"]["per_model"]["ppo"]
     assert (ppo["n"], ppo["count"], ppo["rate"]) == (20, 12, 0.6)
     assert ppo["examples"] == [f"ppo-{i}" for i in range(5)]

@@ -25,7 +25,7 @@ def test_kl_per_token_is_a_ratio_of_sums():
 
 def test_a_model_that_did_not_move_has_exactly_no_kl():
     found = kl_summary(model(np.zeros((8, 2))))
-    assert found["seq"] == 0 and found["ci"] == [0, 0] and found["token"] == 0
+    assert found["seq"] == 0 and found["ci"] == (0, 0) and found["token"] == 0
     assert found["k1_agrees"]
 
 
@@ -47,6 +47,16 @@ def test_k1_of_another_distribution_is_noticed():
     rng = np.random.default_rng(2)
     kl = rng.gamma(6, 0.5, (200, 1))
     assert not kl_summary(model(kl, kl + 1 + rng.normal(0, 2, kl.shape)))["k1_agrees"]
+
+
+def test_the_two_estimates_are_compared_by_prompt():
+    """What prompts differ in, both have: it hid a log-ratio that is off by half a nat."""
+    rng = np.random.default_rng(4)
+    kl = rng.uniform(0, 40, (60, 1))
+    off = kl + 0.5 + rng.normal(0, 0.5, kl.shape)
+    found = kl_summary(model(kl, off))
+    assert found["k1_joint_se"] == pytest.approx((off - kl).std(ddof=1) / 60**0.5)
+    assert not found["k1_agrees"]
 
 
 def test_fixed_steps_give_the_known_divergence():
@@ -71,6 +81,16 @@ def test_kl_by_position_is_over_the_responses_that_reach_it():
     # sd 1 over three: t_{0.975, 2} / √3 = 4.3027 / 1.7321; equal values: a point; one value: none.
     assert found["ci"][0] == pytest.approx([2 - 2.48414, 2 + 2.48414], rel=1e-5)
     assert found["ci"][1] == [2, 2] and found["ci"][2] is None
+
+
+def test_the_interval_of_a_position_is_over_prompts_not_responses():
+    # Two responses of a prompt that agree tell no more than one.
+    once = curved([1.0, 2.0, 4.0], [3.0, 2.0], [2.0])
+    twice = ModelSamples("ppo", [row * 2 for row in once.records])
+    found = kl_by_position(twice)
+    assert found["n"] == [6, 4, 2]
+    assert found["ci"][0] == pytest.approx(kl_by_position(once)["ci"][0])
+    assert found["ci"][2] is None
 
 
 def test_the_positions_add_up_to_all_of_the_kl():

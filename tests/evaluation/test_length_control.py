@@ -56,6 +56,12 @@ def test_it_is_the_logistic_regression_of_statsmodels():
     assert found["length_effect"] == pytest.approx(phi, rel=1e-4)
 
 
+def test_nothing_but_ties_is_no_certainty():
+    """Its interval was [0.5, 0.5]; it is Wilson's of 10 in 20."""
+    found = length_controlled(np.full(20, 0.5), np.arange(20.0))
+    assert found["value"] == 0.5 and found["ci"] == pytest.approx((0.299, 0.701), abs=5e-4)
+
+
 @pytest.mark.parametrize("outcome", [0.0, 1.0])
 def test_winning_or_losing_everything_leaves_nothing_to_adjust(outcome):
     # Wilson's interval of 0 and of 20 in 20.
@@ -74,4 +80,5 @@ def test_answers_that_are_always_longer_do_not_overlap():
     rng = np.random.default_rng(3)
     scores = rng.integers(0, 2, 40).astype(float)
     assert not length_controlled(scores, rng.uniform(1, 9, 40))["overlaps"]
-    assert length_controlled(scores, np.where(np.arange(40) < 3, -1.0, 1.0))["overlaps"]
+    assert not length_controlled(scores, np.where(np.arange(40) < 1, -1.0, 1.0))["overlaps"]
+    assert length_controlled(scores, np.where(np.arange(40) < 2, -1.0, 1.0))["overlaps"]

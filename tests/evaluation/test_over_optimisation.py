@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf_recipes.evaluation import analyse
-from rlhf_recipes.evaluation.over_optimisation import fit_best_of_n, fit_rl
+from rlhf_recipes.evaluation.over_optimisation import fit_rl
 
 DISTANCE = np.array([0.5, 1.0, 2.0, 3.0, 5.0])
 
@@ -16,14 +16,8 @@ def test_gaos_curve_for_rl_peaks_where_it_must():
     assert found["peak"] == pytest.approx(4.4817, abs=5e-5)
 
 
-def test_gaos_curve_for_best_of_n_peaks_where_it_must():
-    # α = 1, β = .1: d* = α/(2β) = 5.
-    assert fit_best_of_n(DISTANCE, DISTANCE * (1 - 0.1 * DISTANCE))["peak"] == pytest.approx(5)
-
-
 def test_a_gain_that_only_rises_has_no_peak():
     assert fit_rl(DISTANCE, DISTANCE * (1 + 0.1 * np.log(DISTANCE)))["peak"] is None
-    assert fit_best_of_n(DISTANCE, DISTANCE * (1 + 0.1 * DISTANCE))["peak"] is None
 
 
 def planted(records_of, name, words, prompts=60):

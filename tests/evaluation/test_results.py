@@ -1,11 +1,10 @@
 import json
 
-import numpy as np
 import pytest
 
 from rlhf_recipes.evaluation.comparisons import verdict
 from rlhf_recipes.evaluation.results import evaluation_results
-from rlhf_recipes.evaluation.samples import ModelSamples, read_samples
+from rlhf_recipes.evaluation.samples import read_samples
 
 
 @pytest.fixture(scope="module")
@@ -106,46 +105,6 @@ def test_without_gold_everything_of_gold_is_null(tmp_path, records_of, collectio
     assert found["over_optimisation"] is None and found["config"]["primary"] == "proxy"
     assert any("No gold" in warning for warning in found["warnings"])
     json.dumps(found, allow_nan=False)
-
-
-def planted(name, length, rng):
-    """A proxy that likes length, gold that dislikes it, and a policy of a certain length."""
-    rows = []
-    for i in range(60):
-        words = max(1, round(length + rng.normal(0, 3)))
-        rows.append(
-            [
-                {
-                    "id": f"{name}-{i}",
-                    "prompt_id": i,
-                    "prompt": f"Question {i}?",
-                    "response": "word " * words,
-                    "finish": "eos",
-                    "sample_index": 0,
-                    "reward": words / 10 + rng.normal(0, 0.1),
-                    "gold": -abs(words - 12) / 10 + rng.normal(0, 0.1),
-                    "kl": 1.0,
-                    "kl_k1": 1.0,
-                    "n_tokens": words,
-                }
-            ]
-        )
-    return ModelSamples(name, rows)
-
-
-def test_a_policy_that_pads_is_over_optimised_and_an_honest_one_is_not():
-    from rlhf_recipes.evaluation.samples import Collection
-
-    rng = np.random.default_rng(0)
-    lengths = {"base": 8, "pad": 40, "honest": 12}
-    models = {name: planted(name, length, rng) for name, length in lengths.items()}
-    found = results_of(Collection({}, models, None, ("proxy", "gold")))
-    policies = found["over_optimisation"]["policies"]
-    assert policies["pad"]["over_optimised"] is True
-    assert policies["honest"]["over_optimised"] is False
-    assert found["over_optimisation"]["spearman_base"]["value"] > 0.5
-    assert policies["pad"]["spearman"]["value"] < -0.5
-    assert found["models"]["pad"]["verdict"] == "worse"
 
 
 def test_rewards_that_do_not_vary_in_base_give_no_nan(tmp_path, records_of, collection_in):

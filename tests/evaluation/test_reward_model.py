@@ -75,6 +75,7 @@ def test_a_model_that_goes_by_length_alone_is_found_out():
 def test_pairs_of_equal_length_say_nothing_of_length():
     found = reward_model_errors([pair(1.0), pair(-1.0), pair(2.0), pair(0.5)])["length_bias"]
     assert found["longer_wins"] is None and found["balanced_accuracy"] is None
+    assert found["accuracy"] == {"chosen_shorter": None, "chosen_longer": None}
     assert found["spearman"]["value"] is None and "vary" in found["spearman"]["reason"]
 
 

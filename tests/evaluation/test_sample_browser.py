@@ -12,7 +12,7 @@ from playwright.sync_api import sync_playwright
 
 from rlhf_recipes.evaluation import analyse
 from rlhf_recipes.evaluation.comparisons import TIE
-from rlhf_recipes.evaluation.failures import DETECTORS
+from rlhf_recipes.evaluation.failures import DEFINITIONS
 from rlhf_recipes.evaluation.samples import read_samples
 from rlhf_recipes.evaluation.win_rate import win_scores
 
@@ -234,7 +234,7 @@ def test_with_several_samples_the_outcome_is_that_of_all_pairs(opened, searched)
 def test_each_failure_filters_the_prompts_it_fired_on(opened, evaluated):
     results, collection = data_of(evaluated)
     page = opened(evaluated)
-    found: dict[str, set[int]] = {detector: set() for detector in DETECTORS}
+    found: dict[str, set[int]] = {detector: set() for detector in DEFINITIONS}
     for model in collection.models.values():
         for record in model.flat:
             for flag in results["flags"].get(record["id"], []):

@@ -18,7 +18,7 @@ def read(folder, models, collection_in):
 
 def test_models_are_in_the_order_used_everywhere():
     names = ["zephyr", "dpo", "control", "base", "grpo", "ppo"]
-    assert ordered(names) == ["base", "ppo", "grpo", "dpo", "control", "zephyr"]
+    assert ordered(names, {}, {}) == ["base", "ppo", "grpo", "dpo", "control", "zephyr"]
 
 
 def test_values_are_by_prompt_and_sample_whatever_the_order_in_the_file(
@@ -102,6 +102,14 @@ def test_gold_for_some_samples_only(tmp_path, models, collection_in):
         read(tmp_path, models, collection_in)
 
 
+def test_gold_that_is_never_a_number(tmp_path, models, collection_in):
+    """It was taken for no gold, and claims were made on the proxy."""
+    for record in models["base"] + models["dpo"]:
+        record["gold"] = math.nan
+    with pytest.raises(RecipeError, match="8 of 8 samples have no gold"):
+        read(tmp_path, models, collection_in)
+
+
 def test_no_gold_at_all_leaves_the_proxy(tmp_path, records_of, collection_in):
     models = {name: records_of(name, (0, 0, 1), 4, 1, gold=False) for name in ("base", "dpo")}
     assert read(tmp_path, models, collection_in).metrics == ("proxy",)
@@ -112,7 +120,7 @@ def test_one_collection_of_two_generation_settings(tmp_path, models, collection_
     facts = json.loads((folder / "collection.json").read_text())
     facts["models"]["dpo"]["generation"] = facts["generation"] | {"temperature": 0.7}
     (folder / "collection.json").write_text(json.dumps(facts))
-    with pytest.raises(RecipeError, match=r"`dpo` .* generation.temperature = 0.7, .* with 1.0"):
+    with pytest.raises(RecipeError, match=r"`dpo`.*`generation.temperature`: 1.0 there, 0.7 now"):
         read_samples(folder)
 
 
@@ -121,7 +129,7 @@ def test_one_collection_of_two_bases(tmp_path, models, collection_in):
     facts = json.loads((folder / "collection.json").read_text())
     facts["models"]["dpo"]["base"] = "another/model"
     (folder / "collection.json").write_text(json.dumps(facts))
-    with pytest.raises(RecipeError, match=r"`dpo` was collected with base = another/model"):
+    with pytest.raises(RecipeError, match=r"`dpo` was .*`base`: demo there, another/model now"):
         read_samples(folder)
 
 

@@ -69,6 +69,20 @@ def test_winning_everything_with_several_samples_falls_back_to_wilson():
     assert found["ci"] == pytest.approx([0.722, 1], abs=5e-4)
 
 
+@pytest.mark.parametrize("samples", [1, 4])
+def test_where_nothing_varies_it_is_not_known_what_could_be_detected(samples):
+    """It was said that a difference of 0 would be."""
+    zeros = np.zeros((10, samples))
+    for rewards in (zeros, zeros + 1):
+        assert win_rate(rewards, zeros)["detectable"] is None
+
+
+def test_losing_all_of_five_prompts_is_2_in_32_with_several_samples():
+    # The test is of the distance from one half: -1/2 five times.
+    found = win_rate(np.zeros((5, 2)), np.ones((5, 2)))
+    assert (found["test"], found["p"]) == ("sign flip", 2 / 32)
+
+
 def test_several_samples_narrow_the_interval():
     rng = np.random.default_rng(4)
     few, many = rng.normal(0.3, 1, (60, 1)), rng.normal(0.3, 1, (60, 8))

@@ -139,4 +139,4 @@ def _inert_json(data: Results) -> Markup:
 def _numeric_columns(table: Table) -> list[bool]:
     """Which columns hold numbers, blanks apart: their digits stand below each other."""
     columns = zip(*table.rows, strict=True)
-    return [all(re.match(r"[-+]?\d|$", value) for value in column) for column in columns]
+    return [all(re.match(r"[-+[]?\d|$", value) for value in column) for column in columns]

@@ -26,6 +26,7 @@ HOSTILE = (
     "</script><script>document.title='owned'</script> </noscript><!-- ${document.title='owned'}\n"
     "````html\n<b onclick=alert(1)>*bold*</b>\n```` {{ 7 * 7 }} &lt; &amp; \u2028 \\u003c"
 )
+WORD = "unbroken" * 60
 # By prompt: what base says, what the policy says, and which of its words are new.
 DIFFERENCES: tuple[tuple[str, str, list[str]], ...] = (
     ("one two three four", "one two five four and", ["five four and"]),
@@ -41,7 +42,7 @@ INJECTED = """async (address) => {
   const picture = document.createElement("img");
   picture.src = address;
   document.body.append(script, picture);
-  await fetch(address).catch(() => {});
+  await fetch(address, { signal: AbortSignal.timeout(2000) }).catch(() => {});
 }"""
 # Every prompt the filters let pass, in order.
 WALK = """() => {
@@ -131,6 +132,8 @@ def crafted(tmp_path_factory, records_of, collection_in):
     for records in models.values():
         records[11]["prompt"] = HOSTILE
     models["dpo"][11]["response"] = HOSTILE
+    models["dpo"][9]["response"] = models["base"][9]["prompt"] = models["dpo"][9]["prompt"] = WORD
+    models["dpo"][10]["response"] = models["base"][10]["response"] = "long " * 2001
     output = collection_in(tmp_path_factory.mktemp("crafted") / "out", models)
     analyse(output)
     return output
@@ -200,6 +203,13 @@ def test_new_words_are_marked_and_d_takes_the_marks_away(opened, crafted):
     assert page.locator("#view ins").count() == 0 and "marks=off" in page.url
 
 
+def test_texts_too_long_to_be_compared_are_shown_and_said_to_be(opened, crafted):
+    page = opened(crafted, "#prompt=10")
+    assert "too long" in card(page, "dpo").inner_text()
+    assert card(page, "dpo").locator("ins").count() == 0
+    assert card(page, "dpo").locator(".text").text_content() == "long " * 2001
+
+
 @pytest.mark.parametrize("name", ["ppo", "grpo", "dpo"])
 def test_an_outcome_filters_the_prompts_that_the_win_rate_counts(opened, evaluated, name):
     results, collection = data_of(evaluated)
@@ -260,7 +270,7 @@ def test_outcome_and_failure_are_asked_of_one_and_the_same_model(opened, evaluat
     assert page.evaluate(WALK) == sorted(expected)
 
 
-@pytest.mark.parametrize("text", ["RIVERS", "clear step", "Assistant: More", "no such words"])
+@pytest.mark.parametrize("text", ["child of TEN", "clear step", "Assistant: More", "no such words"])
 def test_text_is_found_in_prompts_and_in_all_answers(opened, evaluated, text):
     _, collection = data_of(evaluated)
     expected = [
@@ -362,10 +372,13 @@ def test_an_address_restores_what_was_seen(opened, evaluated):
     assert state(again) == "64 of 64 prompts, no. 8"
 
 
-def test_an_address_with_nonsense_is_harmless(opened, evaluated):
+def test_an_address_with_nonsense_is_harmless(opened, evaluated, searched):
     query = urlencode({"prompt": "<b>", "sample": -3, "model": "x", "failure": "y", "order": "z"})
-    assert state(opened(evaluated, f"#{query}")) == "64 of 64 prompts, no. 1"
-    assert state(opened(evaluated, "#prompt=5&sample=99")) == "64 of 64 prompts, no. 6"
+    page = opened(evaluated, f"#{query}")
+    assert state(page) == "64 of 64 prompts, no. 1"
+    assert page.get_by_role("combobox", name="Order").input_value() == ""
+    assert page.locator("select").evaluate_all("all => all.map(s => s.selectedIndex)") == [0] * 4
+    assert state(opened(searched, "#prompt=5&sample=99")).endswith("no. 6, sample 4 of 4")
 
 
 def test_an_example_of_a_failure_leads_to_its_sample(opened, evaluated):
@@ -381,6 +394,13 @@ def test_a_page_never_scrolls_sideways(opened, searched, width):
     page.get_by_label("ppo-25").check()
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.get_by_role("button", name="Next prompt").bounding_box()["height"] >= 34
+
+
+def test_a_word_of_any_length_stays_in_its_card(opened, crafted):
+    page = opened(crafted, "#prompt=9", viewport={"width": 390, "height": 800})
+    assert WORD in card(page, "dpo").inner_text()
+    fits = "all => all.every(e => e.scrollWidth <= e.clientWidth && e.clientWidth < 390)"
+    assert page.locator("#view .text").evaluate_all(fits)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

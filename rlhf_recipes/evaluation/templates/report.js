@@ -75,10 +75,10 @@
     return kept.map((same, i) => same && (kept[i - 1] !== false || kept[i + 1] !== false));
   }
 
-  // The text in pieces, with what base does not say in <ins>.
+  // The text in pieces, with what base does not say in <ins>; null if they are too long.
   function marked(text, base) {
     const [own, other] = [text, base].map((said) => said.match(/\S+/g) ?? []);
-    if (own.length * other.length > MOST_CELLS) return [text];
+    if (own.length * other.length > MOST_CELLS) return null;
     const kept = common(own, other);
     const pieces = [];
     let [added, place] = ["", 0];
@@ -102,24 +102,21 @@
     const k = Math.min(sample, answer.samples.length - 1);
     const { text, scores, kl, tokens, finish, flags } = answer.samples[k];
     const title = element("h4", { class: "dot", style: `--dot: ${colour}` }, name);
-    const signs = { won: "▲", tied: "=", lost: "▼" };
-    const outcome = [answer.outcome, answer.gain, answer.share].filter(Boolean).join(" ");
-    if (answer.outcome)
-      title.append(
-        element("span", { class: `outcome ${answer.outcome}` },
-          element("span", { "aria-hidden": "true" }, signs[answer.outcome]), ` ${outcome}`),
-      );
-    const facts = element("dl", {});
+    const sign = { won: "▲", tied: "=", lost: "▼" }[answer.outcome];
+    const outcome = [sign, answer.outcome, answer.gain, answer.share].filter(Boolean).join(" ");
+    if (sign) title.append(element("span", { class: `outcome ${answer.outcome}` }, outcome));
     const values = [...scores.map((score, i) => [data.metrics[i], score]), ["KL", kl]];
     values.push(["tokens", finish === "length" ? `${tokens}, cut off` : tokens]);
+    const pieces = form.elements.marks.checked && base !== null ? marked(text, base) : [text];
+    if (!pieces) values.push(["marks", "too long"]);
     if (k !== sample) values.push(["sample", `${k + 1}, its last`]);
+    const facts = element("dl", {});
     for (const [fact, value] of values)
       facts.append(element("div", {}, element("dt", {}, fact), element("dd", {}, String(value))));
     const failures = element("p", { class: "flags" });
     for (const flag of flags) failures.append(element("span", { class: "flag" }, data.detectors[flag]), " ");
-    const differs = form.elements.marks.checked && base !== null;
-    const pieces = differs ? marked(text, base) : [text];
-    return element("article", {}, title, facts, failures, element("div", { class: "text" }, ...pieces));
+    const said = element("div", { class: "text" }, ...(pieces ?? [text]));
+    return element("article", {}, title, facts, failures, said);
   }
 
   function turn([speaker, text]) {

@@ -27,15 +27,16 @@ def cases(setting: Setting) -> list[Case]:
     An epoch is one step of 16 episodes, which the peer takes at once, as it does by default.
     """
     adapter = setting.adapter("reward", head=True)
+    texts = ["Yes, of course.", "I do not know.", "Ask a doctor.", "Because it rains a lot."]
+    prompts = setting.prompts(16)
     shared = {
-        "texts": ["Yes, of course.", "I do not know.", "Ask a doctor.", "Because it rains a lot."],
+        "scored": list(zip(prompts, texts, strict=False)),
         "reward_adapter": adapter,
         "merged_reward_model": _merged(setting, adapter),
         "response_length": COMPLETION_LENGTH,
         "temperature": 1.0,
         "learning_rate": 1e-5,
     }
-    prompts = setting.prompts(16)
     one = {"batch_size": 16, "num_ppo_epochs": 1, "num_mini_batches": 1, "peer_part": 16}
     four = {"batch_size": 8, "num_ppo_epochs": 4, "num_mini_batches": 4, "peer_part": 2}
     named = {
@@ -99,14 +100,18 @@ def build(case: Case) -> PPOTrainer:
     )
 
 
+def scores(case: Case, trainer: PPOTrainer) -> list[float]:
+    """The reward model's scores of the fixed texts."""
+    prompts, texts = zip(*case["scored"], strict=True)
+    return list(trainer.worker.scorer.reward_funcs[0](prompts=prompts, completions=texts))
+
+
 def main() -> None:
     """Train on the case's prompts, and score its fixed texts."""
     case = read_case(sys.argv[1])
     settle(case)
     trainer = build(case)
-    values = trainer.worker.scorer.reward_funcs[0](
-        prompts=case["prompts"][:4], completions=case["texts"]
-    )
+    values = scores(case, trainer)
     found = measured(trainer.train, case["count_flops"])
     history = trainer.state.log_history
     lengths = [e["completions/mean_length"] for e in history if "completions/mean_length" in e]

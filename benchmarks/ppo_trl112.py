@@ -60,7 +60,7 @@ def main() -> None:
     )
     values = [
         score(classifiers[0], tokenizer, [*prompt, {"role": "assistant", "content": text}])
-        for prompt, text in zip(case["prompts"], case["texts"], strict=False)
+        for prompt, text in case["scored"]
     ]
     report(**measured(trainer.train, case["count_flops"]), values=values)
 

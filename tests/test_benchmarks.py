@@ -86,6 +86,7 @@ def test_ppo_trains_on_as_many_prompts_as_its_batch_has(setting):
     case = next(c for c in ppo.cases(setting) if c["name"] == "four by four")
     assert len(case["prompts"]) * case["num_generations"] == case["units"] == 8
     trainer = ppo.build({**case, "response_length": 4, "side": "ours"})
+    assert len(ppo.scores(case, trainer)) == 4
     trainer.train()
     # 4 epochs of 4 minibatches.
     assert trainer.state.global_step == 16

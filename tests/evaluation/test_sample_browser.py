@@ -394,6 +394,10 @@ def test_a_page_never_scrolls_sideways(opened, searched, width):
     page.get_by_label("ppo-25").check()
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.get_by_role("button", name="Next prompt").bounding_box()["height"] >= 34
+    last = page.get_by_role("article").last
+    last.scroll_into_view_if_needed()
+    box = last.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width
 
 
 def test_a_word_of_any_length_stays_in_its_card(opened, crafted):

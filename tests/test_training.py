@@ -90,7 +90,7 @@ def faults():
 for _ in range(2):
     torch.ones(100 * 2**20)
 before = faults()
-for _ in range(4):
+for _ in range(10):
     torch.ones(100 * 2**20)
 print(faults() - before)
 """
@@ -103,8 +103,8 @@ def test_memory_that_was_freed_is_used_again():
         how: int(subprocess.check_output([sys.executable, "-c", FREED_MEMORY, how]))
         for how in ("kept", "given back")
     }
-    # Four tensors of 400 MB in pages of 4 kB, or in huge ones of 2 MB.
-    assert faults["kept"] < 100 < 800 <= faults["given back"]
+    # Ten tensors of 400 MB. One of them may not fit where the last one was, for its alignment.
+    assert 3 * faults["kept"] < faults["given back"]
 
 
 PAIR = {"prompt": "say", "chosen": " yes", "rejected": " no"}

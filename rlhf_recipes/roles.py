@@ -194,9 +194,10 @@ class Roles(nn.Module):
             # V(s_t) is read where token t is about to be chosen: one position before it.
             return self.scores(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
         real = mask[:, -completion_length:]
-        states = self.completion_states(role, input_ids, mask, completion_length, trunk)
-        # The head is the widest layer by far: it runs on real tokens only.
-        logits = self.base.get_output_embeddings()(states)
+        with self.use(role):  # an adapter may reach the head
+            states = self.completion_states(role, input_ids, mask, completion_length, trunk)
+            # The head is the widest layer by far: it runs on real tokens only.
+            logits = self.base.get_output_embeddings()(states)
         ids = input_ids[:, -completion_length:][real]
         found = token_logps(logits, ids, temperature, entropy_grad=entropy_grad)
         return TokenLogps(*(f.new_zeros(real.shape).masked_scatter(real, f) for f in found))

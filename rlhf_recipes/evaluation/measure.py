@@ -99,14 +99,20 @@ class Meter:
                 found = self.roles.completion_states(each, *inputs, right.shape[1], trunk)
             states.append(found.split(TOKENS_AT_ONCE))
         ids = right[right_mask].to(device).split(TOKENS_AT_ONCE)
-        facts = torch.cat([self._differences(*part) for part in zip(ids, *states, strict=True)], 1)
+        parts = zip(ids, *states, strict=True)
+        facts = torch.cat([self._differences(role, *part) for part in parts], 1)
         by_response = facts.split([len(c.ids) for _, c in samples], dim=1)
         return [_summed(*response.tolist()) for response in by_response]
 
-    def _differences(self, ids: Tensor, states: Tensor, ref_states: Tensor) -> Tensor:
+    def _differences(
+        self, role: str | None, ids: Tensor, states: Tensor, ref_states: Tensor
+    ) -> Tensor:
         """KL, both log-probabilities and the entropy at each token, shape (4, tokens)."""
-        head = self.roles.base.get_output_embeddings()
-        logits, ref_logits = (head(s).float() / self.temperature for s in (states, ref_states))
+        head, found = self.roles.base.get_output_embeddings(), []
+        for each, drawn_from in ((role, states), (self.reference, ref_states)):
+            with self.roles.use(each):  # an adapter may reach the head
+                found.append(head(drawn_from).float() / self.temperature)
+        logits, ref_logits = found
         policy = token_logps(logits, ids)
         ref_logps = token_logps(ref_logits, ids).logps
         return torch.stack([exact_kl(logits, ref_logits), policy.logps, ref_logps, policy.entropy])

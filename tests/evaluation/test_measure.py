@@ -151,3 +151,26 @@ def test_the_exact_divergence_and_the_sampled_one_have_one_mean(meter):
     assert abs(float(difference.mean())) < 3 * error
     assert kl[:, 0].mean() > 10 * error
     assert kl[:, 0].std() < kl[:, 1].std()
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+def test_an_adapter_on_the_head_diverges_by_its_head():
+    roles = Roles(open_base("tiny"))
+    roles.attach("policy", LoraConfig(r=4, target_modules=["lm_head"]), trainable=False)
+    with torch.no_grad():
+        for name, parameter in roles.base.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    meter = Meter(roles, open_tokenizer("tiny"), None, 12, 1.0, 8)
+    ids = [*prompt_ids(meter.tokenizer, "a"), 70, 71]
+    expected = []
+    for role in ("policy", None):
+        with torch.no_grad(), roles.use(role):
+            logps = roles.base(input_ids=torch.tensor([ids])).logits[0, -3:-1].log_softmax(-1)
+        expected.append(float(logps[[0, 1], [70, 71]].sum()))
+    (found,) = meter.divergences("policy", [("a", Completion([70, 71], "", False))])
+    assert [found["logp_policy"], found["logp_ref"]] == pytest.approx(expected, rel=1e-4)
+    assert found["kl"] > 0.01
+    inputs = torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool), 2
+    for role, logp in zip(("policy", None), expected, strict=True):
+        assert float(roles(role, *inputs).logps.sum()) == pytest.approx(logp, rel=1e-4)

@@ -41,7 +41,7 @@ def shared_attention(
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of packed tokens: prefixes see themselves, a rest sees its prefix and itself.
+    """Attention of packed tokens, block by block: see `Packing.visible`.
 
     As every attention function of transformers: `query`, `key` and `value` of shape
     (1, heads, N, d) give (1, N, heads, d).
@@ -49,16 +49,15 @@ def shared_attention(
     attend = functools.partial(AttentionInterface()["sdpa"], module, **kwargs)
     if packing is None:
         return attend(query, key, value, attention_mask)  # type: ignore[no-any-return]
-    (query, *queries), (key, *keys), (value, *values) = (
-        packing.blocks(packed) for packed in (query, key, value)
-    )
-    found = [attend(query, key, value, None)[0]]
-    for rests, own_query, own_key, own_value in zip(
-        packing.rests, queries, keys, values, strict=True
-    ):
-        seen = rests.keys(key, own_key), rests.keys(value, own_value)
-        found.append(attend(own_query, *seen, rests.visible)[0])
-    return packing.joined(found), None
+    found, prefix = [], [key, value]
+    blocks = zip(*(packed.split(packing.blocks, 2) for packed in (query, key, value)), strict=True)
+    for (own_query, *own), visible in zip(blocks, packing.visible, strict=True):
+        if visible is None:
+            seen = prefix = own
+        else:
+            seen = [torch.cat(parts, 2) for parts in zip(prefix, own, strict=True)]
+        found.append(attend(own_query, *seen, visible)[0])
+    return torch.cat(found, 1), None
 
 
 AttentionInterface.register(SHARED_ATTENTION, shared_attention)
@@ -131,7 +130,7 @@ def packed_pass(backbone: Callable[..., Any], packing: Packing, **inputs: Any) -
         **inputs,
         position_ids=packing.position_ids,
         # A mask of four dimensions is handed to attention as it is, which here has its own.
-        attention_mask=packing.rests[0].visible,
+        attention_mask=packing.position_ids[None, None].bool(),
         packing=packing,
         use_cache=False,
     )

@@ -32,7 +32,9 @@ class Completion:
 
     `ids` are the sampled token ids, with the end-of-sequence token where it was `finished` by
     one; `text` is their text without special tokens. An unfinished completion hit the length cap.
-    `logps` and `entropy` are those of `ids` under the distribution they were drawn from, in nats.
+    `logps` and `entropy` are those of `ids` under the distribution they were drawn from, in nats;
+    `states`, shape (ids, width), is what the language-model head made that distribution of, where
+    it was to be kept.
     """
 
     ids: list[int]
@@ -41,6 +43,7 @@ class Completion:
     # Rounding depends on the batch: two completions are the same if their tokens are.
     logps: list[float] = field(default_factory=list, compare=False, repr=False)
     entropy: list[float] = field(default_factory=list, compare=False, repr=False)
+    states: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -102,6 +105,7 @@ def sample(
     temperature: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
+    keep_states: bool = False,
     progress: str | None = None,
 ) -> list[list[Completion]]:
     """`num_completions` independent completions of each prompt, in the order of the prompts.
@@ -114,6 +118,7 @@ def sample(
         model: Called as it stands: the caller chooses adapters and evaluation mode.
         temperature: 0 takes the most probable token (ties: the first).
         batch_size: Completions decoded at once.
+        keep_states: Whether completions have their `states`, on the model's device.
         progress: Title of a progress bar over completions; None shows none.
     """
     generator = torch.Generator(_drawing_device(model.device)).manual_seed(seed)
@@ -134,9 +139,12 @@ def sample(
                 ends=ends,
                 generator=generator,
             )
-            for row, (ids, *facts) in zip(batch, sampled, strict=True):
+            for row, (ids, logps, entropy, steps) in zip(batch, sampled, strict=True):
                 text = str(tokenizer.decode(ids, skip_special_tokens=True))
-                completions[row].append(Completion(ids, text, ids[-1] in ends, *facts))
+                states = torch.stack(steps) if keep_states else None
+                completions[row].append(
+                    Completion(ids, text, ids[-1] in ends, logps, entropy, states)
+                )
             bar.update(len(batch))
     return completions
 
@@ -152,11 +160,12 @@ def _to_complete(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int
 
 
 class Sampled(NamedTuple):
-    """Tokens of one row, their log-probabilities, and the entropy each was drawn at."""
+    """Tokens of one row, and of each its log-probability, the entropy and state it was drawn at."""
 
     ids: list[int]
     logps: list[float]
     entropy: list[float]
+    states: list[Tensor]
 
 
 @torch.no_grad()
@@ -173,22 +182,21 @@ def _sample_batch(
     """What is sampled in each row; equal prompts stand side by side, and are prefilled once."""
     different = [ids for i, ids in enumerate(prompts) if i == 0 or ids != prompts[i - 1]]
     input_ids, mask = (part.to(model.device) for part in pad(different, pad_token_id, left=True))
-    logits, cache = _prefill(model, input_ids, mask)
+    logits, states, cache = _prefill(model, input_ids, mask)
     if len(different) < len(prompts):
         new = [int(i > 0 and ids != prompts[i - 1]) for i, ids in enumerate(prompts)]
         origin = torch.tensor(new, device=model.device).cumsum(0)
         cache.batch_select_indices(origin)
-        logits, mask = logits[origin], mask[origin]
-    sampled = [Sampled([], [], []) for _ in prompts]
+        logits, states, mask = logits[origin], states[origin], mask[origin]
+    sampled = [Sampled([], [], [], []) for _ in prompts]
     alive = list(range(len(prompts)))
     end_tokens = torch.tensor(ends, device=model.device)
     for step in range(max_completion_length):
         tokens = _draw(logits, temperature, generator)
         facts = (tokens, *_drawn_from(logits, tokens, temperature))
-        for row, token, logp, entropy in zip(alive, *(f.tolist() for f in facts), strict=True):
-            sampled[row].ids.append(token)
-            sampled[row].logps.append(logp)
-            sampled[row].entropy.append(entropy)
+        for row, *found in zip(alive, *(f.tolist() for f in facts), states, strict=True):
+            for column, value in zip(sampled[row], found, strict=True):
+                column.append(value)
         going = ~torch.isin(tokens, end_tokens)
         if step == max_completion_length - 1 or not going.any():
             break
@@ -198,39 +206,49 @@ def _sample_batch(
             alive = [alive[i] for i in kept.tolist()]
             tokens, mask = tokens[kept], mask[kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits = model(
-            input_ids=tokens[:, None],
-            attention_mask=mask.long(),
-            position_ids=mask.long().sum(-1, keepdim=True) - 1,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits[:, -1]
+        place = mask.long().sum(-1, keepdim=True) - 1
+        logits, states = _next(model, tokens[:, None], mask, place, cache)
     return sampled
 
 
-def _prefill(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Cache]:
-    """Logits of the first token of each row, and the cache of all prompts.
-
-    A few rows at a time, which are of like length: a short prompt in one batch with a long one
-    would cost as much as that.
-    """
-    logits, caches = [], []
-    for rows in torch.arange(len(mask), device=mask.device).split(PREFILL_ROWS):
-        part = mask[rows]
-        left = int((~part).all(0).long().cumprod(0).sum())
-        cache = block_cache(model.config)
+def _next(
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Cache
+) -> tuple[Tensor, Tensor]:
+    """Logits of each row's next token, and the state that the head made them of."""
+    head: Any = model.get_output_embeddings()
+    given: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0][:, -1]))
+    try:
         output = model(
-            input_ids=input_ids[rows, left:],
-            attention_mask=part[:, left:].long(),
-            position_ids=positions(part[:, left:]),
+            input_ids=input_ids,
+            attention_mask=mask.long(),
+            position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        logits.append(output.logits[:, -1])
-        caches.append(cache)
+    finally:
+        hook.remove()
+    return output.logits[:, -1], given[0]
+
+
+def _prefill(
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Cache]:
+    """Logits and state of the first token of each row, and the cache of all prompts.
+
+    A few rows at a time, which are of like length: a short prompt in one batch with a long one
+    would cost as much as that.
+    """
+    first, caches = [], []
+    for rows in torch.arange(len(mask), device=mask.device).split(PREFILL_ROWS):
+        left = int((~mask[rows]).all(0).long().cumprod(0).sum())
+        part = mask[rows, left:]
+        caches.append(block_cache(model.config))
+        first.append(_next(model, input_ids[rows, left:], part, positions(part), caches[-1]))
+    logits, states = (torch.cat(parts) for parts in zip(*first, strict=True))
     if len(caches) == 1:
-        return logits[0], caches[0]
+        return logits, states, caches[0]
     whole = block_cache(model.config)
     for number in range(len(caches[0].layers)):
         layers: list[Any] = [cache.layers[number] for cache in caches]
@@ -239,7 +257,7 @@ def _prefill(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> tuple[T
             for tensors in ([x.keys for x in layers], [x.values for x in layers])
         )
         whole.update(keys, values, number)
-    return torch.cat(logits), whole
+    return logits, states, whole
 
 
 def _padded(tensor: Tensor, length: int) -> Tensor:

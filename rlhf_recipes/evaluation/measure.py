@@ -45,6 +45,8 @@ class Meter:
                 temperature=self.temperature,
                 batch_size=self.batch_size,
                 seed=seed,
+                # In lower precision a cached step and a whole pass differ by more than rounding.
+                keep_states=self.roles.base.dtype == torch.float32,
             )
         flat = [
             (prompt, completion)
@@ -72,6 +74,7 @@ class Meter:
         kl_k1 = log π(y) - log ref(y) is the sampled estimate of the same; entropy is the mean over
         tokens. Of the sampled token ids, as they were sampled; the prompt is left out. The
         reference does not differ from itself: 0 by definition, and what its sampler knew is all.
+        Where the sampler kept its states, the reference alone is computed.
         """
         if role == self.reference:
             return [_undiverged(completion) for _, completion in samples]
@@ -93,13 +96,15 @@ class Meter:
             torch.cat([left_mask, right_mask], 1).to(device),
         )
         trunk = self.roles.trunk(*inputs)
-        states = []
-        for each in (role, self.reference):
+
+        def states(each: str | None) -> Tensor:
             with self.roles.merged(each):
-                found = self.roles.completion_states(each, *inputs, right.shape[1], trunk)
-            states.append(found.split(TOKENS_AT_ONCE))
-        ids = right[right_mask].to(device).split(TOKENS_AT_ONCE)
-        parts = zip(ids, *states, strict=True)
+                return self.roles.completion_states(each, *inputs, right.shape[1], trunk)
+
+        known = [c.states for _, c in samples if c.states is not None]
+        policy = torch.cat(known) if len(known) == len(samples) else states(role)
+        columns = (right[right_mask].to(device), policy, states(self.reference))
+        parts = zip(*(column.split(TOKENS_AT_ONCE) for column in columns), strict=True)
         facts = torch.cat([self._differences(role, *part) for part in parts], 1)
         by_response = facts.split([len(c.ids) for _, c in samples], dim=1)
         return [_summed(*response.tolist()) for response in by_response]

@@ -1,9 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig
 
+from rlhf_recipes.evaluation import measure
 from rlhf_recipes.evaluation.measure import Meter
 from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.roles import Roles
@@ -75,10 +77,52 @@ def test_what_the_reference_says_of_its_responses_is_what_a_pass_finds(meter):
 
 
 def test_an_adapter_that_has_learned_nothing_does_not_diverge(meter):
-    """Both passes are made here: the same code path gives the same bits."""
-    for row in responses(meter, "unchanged"):
-        assert row["kl"] == row["kl_k1"] == 0.0
-        assert set(row["kl_curve"]) == {0.0}
+    """Of given tokens both passes are made: the same code path gives the same bits."""
+    (row,) = meter.divergences("unchanged", [("a", Completion([70, 71], "", False))])
+    assert row["kl"] == row["kl_k1"] == 0.0
+    assert set(row["kl_curve"]) == {0.0}
+    for row in responses(meter, "unchanged"):  # its sampler's states: rounding apart
+        assert row["kl"] == pytest.approx(0, abs=1e-5)
+        assert row["kl_k1"] == pytest.approx(0, abs=1e-4)
+
+
+def test_where_the_sampler_kept_its_states_the_reference_alone_is_computed(meter, monkeypatch):
+    roles, given = meter.roles, []
+    completion_states = Roles.completion_states
+
+    def counted(self, role, *inputs):
+        given.append(role)
+        return completion_states(self, role, *inputs)
+
+    monkeypatch.setattr(Roles, "completion_states", counted)
+    with roles.merged("policy") as model:
+        settings = {"max_completion_length": 12, "num_completions": 2, "temperature": 0.8}
+        sampled = sample(model, meter.tokenizer, PROMPTS, keep_states=True, **settings)
+    kept = [(prompt, c) for prompt, row in zip(PROMPTS, sampled, strict=True) for c in row]
+    assert {tuple(c.states.shape) for _, c in kept} == {
+        (len(c.ids), roles.base.config.hidden_size) for _, c in kept
+    }
+    found = meter.divergences("policy", kept)
+    assert given == [None]
+    without = [(prompt, replace(c, states=None)) for prompt, c in kept]
+    for one, other in zip(found, meter.divergences("policy", without), strict=True):
+        assert one.pop("kl_curve") == pytest.approx(other.pop("kl_curve"), rel=1e-3, abs=1e-6)
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    assert given == [None, "policy", None]
+
+
+def test_in_lower_precision_no_state_of_the_sampler_is_kept(meter, monkeypatch):
+    kept = []
+
+    def watched(*arguments, keep_states, **settings):
+        kept.append(keep_states)
+        return sample(*arguments, **settings)
+
+    monkeypatch.setattr(measure, "sample", watched)
+    lower = Meter(Roles(open_base("tiny", dtype="bfloat16")), meter.tokenizer, None, 2, 1.0, 8)
+    for each in (meter, lower):
+        each.respond(None, ["a"], 1, seed=0)
+    assert kept == [True, False]
 
 
 @pytest.mark.parametrize("reference", [None, "other"])

@@ -113,19 +113,20 @@ class Setting:
 
 
 def pair_case(setting: Setting, steps: int) -> Case:
-    """Training on pairs: one step to warm up, then `steps` that are timed."""
+    """Training on pairs: two steps to warm up, then `steps` that are timed."""
     rows = [
         {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-        for pair in setting.pairs(PAIRS * (steps + 1))
+        for pair in setting.pairs(PAIRS * (steps + 2))
     ]
     return setting.case(
         f"batches of {PAIRS} pairs",
         units=PAIRS * steps,
+        warm_up=2,
         pairs=rows,
         max_length=setting.max_length,
         training={
             **TRAINING,
             "per_device_train_batch_size": PAIRS,
-            "max_steps": steps + 1,
+            "max_steps": steps + 2,
         },
     )

@@ -21,7 +21,7 @@ EQUAL = "losses and gradient norms"
 
 
 def cases(setting: Setting) -> list[Case]:
-    """One case. At 7 s a pair the peer's run takes 3 steps of 56 s, all six about 12 minutes."""
+    """One case. At 7 s a pair the peer's run takes 4 steps of 56 s, all six about 15 minutes."""
     return [pair_case(setting, steps=2)]
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     """Train on the case's pairs."""
     case = read_case(sys.argv[1])
     settle(case)
-    report(**measured_steps(build(case), case["count_flops"]))
+    report(**measured_steps(build(case), case["count_flops"], case["warm_up"]))
 
 
 if __name__ == "__main__":

@@ -66,15 +66,15 @@ def measured(call: Callable[[], object], count_flops: bool) -> dict[str, float]:
 
 
 class _Steps(TrainerCallback):
-    """The training steps after the first, which warms up."""
+    """The training steps after those that warm up."""
 
-    def __init__(self, counter: FlopCounterMode | None) -> None:
-        self.counter = counter
+    def __init__(self, counter: FlopCounterMode | None, warm_up: int) -> None:
+        self.counter, self.warm_up = counter, warm_up
         self.started = self.ended = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.ended = time.perf_counter()
-        if state.global_step == 1:
+        if state.global_step == self.warm_up:
             self.started = self.ended
             if self.counter is not None:
                 self.counter.__enter__()
@@ -82,14 +82,15 @@ class _Steps(TrainerCallback):
             self.counter.__exit__(None, None, None)
 
 
-def measured_steps(trainer: Trainer, count_flops: bool) -> dict[str, Any]:
-    """Train, and measure every step but the first: loading and tokenising are not in it.
+def measured_steps(trainer: Trainer, count_flops: bool, warm_up: int = 1) -> dict[str, Any]:
+    """Train, and measure the steps after `warm_up`: loading and tokenising are not in them.
 
+    Where batches differ in size the first few also ask the system for memory that the others find.
     Returns `seconds` or `flops` of those steps together, and as `values` the loss and the gradient
     norm of every step. `logging_steps` must be 1.
     """
     counter = flop_counter() if count_flops else None
-    steps = _Steps(counter)
+    steps = _Steps(counter, warm_up)
     trainer.add_callback(steps)
     trainer.train()
     logs = [log for log in trainer.state.log_history if "grad_norm" in log]

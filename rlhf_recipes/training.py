@@ -67,6 +67,7 @@ class Run:
         self.resolved = resolved_recipe(recipe, training, *others)
         self.pushes, training.push_to_hub = training.push_to_hub, False
         _refuse_lonely_processes(training.world_size)
+        _refuse_strategy(stage, training.train_sampling_strategy)
         training.dataloader_pin_memory &= torch.cuda.is_available()
         _refuse_finished(self.folder, recipe.overwrite)
         _refuse_another_recipe(self.folder, self.resolved)
@@ -77,6 +78,8 @@ class Run:
     def train_and_save(self, trainer: Trainer, review: Review | None = None) -> None:
         """Train, from the last checkpoint where there is one, and write the run folder."""
         trainer.add_callback(_LogFile(workspace(self.folder) / f"training_{self.stage}.log"))
+        if self.training.train_sampling_strategy == "group_by_length":
+            give_lengths(trainer)
         if self.recipe.prefix_sharing:
             _share_prefixes(trainer)
         if trainer.is_world_process_zero():
@@ -132,6 +135,19 @@ def train(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.state.max_steps = state.max_steps
     return {}
+
+
+def give_lengths(trainer: Trainer) -> None:
+    """Give the training rows the column of lengths that `group_by_length` sorts by, in tokens.
+
+    TRL's trainers know the lengths, and the Trainer looks for them elsewhere.
+    """
+    rows: Any = trainer.train_dataset
+    texts = [name for name in rows.column_names if name.endswith("_ids")]
+    lengths = [sum(map(len, row)) for row in zip(*(rows[name] for name in texts), strict=True)]
+    trainer.train_dataset = rows.add_column(trainer.args.length_column_name, lengths)
+    # The column must come as far as the sampler; TRL's collators take what they know of a row.
+    trainer.args.remove_unused_columns = False
 
 
 def leave() -> NoReturn:
@@ -210,6 +226,21 @@ def _refuse_lonely_processes(world_size: int) -> None:
         raise RecipeError(
             f"{started} processes were started, and this one sees {world_size}: each would train "
             "alone and write the same folder. On CPUs add the flag `--use_cpu`; `make` does."
+        )
+
+
+def _refuse_strategy(stage: str, strategy: str) -> None:
+    """Each of these would fail after the model is loaded, or train for something else."""
+    if strategy == "batch_rebalance":
+        raise RecipeError(
+            "`train_sampling_strategy` is batch_rebalance, which makes micro-batches of unequal "
+            "size. A loss is a mean over its micro-batch, so that pairs in a small one would count "
+            "for more. Give `group_by_length`, or leave it out."
+        )
+    if strategy == "group_by_length" and stage not in ("reward", "dpo"):
+        raise RecipeError(
+            f"`train_sampling_strategy` is group_by_length, which is for pairs: {stage} trains on "
+            "completions whose length nobody knows before. Leave it out."
         )
 
 

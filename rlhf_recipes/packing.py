@@ -1,82 +1,114 @@
 """Rows of token ids that begin alike, laid out so that the common beginning stands there once.
 
-The rows of a batch form groups; a group is one prefix and each row's own rest. A prefix and its
-rests, then the next, follow each other in one sequence without padding, which every layer but
-attention takes as it is. Attention is taken block by block: of each prefix, and of each few rests,
-which see their prefix and themselves.
+Rows form a tree: what all have in common, such as a system prompt, what those of one prompt have in
+common, and each row's own rest. Its pieces follow each other in one sequence without padding, which
+every layer but attention takes as it is. Attention is taken block by block: of each piece that rows
+share, and of each few rests, which see what they build on and themselves.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import block_diag
 from torch import Tensor
 
-WORTHWHILE = 0.25
-"""A row joins a group where that saves this share of it: attention over long rests costs more."""
+WORTHWHILE = 1 / 8
+"""Rows share a beginning where that saves this share of their tokens: attention gets dearer."""
 
 Integers = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Group:
-    """Rows whose first `prefix` tokens are the same; a row alone is all prefix."""
-
-    prefix: int
-    rows: list[int]
-
-
-def groups_of(sequences: Sequence[Integers]) -> list[Group]:
-    """Every row in one group. Neighbours in lexicographic order are joined where that saves enough.
-
-    A group of k rows with p common tokens that takes in a row, and keeps p' of the p, computes
-    k p' - (k - 1) p tokens less than the two apart.
-    """
-    found: list[Group] = []
-    for row in sorted(range(len(sequences)), key=lambda i: sequences[i].tolist()):
-        own = sequences[row]
-        if found:
-            last, others = found[-1], len(found[-1].rows) - 1
-            limit = min(last.prefix, len(own))
-            differ = np.flatnonzero(sequences[last.rows[0]][:limit] != own[:limit])
-            prefix = int(differ[0]) if len(differ) else limit
-            if (others + 1) * prefix - others * last.prefix > WORTHWHILE * len(own):
-                found[-1] = Group(prefix, [*last.rows, row])
-                continue
-        found.append(Group(len(own), [row]))
-    return found
-
-
 class Piece(NamedTuple):
-    """The tokens from position `start` to `end` of rows that have them in common."""
+    """The tokens from position `start` to `end` that `rows` have in common."""
 
     rows: list[int]
     start: int
     end: int
 
 
-def blocks_of(group: Group, lengths: Integers) -> Iterator[list[Piece]]:
-    """The pieces that attention is taken of together: the prefix, then each few rests.
+def blocks_of(sequences: Sequence[Integers]) -> list[list[Piece]]:
+    """Each token of each row in one piece, and the pieces that attention is taken of together.
 
-    In a block of rests those of other rows are computed and hidden. So rests stand together while
-    they have no more tokens than their prefix, which each of them has to look at anyway.
+    What a piece builds on comes before it.
     """
-    yield [Piece(group.rows, 0, group.prefix)]
-    rests: list[Piece] = []
-    for row in group.rows:
-        rest = Piece([row], group.prefix, int(lengths[row]))
-        begin = rests[0].start if rests else 0
-        tokens = sum(piece.end - piece.start for piece in [*rests, rest])
-        if rests and tokens > begin:
-            yield rests
-            rests = []
-        if rest.start < rest.end:
-            rests.append(rest)
-    if rests:
-        yield rests
+    order = sorted(range(len(sequences)), key=lambda row: sequences[row].tolist())
+    common = {row: _common(sequences[before], sequences[row]) for before, row in pairwise(order)}
+    return list(_grown(order, 0, 0, common, [len(own) for own in sequences]))
+
+
+def _common(one: Integers, other: Integers) -> int:
+    """How many tokens two rows begin with alike."""
+    length = min(len(one), len(other))
+    differ = np.flatnonzero(one[:length] != other[:length])
+    return int(differ[0]) if len(differ) else length
+
+
+def _grown(
+    rows: list[int], start: int, least: int, common: Mapping[int, int], lengths: Sequence[int]
+) -> Iterator[list[Piece]]:
+    """The blocks of rows from position `start` on, up to which they are computed.
+
+    Args:
+        rows: In lexicographic order, so that those that begin alike are neighbours.
+        least: How many tokens all of them have in common.
+        common: Of each row how many tokens it has in common with the one before it.
+    """
+    alone = []
+    heads = [i for i, row in enumerate(rows) if i == 0 or common[row] <= least]
+    for head, following in zip(heads, [*heads[1:], None], strict=True):
+        family = rows[head:following]
+        if len(family) == 1:
+            alone.append(Piece(family, start, lengths[family[0]]))
+            continue
+        end = min(common[row] for row in family[1:])
+        saved = (len(family) - 1) * (end - start)
+        if saved >= WORTHWHILE * sum(lengths[row] - start for row in family):
+            yield [Piece(family, start, end)]
+            yield from _grown(family, end, end, common, lengths)
+        else:
+            yield from _grown(family, start, end, common, lengths)
+    yield from _joined(alone)
+
+
+def _joined(rests: Sequence[Piece]) -> Iterator[list[Piece]]:
+    """The rests of rows with one prefix, in blocks; without those that have no token.
+
+    In a block the rests of other rows are computed and hidden. So rests stand together while they
+    have no more tokens than their prefix, which each of them has to look at anyway.
+    """
+    block: list[Piece] = []
+    tokens = 0
+    for rest in rests:
+        size = rest.end - rest.start
+        if block and tokens + size > rest.start:
+            yield block
+            block, tokens = [], 0
+        if size:
+            block.append(rest)
+            tokens += size
+    if block:
+        yield block
+
+
+class Block(NamedTuple):
+    """Tokens that attention is taken of together.
+
+    Attributes:
+        tokens: How many there are.
+        seen: The numbers of the pieces that they see, their own last.
+        visible: Which tokens of those pieces each of them sees, shape (1, 1, tokens, seen tokens);
+            None where that is itself and all before.
+    """
+
+    tokens: int
+    seen: list[int]
+    visible: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -88,16 +120,15 @@ class Packing:
         position_ids: Its position in its row, shape (1, N).
         places: Of each token of the batch, its place among the packed ones, shape (rows, length);
             any place where there is padding.
-        blocks: How many tokens each block of attention has, in turn; N together.
-        visible: Which keys the tokens of a block see. None for a prefix, which is causal; for C
-            tokens of rests those of the P of the last prefix and their own, shape (1, 1, C, P + C).
+        pieces: How many tokens each piece has, in turn; N together.
+        blocks: The blocks, in turn; a block has one piece or several.
     """
 
     source: Tensor
     position_ids: Tensor
     places: Tensor
-    blocks: list[int]
-    visible: list[Tensor | None]
+    pieces: list[int]
+    blocks: list[Block]
 
     def pack(self, batch: Tensor) -> Tensor:
         """What belongs to each packed token, shape (1, N, ...), of (rows, length, ...)."""
@@ -121,32 +152,35 @@ def packing_of(input_ids: Tensor, mask: Tensor) -> Packing | None:
     position = np.arange(ids.shape[1]) - first[:, None]
     if not lengths.all() or ((position >= 0) & (position < lengths[:, None]) != real).any():
         return None
-    groups = groups_of([row[kept] for row, kept in zip(ids, real, strict=True)])
-    blocks = [block for group in groups for block in blocks_of(group, lengths)]
+    blocks = blocks_of([row[kept] for row, kept in zip(ids, real, strict=True)])
+    pieces = [piece for block in blocks for piece in block]
+    sizes = [piece.end - piece.start for piece in pieces]
     places = np.zeros_like(position)
     source: list[Integers] = []
-    for piece in (piece for block in blocks for piece in block):
-        packed = sum(map(len, source)) + np.arange(piece.end - piece.start)
+    for piece, size, end in zip(pieces, sizes, np.cumsum(sizes), strict=True):
         for row in piece.rows:
             begin = first[row] + piece.start
-            places[row, begin : begin + len(packed)] = packed
-        source.append(begin + row * ids.shape[1] + np.arange(len(packed)))
+            places[row, begin : begin + size] = np.arange(end - size, end)
+        source.append(row * ids.shape[1] + begin + np.arange(size))
     of_token = np.concatenate(source)
-    device = input_ids.device
+    tensor = partial(torch.as_tensor, device=input_ids.device)
     return Packing(
-        source=torch.as_tensor(of_token, device=device),
-        position_ids=torch.as_tensor(position.ravel()[of_token][None], device=device),
-        places=torch.as_tensor(places, device=device),
-        blocks=[sum(piece.end - piece.start for piece in block) for block in blocks],
-        visible=[_visible(block, device) for block in blocks],
+        source=tensor(of_token),
+        position_ids=tensor(position.ravel()[of_token][None]),
+        places=tensor(places),
+        pieces=sizes,
+        blocks=[_block(block, pieces, tensor) for block in blocks],
     )
 
 
-def _visible(block: list[Piece], device: torch.device) -> Tensor | None:
-    """What `Packing.visible` has for a block."""
-    prefix = block[0].start
+def _block(own: list[Piece], pieces: list[Piece], tensor: Callable[[Any], Tensor]) -> Block:
+    """A block of pieces, which all build on the same others."""
+    row, prefix = own[0].rows[0], own[0].start
+    seen = [n for n, piece in enumerate(pieces) if row in piece.rows and piece.end <= prefix]
+    seen += [n for n, piece in enumerate(pieces) if piece in own]
+    sizes = [piece.end - piece.start for piece in own]
     if prefix == 0:
-        return None
-    rests = [torch.ones(piece.end - prefix, piece.end - prefix).tril() for piece in block]
-    own = torch.block_diag(*rests)
-    return torch.cat([torch.ones(len(own), prefix), own], 1).bool()[None, None].to(device)
+        return Block(sum(sizes), seen, None)
+    before = np.ones((sum(sizes), prefix), dtype=bool)
+    causal = block_diag(*(np.tri(size, dtype=bool) for size in sizes))
+    return Block(sum(sizes), seen, tensor(np.concatenate([before, causal], 1)[None, None]))

@@ -41,7 +41,7 @@ def shared_attention(
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of packed tokens, block by block: see `Packing.visible`.
+    """Attention of packed tokens, block by block: see `packing.Block`.
 
     As every attention function of transformers: `query`, `key` and `value` of shape
     (1, heads, N, d) give (1, N, heads, d).
@@ -49,14 +49,12 @@ def shared_attention(
     attend = functools.partial(AttentionInterface()["sdpa"], module, **kwargs)
     if packing is None:
         return attend(query, key, value, attention_mask)  # type: ignore[no-any-return]
-    found, prefix = [], [key, value]
-    blocks = zip(*(packed.split(packing.blocks, 2) for packed in (query, key, value)), strict=True)
-    for (own_query, *own), visible in zip(blocks, packing.visible, strict=True):
-        if visible is None:
-            seen = prefix = own
-        else:
-            seen = [torch.cat(parts, 2) for parts in zip(prefix, own, strict=True)]
-        found.append(attend(own_query, *seen, visible)[0])
+    keys, values = key.split(packing.pieces, 2), value.split(packing.pieces, 2)
+    queries = query.split([block.tokens for block in packing.blocks], 2)
+    found = []
+    for own, block in zip(queries, packing.blocks, strict=True):
+        seen = (torch.cat([pieces[n] for n in block.seen], 2) for pieces in (keys, values))
+        found.append(attend(own, *seen, block.visible)[0])
     return torch.cat(found, 1), None
 
 

@@ -194,6 +194,23 @@ def test_loss_metrics_and_gradients_are_those_of_trl(
     assert all(rows == 1 and length < 0.8 * tokens for rows, length in ours.seen)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_a_system_prompt_is_computed_once_for_all_prompts(kind, architecture, tokenizer, tmp_path):
+    system = [{"role": "system", "content": "You answer briefly and plainly, as to a friend."}]
+    data = pairs(conversational=True).map(lambda row: {"prompt": system + row["prompt"]})
+    ours = compare(kind, architecture, tokenizer, tmp_path, data=data)
+    batch = next(iter(ours.get_train_dataloader()))
+    tokens = int(batch["attention_mask"].sum())
+    header = len(tokenizer.apply_chat_template(system, return_dict=True)["input_ids"])
+    prompts = [
+        tokenizer.apply_chat_template(p, return_dict=True)["input_ids"] for p in data["prompt"]
+    ]
+    # Of six rows; and the rest of a prompt once for its two answers.
+    rests = sum(len(prompt) - header for prompt in prompts)
+    assert all(length <= tokens - 5 * header - rests for _, length in ours.seen)
+
+
 LOSSES = "sigmoid hinge ipo nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down"
 OPTIONS: list[dict[str, Any]] = [
     *({"loss_type": [name]} for name in [*LOSSES.split(), "discopop", "sigmoid_norm"]),

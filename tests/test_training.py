@@ -183,9 +183,7 @@ def test_batches_grouped_by_length_have_each_row_once_and_less_padding(stage, tm
     rows = [{"prompt": "a " * n, "chosen": "b " * n, "rejected": "c"} for n in range(1, 17)]
     batches: dict[str, list[list[int]]] = {"random": [], "group_by_length": []}
     for strategy, seen in batches.items():
-        run, trainer = small_run(
-            tmp_path / strategy, stage, rows, train_sampling_strategy=strategy
-        )
+        run, trainer = small_run(tmp_path / strategy, stage, rows, train_sampling_strategy=strategy)
 
         def collate(examples, seen=seen, collator=trainer.data_collator):
             seen.append([len(example["chosen_ids"]) for example in examples])

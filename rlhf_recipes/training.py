@@ -43,7 +43,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's `mallopt`, as malloc.h numbers them."""
 
 Review = Callable[[Path], dict[str, float]]
-"""Something to do with the trained adapter's folder before the run counts as finished."""
+"""What looks at the held-out data with the trained adapter's folder, in place of the trainer."""
 
 
 class Run:
@@ -88,7 +88,7 @@ class Run:
                 yaml.safe_dump(self.resolved, sort_keys=False), encoding="utf-8"
             )
         metrics = train(trainer, last_checkpoint(self.folder))
-        if trainer.eval_dataset is not None:
+        if trainer.eval_dataset is not None and review is None:
             metrics |= trainer.evaluate()
         trainer.save_model()
         if not trainer.is_world_process_zero():

@@ -40,13 +40,16 @@ def score_pairs(reward_model: RewardModel, pairs: Dataset) -> list[dict[str, Any
         "turns": list(pairs["turns"]),
         "source": list(pairs["source"]),
     }
-    for side in ("chosen", "rejected"):
-        texts = [_text(answer) for answer in pairs[side]]
-        columns[side] = texts
-        columns[f"{side}_reward"] = reward_model(prompts, texts, progress=f"scoring {side}")
+    texts = {side: [_text(answer) for answer in pairs[side]] for side in ("chosen", "rejected")}
+    # Together: the two answers to a prompt share it.
+    both = [*texts["chosen"], *texts["rejected"]]
+    scores = iter(reward_model([*prompts, *prompts], both, progress="scoring pairs"))
+    for side, answers in texts.items():
+        columns[side] = answers
+        columns[f"{side}_reward"] = [next(scores) for _ in answers]
         columns[f"{side}_tokens"] = [
             len(scored_ids(tokenizer, prompt, text)) - start
-            for prompt, text, start in zip(prompts, texts, opening, strict=True)
+            for prompt, text, start in zip(prompts, answers, opening, strict=True)
         ]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

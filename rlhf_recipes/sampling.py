@@ -140,11 +140,9 @@ def sample(
                 generator=generator,
             )
             for row, (ids, logps, entropy, steps) in zip(batch, sampled, strict=True):
-                text = str(tokenizer.decode(ids, skip_special_tokens=True))
+                text, ended = tokenizer.decode(ids, skip_special_tokens=True), ids[-1] in ends
                 states = torch.stack(steps) if keep_states else None
-                completions[row].append(
-                    Completion(ids, text, ids[-1] in ends, logps, entropy, states)
-                )
+                completions[row].append(Completion(ids, str(text), ended, logps, entropy, states))
             bar.update(len(batch))
     return completions
 

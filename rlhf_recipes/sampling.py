@@ -138,10 +138,11 @@ def sample(
                 temperature=temperature,
                 ends=ends,
                 generator=generator,
+                keep_states=keep_states,
             )
             for row, (ids, logps, entropy, steps) in zip(batch, sampled, strict=True):
                 text, ended = tokenizer.decode(ids, skip_special_tokens=True), ids[-1] in ends
-                states = torch.stack(steps) if keep_states else None
+                states = torch.stack(steps) if steps else None
                 completions[row].append(Completion(ids, str(text), ended, logps, entropy, states))
             bar.update(len(batch))
     return completions
@@ -176,6 +177,7 @@ def _sample_batch(
     temperature: float,
     ends: list[int],
     generator: torch.Generator,
+    keep_states: bool,
 ) -> list[Sampled]:
     """What is sampled in each row; equal prompts stand side by side, and are prefilled once."""
     different = [ids for i, ids in enumerate(prompts) if i == 0 or ids != prompts[i - 1]]
@@ -192,9 +194,13 @@ def _sample_batch(
     for step in range(max_completion_length):
         tokens = _draw(logits, temperature, generator)
         facts = (tokens, *_drawn_from(logits, tokens, temperature))
-        for row, *found in zip(alive, *(f.tolist() for f in facts), states, strict=True):
-            for column, value in zip(sampled[row], found, strict=True):
-                column.append(value)
+        columns = (*(f.tolist() for f in facts), states)
+        for row, token, logp, entropy, state in zip(alive, *columns, strict=True):
+            sampled[row].ids.append(token)
+            sampled[row].logps.append(logp)
+            sampled[row].entropy.append(entropy)
+            if keep_states:
+                sampled[row].states.append(state)
         going = ~torch.isin(tokens, end_tokens)
         if step == max_completion_length - 1 or not going.any():
             break

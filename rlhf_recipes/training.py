@@ -43,7 +43,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's `mallopt`, as malloc.h numbers them."""
 
 Review = Callable[[Path], dict[str, float]]
-"""What looks at the held-out data with the trained adapter's folder, in place of the trainer."""
+"""Something to do with the trained adapter's folder before the run counts as finished."""
 
 
 class Run:
@@ -67,7 +67,7 @@ class Run:
         self.resolved = resolved_recipe(recipe, training, *others)
         self.pushes, training.push_to_hub = training.push_to_hub, False
         _refuse_lonely_processes(training.world_size)
-        _refuse_strategy(stage, training.train_sampling_strategy)
+        _refuse_order(training.train_sampling_strategy)
         training.dataloader_pin_memory &= torch.cuda.is_available()
         _refuse_finished(self.folder, recipe.overwrite)
         _refuse_another_recipe(self.folder, self.resolved)
@@ -78,8 +78,6 @@ class Run:
     def train_and_save(self, trainer: Trainer, review: Review | None = None) -> None:
         """Train, from the last checkpoint where there is one, and write the run folder."""
         trainer.add_callback(_LogFile(workspace(self.folder) / f"training_{self.stage}.log"))
-        if self.training.train_sampling_strategy == "group_by_length":
-            give_lengths(trainer)
         if self.recipe.prefix_sharing:
             _share_prefixes(trainer)
         if trainer.is_world_process_zero():
@@ -88,7 +86,7 @@ class Run:
                 yaml.safe_dump(self.resolved, sort_keys=False), encoding="utf-8"
             )
         metrics = train(trainer, last_checkpoint(self.folder))
-        if trainer.eval_dataset is not None and review is None:
+        if trainer.eval_dataset is not None:
             metrics |= trainer.evaluate()
         trainer.save_model()
         if not trainer.is_world_process_zero():
@@ -135,19 +133,6 @@ def train(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.state.max_steps = state.max_steps
     return {}
-
-
-def give_lengths(trainer: Trainer) -> None:
-    """Give the training rows the column of lengths that `group_by_length` sorts by, in tokens.
-
-    TRL's trainers know the lengths, and the Trainer looks for them elsewhere.
-    """
-    rows: Any = trainer.train_dataset
-    texts = [name for name in rows.column_names if name.endswith("_ids")]
-    lengths = [sum(map(len, row)) for row in zip(*(rows[name] for name in texts), strict=True)]
-    trainer.train_dataset = rows.add_column(trainer.args.length_column_name, lengths)
-    # The column must come as far as the sampler; TRL's collators take what they know of a row.
-    trainer.args.remove_unused_columns = False
 
 
 def leave() -> NoReturn:
@@ -229,18 +214,17 @@ def _refuse_lonely_processes(world_size: int) -> None:
         )
 
 
-def _refuse_strategy(stage: str, strategy: str) -> None:
-    """Each of these would fail after the model is loaded, or train for something else."""
-    if strategy == "batch_rebalance":
+def _refuse_order(strategy: str) -> None:
+    """Orders that transformers has for data of another shape than TRL's rows."""
+    reasons = {
+        "group_by_length": "looks for lengths that TRL's rows do not have",
+        "batch_rebalance": "makes micro-batches of unequal size; a loss is a mean over its "
+        "micro-batch, so that rows in a small one would count for more",
+    }
+    if strategy in reasons:
         raise RecipeError(
-            "`train_sampling_strategy` is batch_rebalance, which makes micro-batches of unequal "
-            "size. A loss is a mean over its micro-batch, so that pairs in a small one would count "
-            "for more. Give `group_by_length`, or leave it out."
-        )
-    if strategy == "group_by_length" and stage not in ("reward", "dpo"):
-        raise RecipeError(
-            f"`train_sampling_strategy` is group_by_length, which is for pairs: {stage} trains on "
-            "completions whose length nobody knows before. Leave it out."
+            f"`train_sampling_strategy` is {strategy}, which {reasons[strategy]}. Leave it out: "
+            "with `prefix_sharing` batches have no padding that an order of the rows could save."
         )
 
 

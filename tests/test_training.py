@@ -8,10 +8,10 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+from trl import DPOConfig, DPOTrainer
 
 from rlhf_recipes.arguments import RecipeArguments, RecipeError, parse_recipe
-from rlhf_recipes.models import base_path, open_tokenizer
+from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.training import Run, last_checkpoint, train, use_all_cores
 
 
@@ -110,15 +110,8 @@ def test_memory_that_was_freed_is_used_again():
 PAIR = {"prompt": "say", "chosen": " yes", "rejected": " no"}
 
 
-STAGES = {
-    "reward": (RewardTrainer, RewardConfig, "SEQ_CLS"),
-    "dpo": (DPOTrainer, DPOConfig, "CAUSAL_LM"),
-}
-
-
-def small_run(folder, stage="dpo", rows=(PAIR,) * 4, **changes):
-    """A run of a stage's trainer on a few pairs, and the trainer, ready to be started."""
-    trainer_class, config_class, task = STAGES[stage]
+def small_run(folder, **changes):
+    """A run of DPO's trainer on four pairs, and the trainer, ready to be started."""
     settings = {
         "output_dir": folder,
         "bf16": "false",
@@ -131,14 +124,16 @@ def small_run(folder, stage="dpo", rows=(PAIR,) * 4, **changes):
         **changes,
     }
     argv = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-    recipe, training = parse_recipe(RecipeArguments, config_class, argv=argv)
-    run = Run(stage, recipe, training)
-    trainer = trainer_class(
-        model=base_path("tiny"),
+    recipe, training = parse_recipe(RecipeArguments, DPOConfig, argv=argv)
+    run = Run("dpo", recipe, training)
+    trainer = DPOTrainer(
+        model=open_base("tiny"),
         args=training,
-        train_dataset=Dataset.from_list(list(rows)),
+        train_dataset=Dataset.from_list(
+            [{"prompt": "say", "chosen": " yes", "rejected": " no"}] * 4
+        ),
         processing_class=open_tokenizer("tiny"),
-        peft_config=LoraConfig(r=2, target_modules="all-linear", task_type=task),
+        peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     return run, trainer
 
@@ -173,40 +168,10 @@ class KilledAfterOneStep(TrainerCallback):
         raise KeyboardInterrupt
 
 
-class KilledAfterAnEpoch(TrainerCallback):
-    def on_epoch_end(self, *_, **__):
-        raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_batches_grouped_by_length_have_each_row_once_and_less_padding(stage, tmp_path):
-    rows = [{"prompt": "a " * n, "chosen": "b " * n, "rejected": "c"} for n in range(1, 17)]
-    batches: dict[str, list[list[int]]] = {"random": [], "group_by_length": []}
-    for strategy, seen in batches.items():
-        run, trainer = small_run(tmp_path / strategy, stage, rows, train_sampling_strategy=strategy)
-
-        def collate(examples, seen=seen, collator=trainer.data_collator):
-            seen.append([len(example["chosen_ids"]) for example in examples])
-            return collator(examples)
-
-        trainer.data_collator = collate
-        trainer.add_callback(KilledAfterAnEpoch())
-        with pytest.raises(KeyboardInterrupt):
-            run.train_and_save(trainer)
-    once, grouped = ([n for batch in batches[key] for n in batch] for key in batches)
-    assert len(set(once)) == 16
-    assert sorted(once) == sorted(grouped)
-    padding = {key: sum(abs(a - b) for a, b in seen) for key, seen in batches.items()}
-    assert padding["group_by_length"] < padding["random"] / 2
-
-
 @pytest.mark.parametrize(
-    ("stage", "strategy", "why"),
-    [
-        ("dpo", "batch_rebalance", "pairs in a small one would count for more"),
-        ("ppo", "group_by_length", "ppo trains on completions"),
-    ],
+    ("strategy", "why"),
+    [("group_by_length", "lengths that TRL's rows"), ("batch_rebalance", "would count for more")],
 )
-def test_orders_that_would_train_for_something_else_are_refused(stage, strategy, why, tmp_path):
+def test_orders_for_rows_of_another_shape_are_refused(strategy, why, tmp_path):
     with pytest.raises(RecipeError, match=why):
-        Run(stage, RecipeArguments(), config(tmp_path, train_sampling_strategy=strategy))
+        Run("dpo", RecipeArguments(), config(tmp_path, train_sampling_strategy=strategy))

@@ -46,7 +46,7 @@ class Meter:
                 batch_size=self.batch_size,
                 seed=seed,
                 # In lower precision a cached step and a whole pass differ by more than rounding.
-                keep_states=self.roles.base.dtype == torch.float32,
+                keep_states=role != self.reference and self.roles.base.dtype == torch.float32,
             )
         flat = [
             (prompt, completion)
@@ -95,14 +95,15 @@ class Meter:
             torch.cat([left, right], 1).to(device),
             torch.cat([left_mask, right_mask], 1).to(device),
         )
-        trunk = self.roles.trunk(*inputs)
+        known = [c.states for _, c in samples if c.states is not None]
+        sampler_kept = len(known) == len(samples)
+        trunk = None if sampler_kept else self.roles.trunk(*inputs)  # of two passes
 
         def states(each: str | None) -> Tensor:
             with self.roles.merged(each):
                 return self.roles.completion_states(each, *inputs, right.shape[1], trunk)
 
-        known = [c.states for _, c in samples if c.states is not None]
-        policy = torch.cat(known) if len(known) == len(samples) else states(role)
+        policy = torch.cat(known) if sampler_kept else states(role)
         columns = (right[right_mask].to(device), policy, states(self.reference))
         parts = zip(*(column.split(TOKENS_AT_ONCE) for column in columns), strict=True)
         facts = torch.cat([self._differences(role, *part) for part in parts], 1)

@@ -111,7 +111,8 @@ def test_where_the_sampler_kept_its_states_the_reference_alone_is_computed(meter
     assert given == [None, "policy", None]
 
 
-def test_in_lower_precision_no_state_of_the_sampler_is_kept(meter, monkeypatch):
+def test_states_are_kept_where_they_are_read_and_as_good_as_a_pass(meter, monkeypatch):
+    """Not of the reference, and not in lower precision."""
     kept = []
 
     def watched(*arguments, keep_states, **settings):
@@ -119,10 +120,12 @@ def test_in_lower_precision_no_state_of_the_sampler_is_kept(meter, monkeypatch):
         return sample(*arguments, **settings)
 
     monkeypatch.setattr(measure, "sample", watched)
-    lower = Meter(Roles(open_base("tiny", dtype="bfloat16")), meter.tokenizer, None, 2, 1.0, 8)
-    for each in (meter, lower):
-        each.respond(None, ["a"], 1, seed=0)
-    assert kept == [True, False]
+    lower = Roles(open_base("tiny", dtype="bfloat16"))
+    lower.attach("policy", LoraConfig(r=4, target_modules=["q_proj"]), trainable=False)
+    for roles in (meter.roles, lower):
+        for role in ("policy", None):
+            Meter(roles, meter.tokenizer, None, 2, 1.0, 8).respond(role, ["a"], 1, seed=0)
+    assert kept == [True, False, False, False]
 
 
 @pytest.mark.parametrize("reference", [None, "other"])

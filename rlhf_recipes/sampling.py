@@ -193,9 +193,9 @@ def _sample_batch(
     end_tokens = torch.tensor(ends, device=model.device)
     for step in range(max_completion_length):
         tokens = _draw(logits, temperature, generator)
-        facts = (tokens, *_drawn_from(logits, tokens, temperature))
-        columns = (*(f.tolist() for f in facts), states)
-        for row, token, logp, entropy, state in zip(alive, *columns, strict=True):
+        found = _drawn_from(logits, tokens, temperature)
+        drawn = tokens.tolist(), found.logps.tolist(), found.entropy.tolist()
+        for row, token, logp, entropy, state in zip(alive, *drawn, states, strict=True):
             sampled[row].ids.append(token)
             sampled[row].logps.append(logp)
             sampled[row].entropy.append(entropy)

@@ -29,7 +29,7 @@ def setting(tmp_path_factory) -> Setting:
             "chosen": [{"role": "assistant", "content": f"{i + 1}."}],
             "rejected": [{"role": "assistant", "content": f"{i - 1}, no?"}],
         }
-        for i in range(40)  # a tenth is held out
+        for i in range(48)  # a tenth is held out
     ]
     data = folder / "pairs.jsonl"
     data.write_text("\n".join(json.dumps(row) for row in rows))

@@ -110,9 +110,8 @@ def sample(
 ) -> list[list[Completion]]:
     """`num_completions` independent completions of each prompt, in the order of the prompts.
 
-    Completions are decoded in batches by the length of their prompts, a prompt is prefilled once
-    for all its completions in a batch, and rows leave the batch when they end. Reproducible for a
-    given seed, batch size and set of prompts.
+    Decoded in batches by the length of their prompts; a batch prefills a prompt once for all its
+    completions. Reproducible for a given seed, batch size and set of prompts.
 
     Args:
         model: Called as it stands: the caller chooses adapters and evaluation mode.
@@ -179,7 +178,7 @@ def _sample_batch(
     generator: torch.Generator,
     keep_states: bool,
 ) -> list[Sampled]:
-    """What is sampled in each row; equal prompts stand side by side, and are prefilled once."""
+    """What is sampled in each row; equal prompts are neighbours. Rows leave when they end."""
     different = [ids for i, ids in enumerate(prompts) if i == 0 or ids != prompts[i - 1]]
     input_ids, mask = (part.to(model.device) for part in pad(different, pad_token_id, left=True))
     logits, states, cache = _prefill(model, input_ids, mask)

@@ -170,8 +170,8 @@ def test_peak_memory_is_that_of_the_process_and_not_of_the_one_that_started_it()
 
 
 def test_too_few_pairs_are_an_error(setting):
-    with pytest.raises(RecipeError, match="has 36 training pairs of at most 256 tokens, and this"):
-        setting.pairs(37)
+    with pytest.raises(RecipeError, match="has 43 training pairs of at most 256 tokens, and this"):
+        setting.pairs(44)
 
 
 @pytest.mark.slow

@@ -359,8 +359,8 @@ def test_the_reference_is_what_training_started_from(arguments, saved, tmp_path)
     with pytest.raises(RecipeError, match="leave `sft_model_path` out"):
         collect(arguments(models=unstarted, sft_model_path=start))
     collect(arguments(models=models, sft_model_path=start))
-    # Its weights are those of its reference here.
-    assert {kl for _, kl in responses(tmp_path, "ppo")} == {0.0}
+    # Its weights are those of its reference here: what differs is the rounding of two passes.
+    assert max(kl for _, kl in responses(tmp_path, "ppo")) < 1e-5
     collect(arguments(output_dir=str(tmp_path / "from_base")))
     assert responses(tmp_path / "from_base", "base") != responses(tmp_path, "base")
 

@@ -76,7 +76,11 @@ class Run:
         self.started = time.monotonic()
 
     def train_and_save(self, trainer: Trainer, review: Review | None = None) -> None:
-        """Train, from the last checkpoint where there is one, and write the run folder."""
+        """Train, from the last checkpoint where there is one, and write the run folder.
+
+        The trainer measures its loss on held-out data at the end, unless a review of the saved
+        model does: that returns `eval_` metrics.
+        """
         trainer.add_callback(_LogFile(workspace(self.folder) / f"training_{self.stage}.log"))
         if self.recipe.prefix_sharing:
             _share_prefixes(trainer)
@@ -86,13 +90,15 @@ class Run:
                 yaml.safe_dump(self.resolved, sort_keys=False), encoding="utf-8"
             )
         metrics = train(trainer, last_checkpoint(self.folder))
-        if trainer.eval_dataset is not None:
+        if review is None and trainer.eval_dataset is not None:
             metrics |= trainer.evaluate()
         trainer.save_model()
         if not trainer.is_world_process_zero():
             leave()
         if review is not None:
-            metrics |= review(self.folder)
+            held_out = review(self.folder)
+            trainer.log(held_out)
+            metrics |= held_out
         trainer.save_metrics("all", metrics, combined=False)
         trainer.save_state()
         training_curves_figure(

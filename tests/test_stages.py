@@ -1,6 +1,7 @@
 """Every stage as its user starts it: a process under `accelerate launch`, on a tiny model."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -111,6 +112,17 @@ def test_the_results_hold_every_file_and_no_nan(workspace):
         assert all({"prompt", "response", "reward", "kl"} <= set(sample) for sample in samples)
     assert (workspace / "ANALYSIS.md").stat().st_size > 500
     assert "report.html" in (workspace / "closing_table.txt").read_text()
+
+
+def test_the_reward_model_is_measured_on_the_pairs_it_was_looked_into_on(workspace):
+    folder = workspace / "models" / "reward_model"
+    margins = [p["chosen_reward"] - p["rejected_reward"] for p in read(folder / "scores.json")]
+    metrics = read(folder / "run.json")["metrics"]
+    assert metrics["eval_accuracy"] == pytest.approx(sum(m > 0 for m in margins) / len(margins))
+    losses = [math.log1p(math.exp(-margin)) for margin in margins]
+    assert metrics["eval_loss"] == pytest.approx(sum(losses) / len(losses))
+    log = read(folder / "trainer_state.json")["log_history"]
+    assert [entry["eval_loss"] for entry in log if "eval_loss" in entry] == [metrics["eval_loss"]]
 
 
 def test_a_recipe_that_a_run_left_behind_reproduces_it(root, workspace, tmp_path):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 
@@ -18,8 +19,9 @@ def review_reward_model(folder: Path, pairs: Dataset, **kwargs: Any) -> dict[str
     """Score held-out pairs with a trained reward model and look into those it gets wrong.
 
     Writes `results/reward_model_errors.json` into the run's workspace and `scores.json` into its
-    folder. Returns the accuracy, computed by the scoring path that PPO and evaluation use. The
-    base is opened as `kwargs` say.
+    folder. Returns `eval_accuracy`, and as `eval_loss` the mean of -log sigmoid(chosen - rejected)
+    in nats, both by the scoring path that PPO and evaluation use. The base is opened as `kwargs`
+    say.
     """
     reward_model = RewardModel.load(folder, **kwargs)
     reward_model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,7 +29,9 @@ def review_reward_model(folder: Path, pairs: Dataset, **kwargs: Any) -> dict[str
     write_json(folder / "scores.json", records)
     report = reward_model_errors(records)
     write_json(workspace(folder) / "results" / "reward_model_errors.json", report)
-    return {"validation_accuracy": report["accuracy"]["value"]}
+    margins = [record["chosen_reward"] - record["rejected_reward"] for record in records]
+    loss = np.logaddexp(0, np.negative(margins)).mean()
+    return {"eval_loss": float(loss), "eval_accuracy": report["accuracy"]["value"]}
 
 
 def score_pairs(reward_model: RewardModel, pairs: Dataset) -> list[dict[str, Any]]:

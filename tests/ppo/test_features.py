@@ -102,7 +102,7 @@ def test_the_value_head_predicts_the_mix_of_which_the_reward_model_is_a_part(
     )
     first, second = (w.collect(PROMPTS["prompt"][:8], seed=1).episodes for w in (plain, mixed))
     assert mixed.scorer.scale.mean == pytest.approx(3 * plain.scorer.scale.mean + 7, rel=1e-5)
-    torch.testing.assert_close(first.old_values, second.old_values, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(first.old_values, second.old_values, rtol=1e-5, atol=1e-5)
 
 
 def test_completions_of_one_prompt_stand_together(tmp_path, reward_folder):
@@ -123,7 +123,7 @@ def test_log_probabilities_are_those_of_the_temperature_sampled_at(tmp_path, rew
     expected = logits.log_softmax(-1)[-length - 1 : -1].gather(
         -1, one.input_ids[0, -length:, None]
     )[:, 0]
-    torch.testing.assert_close(one.old_logps[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one.old_logps[0], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_penalty_moves_towards_its_target():

@@ -238,6 +238,29 @@ def test_every_option_of_the_reward_model_keeps_its_meaning(changes, tokenizer, 
     compare("reward", "llama", tokenizer, tmp_path, **changes)
 
 
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_in_bf16_it_errs_no_more_than_trl(kind, weights, tokenizer, tmp_path):
+    """Under autocast, the base in float32 or in it too: gradients are as far from float32's."""
+
+    def gradients(*, sharing=False, **changes):
+        trainer = trainer_of(kind, "llama", tokenizer, tmp_path, **changes)
+        if changes:
+            for parameter in trainer.model.parameters():
+                if not parameter.requires_grad:  # peft keeps adapters in float32
+                    parameter.data = parameter.data.to(weights)
+        if sharing:
+            shared(trainer)
+        with trainer.accelerator.autocast():
+            found = one_step(trainer)[1]
+        return torch.cat([gradient.float().flatten() for gradient in found.values()])
+
+    exact = gradients()
+    stock, ours = (gradients(bf16=True, sharing=sharing) for sharing in (False, True))
+    assert (stock - exact).norm() > 1e-3 * exact.norm()  # autocast is on
+    assert (ours - exact).norm() < 1.2 * (stock - exact).norm() < 0.1 * exact.norm()
+
+
 # transformers' own calls of torch, and torch's of itself.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="flex_attention compiles C++ on a CPU")

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 
 from benchmarks.measure import Case
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
 from rlhf_recipes.preferences import DataArguments
 from rlhf_recipes.preferences.preparation import prepare

@@ -5,7 +5,8 @@ python recipes/evaluate.py --config recipes/demo/evaluate.yaml
 
 from pathlib import Path
 
-from rlhf_recipes.arguments import RecipeError, parse_recipe, run
+from rlhf_recipes.arguments import parse_recipe, run
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation import analyse, closing_table
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect import collect

@@ -8,7 +8,7 @@ from pathlib import Path
 from peft import LoraConfig, load_peft_weights
 from torch import Tensor
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import base_path
 
 HEAD_NAMES = ("score", "classifier")

@@ -15,6 +15,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.settings import (
     Parser,
     Setting,
@@ -26,10 +27,6 @@ from rlhf_recipes.settings import (
 )
 
 NOT_IN_RESOLVED = {"plan", "overwrite", "hub_token"}  # two are about one call, one is a secret
-
-
-class RecipeError(ValueError):
-    """A mistake in what the user wrote or gave; shown without a traceback, exit status 2."""
 
 
 @dataclass

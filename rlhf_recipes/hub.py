@@ -18,7 +18,8 @@ import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from rlhf_recipes.arguments import RecipeError, run
+from rlhf_recipes.arguments import run
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.model_card import card_text, public_base
 from rlhf_recipes.records import workspace
 

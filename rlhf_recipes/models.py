@@ -12,8 +12,8 @@ from transformers import (
 )
 from trl import ModelConfig
 
-from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.embedded import embedded_base
+from rlhf_recipes.errors import RecipeError
 
 
 def base_path(name: str) -> str:

@@ -18,7 +18,7 @@ from transformers import (
 from trl import ModelConfig, get_peft_config
 
 from rlhf_recipes.adapters import read_adapter
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import base_path
 
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from rlhf_recipes.adapters import adapter_base
-from rlhf_recipes.arguments import RecipeArguments, RecipeError
+from rlhf_recipes.arguments import RecipeArguments
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.hub import repo_name
 from rlhf_recipes.memory import Memory, evaluation_memory, training_memory
 from rlhf_recipes.models import open_tokenizer

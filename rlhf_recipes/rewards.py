@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.adapters import adapter_base, require_head
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.preferences import prompt_text
 from rlhf_recipes.roles import Roles

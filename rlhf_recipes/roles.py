@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_recipes.adapters import HEAD_NAMES, adapter_base, read_adapter
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.logprobs import TokenLogps, token_logps
 from rlhf_recipes.merging import merged
 from rlhf_recipes.models import refuse_scaled_logits

@@ -21,7 +21,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from rlhf_recipes.adapters import adapter_base
-from rlhf_recipes.arguments import RecipeArguments, RecipeError, resolved_recipe
+from rlhf_recipes.arguments import RecipeArguments, resolved_recipe
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation import training_curves_figure
 from rlhf_recipes.hub import push, repo_name, write_card
 from rlhf_recipes.preferences import dataset_fingerprint

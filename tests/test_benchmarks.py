@@ -12,7 +12,7 @@ import torch
 from benchmarks import bench, dpo, evaluate, figures, growth, grpo, ppo, reward, startup
 from benchmarks.cases import Setting
 from benchmarks.measure import flop_counter, measured_steps, peak_memory_gb
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.rewards import RewardModel
 from tests import benchmark_side
 

@@ -17,8 +17,8 @@ from transformers import (
     AutoTokenizer,
 )
 
-from rlhf_recipes.arguments import RecipeError
 from rlhf_recipes.embedded import DEMO_FOLDER
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.hub import push, push_all, repo_name, write_card
 from rlhf_recipes.models import base_path
 from tests.fake_hub import READ_ONLY, TOKEN, FakeHub

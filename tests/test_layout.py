@@ -135,12 +135,12 @@ def test_a_file_is_named_after_what_it_holds(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=short)
 def test_files_and_functions_are_short(path):
-    budget = 60 if path in SCRIPTS else 300
+    budget = 70 if path in SCRIPTS else 400
     assert len(path.read_text(encoding="utf-8").splitlines()) <= budget
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.FunctionDef):
             length = (node.end_lineno or 0) - node.lineno + 1
-            assert length <= 50, f"{node.name} has {length} lines"
+            assert length <= 60, f"{node.name} has {length} lines"
 
 
 @pytest.mark.parametrize("path", TESTS, ids=short)

@@ -9,7 +9,7 @@ from transformers import (
 )
 from trl import ModelConfig, get_peft_config
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.parameter_counts import evaluation_parameters, meta_model, stage_parameters
 from rlhf_recipes.roles import Roles
 

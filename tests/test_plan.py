@@ -18,7 +18,8 @@ from trl import (
     get_peft_config,
 )
 
-from rlhf_recipes.arguments import RecipeArguments, RecipeError
+from rlhf_recipes.arguments import RecipeArguments
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
 from rlhf_recipes.plan import evaluation_plan, micro_batches, training_plan

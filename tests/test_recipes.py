@@ -11,7 +11,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from transformers import TrainingArguments
 
-from rlhf_recipes.arguments import RecipeError, parse_recipe
+from rlhf_recipes.arguments import parse_recipe
+from rlhf_recipes.errors import RecipeError
 
 # Whatever the exceptions elsewhere: no recipe uses a deprecated key.
 pytestmark = pytest.mark.filterwarnings("error")

@@ -7,7 +7,7 @@ from peft import LoraConfig
 from trl import RewardConfig, RewardTrainer
 
 from rlhf_recipes.adapters import require_head
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
 from rlhf_recipes.rewards import (
     RewardModel,

@@ -9,7 +9,7 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import base_path, open_base
 from rlhf_recipes.roles import Roles
 

@@ -3,7 +3,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import DynamicCache, LlamaConfig
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.kv_cache import block_cache
 from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.sampling import end_ids, pad, positions, prompt_ids, sample

@@ -10,7 +10,8 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from rlhf_recipes.arguments import RecipeArguments, RecipeError, parse_recipe
+from rlhf_recipes.arguments import RecipeArguments, parse_recipe
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.training import Run, last_checkpoint, train, use_all_cores
 

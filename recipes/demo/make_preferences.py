@@ -11,7 +11,8 @@ from pathlib import Path
 
 from plain_english import reading_ease
 
-from rlhf_recipes.arguments import RecipeError, parse_recipe, run
+from rlhf_recipes.arguments import parse_recipe, run
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.sampling import sample
 

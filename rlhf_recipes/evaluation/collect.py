@@ -16,7 +16,8 @@ import torch
 from tqdm.auto import tqdm
 
 from rlhf_recipes.adapters import adapter_base, require_head
-from rlhf_recipes.arguments import RecipeError, resolved_recipe
+from rlhf_recipes.arguments import resolved_recipe
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import (
     BASE,
     REFERENCE,

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from rlhf_recipes.adapters import adapter_base, adapter_fingerprint, same_base
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import (
     BASE,
     CONTROL,

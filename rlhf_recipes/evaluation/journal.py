@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 
 Piece = dict[str, Any]
 

@@ -18,7 +18,7 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import OfflineModeIsEnabled
 from tqdm.auto import tqdm
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.journal import Journal
 
 ATTEMPTS = 6

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.adapters import adapter_base, adapter_fingerprint, require_head, same_base
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import REWARD, EvaluationArguments
 from rlhf_recipes.evaluation.judges import ChatJudge, chat_judge
 from rlhf_recipes.models import open_tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.calibration import calibration, margin_curve
 from rlhf_recipes.evaluation.detectors import refuses, words
 from rlhf_recipes.evaluation.statistics import SEED, Array, rank_correlation, wilson

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.journal import differences
 from rlhf_recipes.evaluation.statistics import Array
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.episodes import Episodes
 from rlhf_recipes.ppo.metrics import Averages

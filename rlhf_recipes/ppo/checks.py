@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.episodes import Episodes
 from rlhf_recipes.preferences import prompt_text

@@ -4,7 +4,7 @@ import torch
 from peft import LoraConfig, PeftConfig
 
 from rlhf_recipes.adapters import assert_same_base, read_adapter, require_head
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.roles import Roles
 
 POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"

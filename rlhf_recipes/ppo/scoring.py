@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.objective import Total
 from rlhf_recipes.sampling import Prompt

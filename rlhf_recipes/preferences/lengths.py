@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from jinja2 import TemplateError
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.shapes import Lengths, Messages, Pair, Text, answer_text, prompt_text
 
 if TYPE_CHECKING:

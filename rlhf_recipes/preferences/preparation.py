@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_recipes.arguments import RecipeError, resolved_recipe
+from rlhf_recipes.arguments import resolved_recipe
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences import DataArguments
 from rlhf_recipes.preferences.files import read_splits
 from rlhf_recipes.preferences.lengths import Ruler, TokenRuler, WordRuler

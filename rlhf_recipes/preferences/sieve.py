@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.files import RawRow
 from rlhf_recipes.preferences.lengths import Ruler
 from rlhf_recipes.preferences.shapes import REASONS, Pair, Reason, UnusableRow, is_hh, parse_pair

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from rlhf_recipes.arguments import RecipeError, parse_recipe
+from rlhf_recipes.arguments import parse_recipe
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments, Policy
 
 

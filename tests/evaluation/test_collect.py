@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig
 
 from rlhf_recipes.adapters import adapter_base
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect import collect
 from rlhf_recipes.evaluation.journal import Journal

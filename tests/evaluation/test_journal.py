@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.journal import Journal
 
 SETTINGS = {"seed": 42, "generation": {"temperature": 1.0, "top_k": 0}}

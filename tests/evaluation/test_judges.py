@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.journal import Journal
 from rlhf_recipes.evaluation.judges import (
     ChatJudge,

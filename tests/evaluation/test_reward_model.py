@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation import reward_model_errors
 from rlhf_recipes.evaluation.reward_model import near_duplicates
 

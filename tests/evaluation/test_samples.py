@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.samples import ordered, read_samples
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.logprobs import kl_estimate
 from rlhf_recipes.models import open_base
 from rlhf_recipes.ppo.objective import adapted_kl_coef

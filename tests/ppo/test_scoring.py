@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.scoring import RewardScale, Scorer
 

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.roles import POLICY, VALUE
 from tests.ppo.conftest import PROMPTS, UPPER, make_trainer, weights

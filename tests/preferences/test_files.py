@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.files import read_json_lines, read_splits
 
 ROW = {"chosen": "a b", "rejected": "a c"}

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.lengths import TokenRuler, WordRuler
 from rlhf_recipes.preferences.shapes import Lengths, Pair
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_recipes.arguments import RecipeError
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences import DataArguments, load_prepared
 from rlhf_recipes.preferences.preparation import (
     Prepared,

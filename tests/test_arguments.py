@@ -8,12 +8,12 @@ from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig
 
 from rlhf_recipes.arguments import (
     RecipeArguments,
-    RecipeError,
     RewardArguments,
     parse_recipe,
     resolved_recipe,
     run,
 )
+from rlhf_recipes.errors import RecipeError
 
 # TRL 1.16 sets `gradient_checkpointing` itself, whose name transformers 5.23 has deprecated:
 # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/training_args.py

@@ -19,8 +19,9 @@ def main() -> None:
     """Train the policy on the pairs; the base with the adapter off is the reference."""
     recipe, training, model = parse_recipe(*ARGUMENTS)
     dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
+    plan = training_plan("dpo", recipe, training, model, dataset)
     if recipe.plan:
-        print(training_plan("dpo", recipe, training, model, dataset))
+        print(plan)
         return
     stage = Run("dpo", recipe, training, model)
     training.model_init_kwargs = init_kwargs(model)

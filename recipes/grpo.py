@@ -21,8 +21,9 @@ def main() -> None:
     """Train the policy on groups of its own completions, scored by the reward adapter."""
     recipe, reward, training, model = parse_recipe(*ARGUMENTS)
     dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
+    plan = training_plan("grpo", recipe, training, model, dataset, reward)
     if recipe.plan:
-        print(training_plan("grpo", recipe, training, model, dataset))
+        print(plan)
         return
     stage = Run("grpo", recipe, training, reward, model)
     training.model_init_kwargs = init_kwargs(model)

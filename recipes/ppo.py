@@ -22,9 +22,9 @@ def main() -> None:
     """Train policy and value on rollouts of the policy, scored by the reward adapter."""
     recipe, reward, training, model = parse_recipe(*ARGUMENTS)
     dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
+    plan = training_plan("ppo", recipe, training, model, dataset, reward)
     if recipe.plan:
-        reward_model = reward.reward_model_path
-        print(training_plan("ppo", recipe, training, model, dataset, reward_model))
+        print(plan)
         return
     prompts, held_out = unique_prompts(dataset["train"]), None
     if training.eval_strategy != "no":  # not on the validation split, which is evaluate.py's

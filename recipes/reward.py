@@ -20,8 +20,9 @@ def main() -> None:
     """Train the reward model, then score the validation pairs and look into the wrong ones."""
     recipe, training, model = parse_recipe(*ARGUMENTS)
     dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
+    plan = training_plan("reward", recipe, training, model, dataset)
     if recipe.plan:
-        print(training_plan("reward", recipe, training, model, dataset))
+        print(plan)
         return
     stage = Run("reward", recipe, training, model)
     training.model_init_kwargs = init_kwargs(model)

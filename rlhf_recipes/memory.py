@@ -57,12 +57,12 @@ def training_memory(
 ) -> Memory:
     """The estimate for a training stage whose longest row has so many tokens.
 
-    GRPO loads the reward model on a base of its own; without LoRA, DPO and GRPO keep a reference.
+    GRPO loads the reward model on a base of its own. PEFT keeps adapters in float32.
     """
     sizes = architecture(base.config)
     size = item_bytes(model.dtype or "float32", base.config.dtype)
     bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
-    bases = 1 + (stage == "grpo") + (stage in ("dpo", "grpo") and not model.use_peft)
+    bases = 1 + (stage == "grpo")
     rows = training.train_batch_size * (2 if stage in ("reward", "dpo") else 1)
     logits_rows = {"reward": 0, "dpo": longest}.get(
         stage, getattr(training, "max_completion_length", 0)
@@ -71,12 +71,11 @@ def training_memory(
         "ppo": lambda: min(training.generation_batch_size, training.rollout_size),
         "grpo": lambda: training.generation_batch_size // training.world_size,
     }.get(stage, lambda: 0)()
-    trained_size = FLOAT32 if model.use_peft else size  # PEFT keeps adapters in float32
     return Memory(
         weights=bases * weight_bytes(base, size, bits),
         adapters=parameters.adapters * FLOAT32,
-        gradients=parameters.trainable * trained_size,
-        optimiser=optimiser_bytes(parameters.trainable, training.optim, trained_size),
+        gradients=parameters.trainable * FLOAT32,
+        optimiser=optimiser_bytes(parameters.trainable, training.optim, FLOAT32),
         activations=activation_bytes(
             sizes, rows * longest, size, training.activation_checkpointing
         ),

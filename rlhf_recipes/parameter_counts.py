@@ -26,9 +26,8 @@ from rlhf_recipes.models import base_path
 class Parameters:
     """Numbers of parameters; those of tied weights count once.
 
-    `adapters` are those of all roles with their heads, `trainable` is a part of them or, without
-    LoRA, the base. `merged` are the base's weights that get a second copy while an adapter is
-    merged into them for sampling.
+    `adapters` are those of all roles with their heads, and `trainable` is a part of them. `merged`
+    are the base's weights that get a second copy while an adapter is merged into them for sampling.
     """
 
     base: int
@@ -53,13 +52,7 @@ def stage_parameters(
     base = meta_model(str(model.model_name_or_path), model.model_revision, stage == "reward")
     size = _count(base.parameters())
     lora = get_peft_config(model)
-    if lora is None and stage == "ppo":
-        raise RecipeError(
-            "PPO trains LoRA adapters on a frozen base, and the recipe has `use_peft: false`. "
-            "Set `use_peft: true`."
-        )
-    if lora is None:
-        return base, Parameters(size, 0, size)
+    assert lora is not None, "every stage trains adapters"
     try:
         with torch.device("meta"):
             wrapped = get_peft_model(copy.deepcopy(base), lora)

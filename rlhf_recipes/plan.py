@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from rlhf_recipes.adapters import adapter_base
-from rlhf_recipes.arguments import RecipeArguments
+from rlhf_recipes.arguments import RecipeArguments, RewardArguments
+from rlhf_recipes.checks import Inputs, check_training
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.hub import repo_name
 from rlhf_recipes.memory import Memory, evaluation_memory, training_memory
@@ -80,20 +81,18 @@ def training_plan(
     training: Any,
     model: ModelConfig,
     dataset: "Mapping[str, Dataset]",
-    reward_model_path: str | None = None,
+    reward: RewardArguments | None = None,
 ) -> Plan:
-    """The plan of the stage reward, dpo, grpo or ppo.
+    """Check what a training stage is given, and count what it comes to.
 
-    Args:
-        training: The stage's trainer arguments: RewardConfig, DPOConfig, GRPOConfig or PPOConfig.
-        dataset: Splits train and validation, as `load_prepared` gives them.
-        reward_model_path: Tells PPO the size of the value role's LoRA. Without it, or while there
-            is no reward model yet, it is taken to be like the policy's.
+    A run calls this too: what `--plan` refuses, the run refuses in the same words. The arguments
+    are those of `Inputs`.
     """
+    inputs = Inputs(stage, recipe, training, model, dataset, reward)
+    check_training(inputs)
     if stage in ("grpo", "ppo"):
-        tokenizer = open_tokenizer(str(model.model_name_or_path), recipe.chat_template)
         prompts = training_prompts(stage, dataset["train"], training)
-        rows = {"train": prompt_rows(prompts, tokenizer, training.max_completion_length)}
+        rows = {"train": prompt_rows(prompts, inputs.tokenizer, training.max_completion_length)}
     else:
         ruler = TokenRuler(str(model.model_name_or_path), recipe.chat_template)
         rows = {
@@ -103,6 +102,7 @@ def training_plan(
     epoch = micro_batches(stage, rows["train"].used, training)
     steps = optimiser_steps(stage, epoch, training)
     completions = completion_count(stage, epoch, steps, training)
+    reward_model_path = reward.reward_model_path if reward is not None else None
     meta, parameters = stage_parameters(stage, model, reward_model_path)
     pushed_to = training.hub_model_id or repo_name(Path(training.output_dir))
     return Plan(

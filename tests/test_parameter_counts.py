@@ -71,12 +71,6 @@ def test_counts_are_those_of_the_model_that_is_trained(base, stage, modules):
     assert 0 < counted.trainable < counted.total
 
 
-def test_without_lora_all_of_the_base_is_trained(base):
-    _, counted = stage_parameters("dpo", ModelConfig(model_name_or_path=base))
-    total = numbers(AutoModelForCausalLM.from_pretrained(base))[0]
-    assert (counted.base, counted.adapters, counted.trainable) == (total, 0, total)
-
-
 @pytest.mark.parametrize("reward_rank", [3, 5])
 def test_ppo_counts_policy_value_and_reward_on_one_base(base, tmp_path, reward_rank):
     folder = save_reward(base, tmp_path / "reward", reward_rank)
@@ -132,11 +126,6 @@ def test_lora_that_does_not_fit_is_told(base):
     model = ModelConfig(model_name_or_path=base, use_peft=True, lora_target_modules=["qq_proj"])
     with pytest.raises(RecipeError, match=r"LoRA does not fit .*qq_proj.*lora_target_modules"):
         stage_parameters("dpo", model)
-
-
-def test_ppo_without_lora_is_told(base):
-    with pytest.raises(RecipeError, match="`use_peft: false`"):
-        stage_parameters("ppo", ModelConfig(model_name_or_path=base))
 
 
 def test_a_base_that_is_not_there_is_told(tmp_path):

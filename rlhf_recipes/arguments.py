@@ -10,6 +10,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import MISSING, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -25,6 +26,7 @@ from rlhf_recipes.settings import (
     unknown_key,
     wrong_value,
 )
+from rlhf_recipes.terminal import PrintableStream, printable
 
 NOT_IN_RESOLVED = {"plan", "overwrite", "hub_token"}  # two are about one call, one is a secret
 
@@ -152,9 +154,10 @@ def run(main: Callable[[], None]) -> None:
     # One library's deprecations in another's code are nothing the user of a script can mend.
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        main()
+        with redirect_stdout(PrintableStream(sys.stdout)):
+            main()
     except RecipeError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{printable(str(error))}\n")
         raise SystemExit(2) from None
 
 

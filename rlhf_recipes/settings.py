@@ -51,6 +51,13 @@ MINIMUM = {
 }
 
 
+LONGEST_RECIPE = 1_000_000
+DEEPEST_RECIPE = 20
+PLAIN_TAGS = {
+    f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map")
+}
+
+
 class Setting(NamedTuple):
     """What the user wrote for one name."""
 
@@ -94,12 +101,18 @@ def read_settings(argv: Sequence[str], problems: list[str]) -> Iterator[Setting]
 
 def _recipe_settings(path: Path, problems: list[str]) -> Iterator[Setting]:
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST_RECIPE + 1)
+        _check_yaml(text)
+        root = yaml.compose(text, Loader=_Loader)
     except OSError as error:
         problems.append(f"`--config {path}`: cannot be read ({error.strerror}).")
         return
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problems.append(f"{path}: is not YAML ({' '.join(str(error).split())}).")
+        return
+    except ValueError as error:
+        problems.append(f"{path}: {error}.")
         return
     if root is not None and not isinstance(root, yaml.MappingNode):
         problems.append(f"{path}: is not a recipe, which has lines of the form `name: value`.")
@@ -107,12 +120,46 @@ def _recipe_settings(path: Path, problems: list[str]) -> Iterator[Setting]:
     seen: dict[str, int] = {}
     for key_node, node in root.value if root is not None else ():
         name, line = str(key_node.value), key_node.start_mark.line + 1
-        value = _node_value(node)
-        place = f"{path} line {line}, `{name}: {'null' if value is None else value}`"
+        try:
+            value = _node_value(node)
+        except (yaml.YAMLError, ValueError) as error:
+            problems.append(f"{path} line {line}, `{name}`: {' '.join(str(error).split())}.")
+            continue
+        place = f"{path} line {line}, `{name}: {_shown('null' if value is None else value)}`"
         if name in seen:
             problems.append(f"{place}: `{name}` is already given in line {seen[name]}.")
         seen.setdefault(name, line)
         yield Setting(name, value, place)
+
+
+def _check_yaml(text: str) -> None:
+    """Raise ValueError for text that is small and stands for something huge, or for no plain value.
+
+    Read as a stream of events, which takes no longer than the text is long: an alias stands for
+    all that its anchor holds, and aliases of aliases multiply.
+    """
+    if len(text) > LONGEST_RECIPE:
+        raise ValueError(f"is longer than {LONGEST_RECIPE:,} characters")
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(
+                f"line {line}: `*{event.anchor}` is an alias, which a recipe cannot have: write "
+                "the value itself"
+            )
+        tag = getattr(event, "tag", None)
+        if tag is not None and tag not in PLAIN_TAGS:
+            raise ValueError(f"line {line}: `{tag}` is no type of a recipe's values")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST_RECIPE:
+            raise ValueError(f"line {line}: more than {DEEPEST_RECIPE} levels in each other")
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 1000 else f"{text[:1000]}..."
 
 
 def _node_value(node: yaml.Node) -> Any:

@@ -4,6 +4,8 @@ How it is made from a dataset of any usual shape is in `preferences.preparation`
 """
 
 import json
+import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.files import read_json_lines
 from rlhf_recipes.preferences.shapes import prompt_text
+from rlhf_recipes.preferences.splits import first_turn_key, whole_groups
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -45,13 +48,18 @@ class DataArguments:
         },
     )
     validation_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the prompts to hold out where there is no split."}
+        default=0.1,
+        metadata={
+            "help": "Fraction of the pairs to hold out where there is no split. Pairs that share "
+            "a first user turn stay together."
+        },
     )
     judge_fraction: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the training prompts to keep out of data/ for a judge: their pairs "
-            "go to judge/data/, on which reward.py trains a reward model independent of the proxy."
+            "help": "Fraction of the training pairs to keep out of data/ for a judge, with prompts "
+            "of their own. They go to judge/data/, on which reward.py trains a reward model "
+            "independent of the proxy."
         },
     )
     max_train_samples: int | None = field(
@@ -142,14 +150,29 @@ def unique_prompts(split: "Dataset") -> "Dataset":
 
 
 def split_off(prompts: "Dataset", count: int) -> tuple["Dataset", "Dataset"]:
-    """The prompts without the last `count`, and those `count`."""
-    kept = len(prompts) - count
-    if kept < 1:
+    """Prompts to train on, and the last `count` to evaluate on.
+
+    Prompts that share a first user turn stay on one side, so those taken may lie further ahead, and
+    where the turns do not add up to `count`, fewer are taken.
+    """
+    keys = [first_turn_key(prompt) for prompt in prompts["prompt"]]
+    held_out = whole_groups(Counter(reversed(keys)), count)
+    if not held_out or count >= len(prompts):
         raise RecipeError(
-            f"`num_eval_prompts` is {count} of {len(prompts)} training prompts, which leaves none "
-            "to train on. Give fewer."
+            f"`num_eval_prompts` is {count} of {len(prompts)} training prompts, which have "
+            f"{len(set(keys))} different first user turns. Prompts that share one stay together, "
+            "so none would be left to train on. Give fewer, or data with more prompts."
         )
-    return prompts.select(range(kept)), prompts.select(range(kept, len(prompts)))
+    evaluated = [i for i, key in enumerate(keys) if key in held_out][-count:]
+    if len(evaluated) < count:
+        logging.getLogger(__name__).warning(
+            "%d prompts are evaluated on, not `num_eval_prompts: %d`: prompts that share a first "
+            "user turn stay together.",
+            len(evaluated),
+            count,
+        )
+    kept = [i for i, key in enumerate(keys) if key not in held_out]
+    return prompts.select(kept), prompts.select(evaluated)
 
 
 def dataset_fingerprint(folder: str | Path) -> str:

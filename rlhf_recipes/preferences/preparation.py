@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlhf_recipes.arguments import resolved_recipe
 from rlhf_recipes.errors import RecipeError
@@ -15,11 +16,13 @@ from rlhf_recipes.preferences.lengths import Ruler, TokenRuler, WordRuler
 from rlhf_recipes.preferences.shapes import REASONS, Pair, Reason
 from rlhf_recipes.preferences.sieve import Dropped, Sieve
 from rlhf_recipes.preferences.splits import hold_out, in_balanced_order
-from rlhf_recipes.preferences.statistics import pair_statistics
+from rlhf_recipes.preferences.statistics import first_turn_counts, pair_statistics
 from rlhf_recipes.records import run_record, write_json
 
 SPLITS = ("train", "validation")
-FILES = ("train.jsonl", "validation.jsonl", "run.json")  # run.json says: finished
+SPLIT_FILES = ("train.jsonl", "validation.jsonl")
+FOLDERS = ("data", "judge/data")  # finished once they hold a run.json
+STATISTICS, FIGURE = "dataset_stats.json", "dataset_distribution.png"
 
 
 @dataclass
@@ -43,8 +46,8 @@ class Prepared:
 def prepare(arguments: DataArguments) -> Prepared:
     """Balanced training and validation pairs of a dataset; nothing is written.
 
-    A test split is the pool of validation, less the prompts that are in the training pool too.
-    Without one, a part of the training prompts is held out.
+    A test split is the pool of validation, less the pairs whose first user turn is in the training
+    pool too: the training pool loses none. Without one, a part of the training pairs is held out.
     """
     start = time.perf_counter()
     train, test = read_splits(
@@ -68,7 +71,7 @@ def prepare(arguments: DataArguments) -> Prepared:
     judge: list[Pair] = []
     if arguments.judge_fraction is not None:
         pool["train"], judge = hold_out(pool["train"], arguments.judge_fraction, arguments.seed)
-        _check_pool(arguments.dataset_name, pool, sieve)
+        _check_pool(arguments.dataset_name, {**pool, "a judge": judge}, sieve)
     samples = (arguments.max_train_samples, arguments.max_eval_samples)
     return Prepared(
         pairs={
@@ -87,24 +90,31 @@ def prepare(arguments: DataArguments) -> Prepared:
 def write_prepared(prepared: Prepared, arguments: DataArguments) -> None:
     """Write OUT/data, OUT/dataset_stats.json, OUT/dataset_distribution.png, perhaps OUT/judge/data.
 
-    The files of OUT/data are written beside it and moved when all is done, run.json last: finished
-    data that is to be replaced stays until then.
+    Each file is first written under another name beside its own. When all are there they are moved
+    to their names, data/run.json last. So finished data stays until all that replaces it is
+    written, and a run that is killed at any point goes on with the same command.
     """
     check_writable(arguments)
     out = Path(arguments.output_dir)
-    data, judge = out / "data", out / "judge" / "data"
+    training = {"judge/data": prepared.judge, "data": prepared.pairs["train"]}
+    folders = {name: pairs for name, pairs in training.items() if pairs}
+    files = [out / name / file for name in folders for file in SPLIT_FILES]
+    files += [out / STATISTICS, out / FIGURE]
     try:
-        _write_files(prepared.pairs, prepared, arguments, data)
-        if prepared.judge:
-            pairs = {"train": prepared.judge, "validation": prepared.pairs["validation"]}
-            _write_files(pairs, prepared, arguments, judge)
-        _write_statistics(prepared, arguments, out)
+        try:
+            _stage(prepared, arguments, folders)
+        except OSError:
+            for file in filter(Path.is_file, map(_staged, files)):
+                file.unlink()  # a full disk gets its room back
+            raise
         # Neither counts as finished beside the other's old pairs, which may be its own now.
-        for folder in (data, judge):
-            (folder / "run.json").unlink(missing_ok=True)
+        (out / "data/run.json").unlink(missing_ok=True)
         if prepared.judge:
-            _finish(judge)
-        _finish(data)
+            (out / "judge/data/run.json").unlink(missing_ok=True)
+        else:
+            _remove_judge(out / "judge/data")
+        for file in (*files, *(out / name / "run.json" for name in folders)):
+            _staged(file).replace(file)
     except OSError as error:
         raise RecipeError(
             f"{error.filename or out} cannot be written ({error.strerror}). Free disk space or "
@@ -113,20 +123,26 @@ def write_prepared(prepared: Prepared, arguments: DataArguments) -> None:
 
 
 def check_writable(arguments: DataArguments) -> None:
-    """Raise RecipeError if OUT/data holds something that is not to be replaced."""
-    data = Path(arguments.output_dir) / "data"
-    if not (data / "run.json").exists():
-        taken = [name for name in FILES if (data / name).exists()]
-        if taken and not data.with_name("data.partial").exists():
-            raise RecipeError(
-                f"{data} holds {' and '.join(taken)} that were not written by this script, and "
-                "prepared data would replace them. Set `output_dir` to another folder."
-            )
-    elif not arguments.overwrite:
+    """Raise RecipeError if something that is not to be replaced is in the way."""
+    out = Path(arguments.output_dir)
+    if (out / "data/run.json").exists() and not arguments.overwrite:
         raise RecipeError(
-            f"{data} holds finished data, which is not replaced without being told to. "
+            f"{out / 'data'} holds finished data, which is not replaced without being told to. "
             "Add `--overwrite`, or set `output_dir` to another folder."
         )
+    foreign = _foreign_files(out)
+    if foreign:
+        raise RecipeError(
+            f"{out} holds {' and '.join(foreign)}, not known to be written by this script, and "
+            "prepared data would replace them. Set `output_dir` to another folder."
+        )
+    source = Path(arguments.dataset_name).expanduser().resolve()
+    for name in FOLDERS:
+        if source.is_relative_to((out / name).resolve()):
+            raise RecipeError(
+                f"`dataset_name` is {arguments.dataset_name}, which prepared data would replace "
+                "while it is read. Set `output_dir` to another folder."
+            )
 
 
 def dataset_statistics(prepared: Prepared, arguments: DataArguments) -> dict[str, object]:
@@ -144,6 +160,7 @@ def dataset_statistics(prepared: Prepared, arguments: DataArguments) -> dict[str
             for split in SPLITS
         },
         "judge_pairs": len(prepared.judge),
+        "first_turns": first_turn_counts({**prepared.pairs, "judge": prepared.judge}),
         "dropped": {
             reason: {"meaning": REASONS[reason], **vars(dropped)}
             for reason, dropped in prepared.dropped.items()
@@ -161,53 +178,100 @@ def size_table(prepared: Prepared) -> str:
     lines += [("usable", prepared.usable), ("written", {s: len(prepared.pairs[s]) for s in SPLITS})]
     if prepared.judge:
         lines.append(("for a judge", {"train": len(prepared.judge), "validation": 0}))
+    turns = first_turn_counts(prepared.pairs)
+    lines.append(("first user turns", turns["different"]))
+    lines.append(("- in both", dict.fromkeys(SPLITS, turns["shared"]["train and validation"])))
     table = [f"{'':24}{'train':>12}{'validation':>12}"]
     table += [f"{name:24}{n['train']:>12,}{n['validation']:>12,}" for name, n in lines]
     return "\n".join(table)
 
 
-def _write_files(
-    written: Mapping[str, list[Pair]], prepared: Prepared, arguments: DataArguments, data: Path
-) -> None:
-    partial = data.with_name(f"{data.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    fingerprint = hashlib.sha256()
-    for split, pairs in written.items():
-        lines = [json.dumps(pair.as_row(), ensure_ascii=False) + "\n" for pair in pairs]
-        content = "".join(lines).encode()
-        fingerprint.update(content)
-        (partial / f"{split}.jsonl").write_bytes(content)
-    facts = run_record(
-        "data",
-        resolved_recipe(arguments),
-        dataset_fingerprint=fingerprint.hexdigest(),
-        seed=arguments.seed,
-        sizes={split: len(pairs) for split, pairs in written.items()},
-        duration_seconds=round(prepared.duration_seconds, 3),
-    )
-    write_json(partial / "run.json", facts)
+def _staged(file: Path) -> Path:
+    return file.with_name(f".staged.{file.name}")
 
 
-def _finish(data: Path) -> None:
-    partial = data.with_name(f"{data.name}.partial")
-    data.mkdir(exist_ok=True)
-    for name in FILES:
-        (partial / name).replace(data / name)
-    partial.rmdir()
+def _stage(prepared: Prepared, arguments: DataArguments, folders: Mapping[str, list[Pair]]) -> None:
+    """Write every file under its staged name; data/run.json, which says that all are there, last.
 
-
-def _write_statistics(prepared: Prepared, arguments: DataArguments, out: Path) -> None:
+    Args:
+        folders: The training pairs of each folder, those of data/ last.
+    """
     # Imported here: matplotlib is slow to start, and a plan or an error needs no figure.
     from rlhf_recipes.preferences.figure import distribution_figure
 
+    out = Path(arguments.output_dir)
+    hashes: dict[str, str] = {}
+    records: dict[str, dict[str, object]] = {}
+    for folder, train in folders.items():
+        (out / folder).mkdir(parents=True, exist_ok=True)
+        fingerprint = hashlib.sha256()
+        written = {"train": train, "validation": prepared.pairs["validation"]}
+        for split, pairs in written.items():
+            lines = [json.dumps(pair.as_row(), ensure_ascii=False) + "\n" for pair in pairs]
+            content = "".join(lines).encode()
+            fingerprint.update(content)
+            hashes[f"{folder}/{split}.jsonl"] = hashlib.sha256(content).hexdigest()
+            _staged(out / folder / f"{split}.jsonl").write_bytes(content)
+        records[folder] = run_record(
+            "data",
+            resolved_recipe(arguments),
+            dataset_fingerprint=fingerprint.hexdigest(),
+            seed=arguments.seed,
+            sizes={split: len(pairs) for split, pairs in written.items()},
+            duration_seconds=round(prepared.duration_seconds, 3),
+        )
     statistics = dataset_statistics(prepared, arguments)
-    distribution_figure(statistics, out / "dataset_distribution.png")
-    write_json(out / "dataset_stats.json", statistics)
+    distribution_figure(statistics, _staged(out / FIGURE))
+    write_json(_staged(out / STATISTICS), statistics | {"sha256": hashes})
+    for folder, record in records.items():
+        write_json(_staged(out / folder / "run.json"), record)
+
+
+def _remove_judge(folder: Path) -> None:
+    """Remove the pairs of an earlier judge, some of which may be training pairs now."""
+    if (folder / "run.json").exists():
+        for name in (*SPLIT_FILES, "run.json"):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _foreign_files(out: Path) -> list[str]:
+    """Names of files in the way that no run of this script is known to have written.
+
+    Known are finished data, what a killed run was moving to its name, and files whose hash is in
+    dataset_stats.json: those whose run.json was deleted, as make does on an interrupt.
+    """
+    moving = _staged(out / "data/run.json").exists()
+    statistics = _statistics_at(out / STATISTICS)
+    hashes = statistics.get("sha256", {})
+    known = {STATISTICS: bool(statistics), FIGURE: bool(statistics)}
+    for folder in FOLDERS:
+        finished = (out / folder / "run.json").is_file()
+        for name in (f"{folder}/{file}" for file in SPLIT_FILES):
+            known[name] = finished or hashes.get(name) == _sha256(out / name)
+    return [
+        name
+        for name, ours in known.items()
+        if (out / name).is_dir() or ((out / name).exists() and not (ours or moving))
+    ]
+
+
+def _statistics_at(file: Path) -> dict[str, Any]:
+    """What a run of this script wrote there; empty where it is another's file or none."""
+    try:
+        statistics = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    ours = isinstance(statistics, dict) and statistics.keys() >= {"length_unit", "dropped"}
+    return statistics if ours else {}
+
+
+def _sha256(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def _check_pool(name: str, pool: Mapping[str, list[Pair]], sieve: Sieve) -> None:
-    """Raise RecipeError unless both splits have pairs and all pairs are of one shape."""
-    empty = [split for split in SPLITS if not pool[split]]
+    """Raise RecipeError unless every split has pairs and all pairs are of one shape."""
+    empty = [split for split, pairs in pool.items() if not pairs]
     if empty:
         reasons = [
             f"- {reason}: {sum(d.count.values()):,} ({REASONS[reason]})"
@@ -217,7 +281,9 @@ def _check_pool(name: str, pool: Mapping[str, list[Pair]], sieve: Sieve) -> None
         raise RecipeError(
             f"`{name}` leaves nothing for {' and '.join(empty)}. Rows left out:\n"
             + "\n".join(reasons or ["- none: there were too few rows to begin with"])
-            + "\nCheck the data, or raise `max_length` if it is the reason."
+            + "\nCheck the data. If too_long is the reason, raise `max_length`. If prompt_in_train "
+            "is, set `dataset_test_split` to null to hold out training prompts instead, and make "
+            "an instruction that stands in every row a system message."
         )
     plain = [p for pairs in pool.values() for p in pairs if isinstance(p.prompt, str)]
     total = sum(len(pairs) for pairs in pool.values())

@@ -23,7 +23,7 @@ REASONS: dict[Reason, str] = {
     "no_common_prompt": "chosen and rejected do not answer the same prompt",
     "broken_roles": "the turns do not alternate from user to assistant and end with an answer",
     "too_long": "the prompt with its longer answer is over max_length",
-    "prompt_in_train": "a held-out row whose prompt is also a training prompt",
+    "prompt_in_train": "a held-out row whose first user turn is also in a training row",
 }
 
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}

@@ -7,7 +7,7 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.files import RawRow
 from rlhf_recipes.preferences.lengths import Ruler
 from rlhf_recipes.preferences.shapes import REASONS, Pair, Reason, UnusableRow, is_hh, parse_pair
-from rlhf_recipes.preferences.splits import prompt_key
+from rlhf_recipes.preferences.splits import first_turn_key
 
 COLUMNS = {"chosen", "rejected"}
 EXAMPLES_PER_REASON = 3
@@ -49,10 +49,10 @@ class Sieve:
         )
 
     def unseen(self, pairs: list[Pair], train: list[Pair]) -> list[Pair]:
-        """The validation pairs whose prompt is no training prompt."""
-        seen = {prompt_key(pair.prompt) for pair in train}
+        """The validation pairs whose first user turn is in no training pair."""
+        seen = {first_turn_key(pair.prompt) for pair in train}
         return self._keep(
-            pairs, lambda p: prompt_key(p.prompt) not in seen, "prompt_in_train", "validation"
+            pairs, lambda p: first_turn_key(p.prompt) not in seen, "prompt_in_train", "validation"
         )
 
     def _keep(

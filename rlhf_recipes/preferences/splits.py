@@ -1,9 +1,14 @@
-"""Which pairs train and which validate: balanced over strata, seeded, and no prompt in both."""
+"""Which pairs train and which validate: balanced, seeded, and no first user turn in both."""
 
 import random
-from collections.abc import Hashable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.shapes import Pair, Text
+
+SHOWN_CHARACTERS = 80
 
 
 def balanced_order(strata: Sequence[Hashable], seed: int) -> list[int]:
@@ -41,17 +46,63 @@ def in_balanced_order(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     return [pairs[i] for i in balanced_order([(p.source, p.turns) for p in pairs], seed)]
 
 
-def hold_out(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Training and validation pairs: that fraction of the prompts, at least one, is held out.
+def first_turn(prompt: Text) -> str:
+    """What the user said first; plain text is one turn."""
+    if isinstance(prompt, str):
+        return prompt
+    return next((m["content"] for m in prompt if m["role"] == "user"), "")
 
-    All pairs of a prompt go to the same side. Prompts are drawn in balance by the source and the
-    number of turns of their first pair.
+
+def first_turn_key(prompt: Text) -> str:
+    """The key of the first user turn: equal for turns that differ in case, spaces or Unicode form.
+
+    Conversations that begin with the same turn often continue alike, so a prompt counts as seen in
+    training if its first user turn is.
     """
-    first: dict[Hashable, Pair] = {}
-    for pair in pairs:
-        first.setdefault(prompt_key(pair.prompt), pair)
-    order = balanced_order([(p.source, p.turns) for p in first.values()], seed)
-    keys = list(first)
-    held_out = {keys[i] for i in order[: max(1, round(fraction * len(keys)))]}
-    train = [pair for pair in pairs if prompt_key(pair.prompt) not in held_out]
-    return train, [pair for pair in pairs if prompt_key(pair.prompt) in held_out]
+    folded = unicodedata.normalize("NFKC", first_turn(prompt)).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def hold_out(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Training and validation pairs: about that fraction of the pairs, at least one, is held out.
+
+    All pairs that share a first user turn go to the same side. The turns are drawn in balance by
+    the source and the number of turns of their first pair. Raises RecipeError if all share one.
+    """
+    keys = [first_turn_key(pair.prompt) for pair in pairs]
+    if len(pairs) > 1 and len(set(keys)) == 1:
+        raise RecipeError(
+            f"All {len(pairs):,} usable training pairs have the same first user turn, "
+            f"{_shortened(first_turn(pairs[0].prompt))!r}. Pairs that share it stay on one side of "
+            "a split, so none can be held out. If it is an instruction that stands in every row, "
+            "make it a system message; else give data with more than one prompt."
+        )
+    sizes, first = Counter(keys), dict(zip(reversed(keys), reversed(pairs), strict=True))
+    turns = list(sizes)
+    strata = [(first[key].source, first[key].turns) for key in turns]
+    order = [turns[i] for i in balanced_order(strata, seed)]
+    held_out = whole_groups({key: sizes[key] for key in order}, round(fraction * len(pairs)))
+    train = [pair for pair, key in zip(pairs, keys, strict=True) if key not in held_out]
+    return train, [pair for pair, key in zip(pairs, keys, strict=True) if key in held_out]
+
+
+def whole_groups(sizes: Mapping[str, int], count: int) -> set[str]:
+    """The groups, taken in their order, that hold `count` items together or as near as they can.
+
+    A group that would exceed the count is passed over, and one item at least is left outside. If
+    every group is too large, it is the smallest one; of a single group, none.
+    """
+    count = min(max(count, 1), sum(sizes.values()) - 1)
+    taken: set[str] = set()
+    for group, size in sizes.items():
+        if size <= count:
+            taken.add(group)
+            count -= size
+    if not taken and len(sizes) > 1:
+        taken.add(min(sizes, key=sizes.__getitem__))
+    return taken
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CHARACTERS else line[:SHOWN_CHARACTERS] + "…"

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from rlhf_recipes.preferences.shapes import Pair, answer_text
-from rlhf_recipes.preferences.splits import prompt_key
+from rlhf_recipes.preferences.splits import first_turn_key, prompt_key
 
 QUANTILES = {
     "min": 0.0,
@@ -54,6 +55,21 @@ def pair_statistics(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, dict[str, 
             },
         }
         for split, members in pairs.items()
+    }
+
+
+def first_turn_counts(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
+    """How many different first user turns each part has, and how many of them another part has too.
+
+    Turns that differ in case, spaces or Unicode form alone are the same.
+    """
+    turns = {part: {first_turn_key(p.prompt) for p in members} for part, members in pairs.items()}
+    return {
+        "different": {part: len(keys) for part, keys in turns.items()},
+        "shared": {
+            f"{one} and {other}": len(turns[one] & turns[other])
+            for one, other in combinations(turns, 2)
+        },
     }
 
 

@@ -42,6 +42,10 @@ def dataset(folder: Path, **splits: list[dict[str, Any]]) -> Path:
     return folder
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
 def counts(prepared: Prepared) -> dict[str, dict[str, int]]:
     return {
         reason: {split: count for split, count in dropped.count.items() if count}
@@ -89,9 +93,8 @@ def test_a_part_of_the_training_prompts_is_held_out_where_there_is_no_test(tmp_p
     source = dataset(tmp_path / "raw", train=[*rows_of(40), *rows_of(10)])
     prepared = prepare(DataArguments(str(source), validation_fraction=0.25))
     keys = [{prompt_key(pair.prompt) for pair in pairs} for pairs in prepared.pairs.values()]
-    assert len(keys[1]) == 10
+    assert prepared.usable == {"train": 38, "validation": 12}  # a quarter of 50 pairs
     assert not keys[0] & keys[1]
-    assert sum(prepared.usable.values()) == 50
 
 
 def test_prepared_data_reads_back_and_is_the_same_for_the_same_seed(tmp_path: Path) -> None:
@@ -154,7 +157,7 @@ def test_raw_data_in_the_way_is_never_replaced(tmp_path: Path) -> None:
     source = dataset(tmp_path / "data", train=rows_of(10))
     before = (source / "train.jsonl").read_bytes()
     arguments = DataArguments(str(source), output_dir=str(tmp_path), overwrite=True)
-    with pytest.raises(RecipeError, match=r"holds train\.jsonl that were not written by this"):
+    with pytest.raises(RecipeError, match=r"holds data/train\.jsonl, not known to be written"):
         write_prepared(prepare(arguments), arguments)
     assert (source / "train.jsonl").read_bytes() == before
 
@@ -168,13 +171,31 @@ def test_finished_data_survives_a_failed_replacement(tmp_path: Path) -> None:
         "dataset_stats.json",
         "dataset_distribution.png",
     }
-    figure = tmp_path / "out" / "dataset_distribution.png"
-    figure.unlink()
-    figure.mkdir()  # so that writing fails half way
-    before = {f.name: f.read_bytes() for f in (tmp_path / "out" / "data").iterdir()}
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / ".staged.dataset_stats.json").mkdir()  # so that writing fails half way
     with pytest.raises(RecipeError, match="cannot be written"):
         write_prepared(prepare(arguments), arguments)
-    assert {f.name: f.read_bytes() for f in (tmp_path / "out" / "data").iterdir()} == before
+    assert contents(tmp_path / "out") == before
+    (tmp_path / "out" / ".staged.dataset_stats.json").rmdir()
+    (tmp_path / "out" / "dataset_distribution.png").unlink()
+    (tmp_path / "out" / "dataset_distribution.png").mkdir()
+    with pytest.raises(RecipeError, match=r"holds dataset_distribution\.png, not known"):
+        write_prepared(prepare(arguments), arguments)
+
+
+def test_a_test_split_of_training_prompts_alone_leaves_nothing(tmp_path: Path) -> None:
+    source = dataset(tmp_path / "raw", train=rows_of(10), test=rows_of(4, "Q "))
+    with pytest.raises(
+        RecipeError, match=r"nothing for validation.*\n- prompt_in_train: 4 "
+    ) as error:
+        prepare(DataArguments(str(source)))
+    assert "`dataset_test_split` to null" in str(error.value)
+
+
+def test_a_judge_needs_prompts_of_its_own(tmp_path: Path) -> None:
+    source = dataset(tmp_path / "raw", train=rows_of(2))
+    with pytest.raises(RecipeError, match="leaves nothing for a judge"):
+        prepare(DataArguments(str(source), judge_fraction=0.5))
 
 
 def test_wrong_columns_are_named(tmp_path: Path) -> None:
@@ -213,10 +234,34 @@ def test_real_hh_rows_are_counted_by_reason() -> None:
     assert counts(prepared) == {
         "empty": {"train": 4},
         "broken_roles": {"train": 4, "validation": 1},
+        "prompt_in_train": {"validation": 24},
     }
-    assert prepared.usable == {"train": 1492, "validation": 299}
+    assert prepared.usable == {"train": 1492, "validation": 275}
     assert {pair.source for pair in prepared.pairs["train"]} == {"hh-rlhf"}
     assert "broken_roles" in size_table(prepared)
+
+
+@needs_hh
+@pytest.mark.parametrize("test_split", ["test", None])
+def test_real_hh_conversations_share_no_first_turn_across_splits(test_split: str | None) -> None:
+    arguments = DataArguments(str(HH), dataset_test_split=test_split, judge_fraction=0.5)
+    prepared = prepare(arguments)
+    parts = {**prepared.pairs, "judge": prepared.judge}
+    turns = {
+        part: {" ".join(str(pair.prompt[0]["content"]).lower().split()) for pair in pairs}
+        for part, pairs in parts.items()
+    }
+    assert min(map(len, turns.values())) > 100
+    assert not turns["train"] & turns["validation"]
+    assert not turns["judge"] & (turns["train"] | turns["validation"])
+    first_turns = dataset_statistics(prepared, arguments)["first_turns"]
+    assert first_turns == {
+        "different": {part: len(keys) for part, keys in turns.items()},
+        "shared": dict.fromkeys(
+            ("train and validation", "train and judge", "validation and judge"), 0
+        ),
+    }
+    assert "- in both                          0           0" in size_table(prepared)
 
 
 @needs_hh

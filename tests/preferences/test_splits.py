@@ -3,8 +3,16 @@ from collections import Counter
 
 import pytest
 
-from rlhf_recipes.preferences.shapes import Pair
-from rlhf_recipes.preferences.splits import balanced_order, hold_out, in_balanced_order, prompt_key
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.preferences.shapes import Pair, Text
+from rlhf_recipes.preferences.splits import (
+    balanced_order,
+    first_turn_key,
+    hold_out,
+    in_balanced_order,
+    prompt_key,
+    whole_groups,
+)
 
 
 def pairs_of(sizes: dict[tuple[str, int], int]) -> list[Pair]:
@@ -54,7 +62,7 @@ def test_hold_out_keeps_all_pairs_and_no_prompt_on_both_sides() -> None:
     train_prompts = {prompt_key(p.prompt) for p in train}
     validation_prompts = {prompt_key(p.prompt) for p in validation}
     assert not train_prompts & validation_prompts
-    assert len(validation_prompts) == 12  # a fifth of 60 prompts
+    assert len(validation) == 16  # a fifth of 80 pairs
 
 
 def test_hold_out_is_balanced_by_source_and_turns() -> None:
@@ -81,3 +89,66 @@ def test_outer_spaces_do_not_make_another_prompt() -> None:
         [{"role": "user", "content": "Hi"}]
     )
     assert prompt_key([{"role": "user", "content": "Hi"}]) != prompt_key("Hi")
+
+
+def conversation(*turns: str) -> Text:
+    """Turns of a user and an assistant in alternation."""
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(turns)]
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
+def test_conversations_with_one_first_turn_stay_on_one_side(fraction: float) -> None:
+    """Five conversations have each of ten openings, written in different ways, and go on apart."""
+    openings = [f"How do I bake bread number {i}?" for i in range(10)]
+    variants = [str.upper, str.title, lambda s: f"  {s.replace(' ', chr(160) * 2)}\n", str]
+    pairs = [
+        Pair(conversation(vary(opening), "Like so.", f"And then {j}?"), "a", "b", 2, "s", "")
+        for opening in openings
+        for j, vary in enumerate(variants)
+    ] + [
+        Pair([{"role": "system", "content": "Be brief."}, *conversation(o)], "a", "b", 1, "s", "")
+        for o in openings
+    ]
+    train, validation = hold_out(pairs, fraction, seed=0)
+    assert len(validation) == round(fraction * 50)
+    sides = [{first_turn_key(pair.prompt) for pair in side} for side in (train, validation)]
+    assert [len(side) for side in sides] == [10 - round(fraction * 10), round(fraction * 10)]
+    assert not sides[0] & sides[1]
+
+
+def test_first_turns_are_the_same_whatever_their_case_spaces_and_unicode_form() -> None:
+    assert first_turn_key("Caf\u00e9 \t STRASSE\u3000\uff21") == first_turn_key(
+        "cafe\u0301 straße a"
+    )
+    assert first_turn_key(conversation("Hi", "Yes?", "Why")) == first_turn_key("hi")
+    assert first_turn_key("Hi") != first_turn_key("Hi there")
+
+
+def test_a_turn_in_too_many_pairs_is_never_held_out() -> None:
+    """Half of the pairs begin alike; a tenth is held out, from the other half."""
+    alike = [Pair(conversation("Hello", "Hi", str(i)), "a", "b", 2, "s", "") for i in range(50)]
+    for seed in range(20):
+        train, validation = hold_out([*alike, *pairs_of({("s", 1): 50})], 0.1, seed)
+        assert (len(train), len(validation)) == (90, 10)
+
+
+def test_one_first_turn_in_every_pair_cannot_be_split() -> None:
+    alike = [Pair(conversation("You are a poet.", "Yes", "x"), "a", "b", 2, "s", "")] * 7
+    with pytest.raises(RecipeError, match=r"All 7 .* 'You are a poet\.'.* a system message"):
+        hold_out(alike, 0.1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "taken"),
+    [
+        ({"a": 1, "b": 1, "c": 1}, 2, {"a", "b"}),
+        ({"a": 3, "b": 1, "c": 1, "d": 5}, 2, {"b", "c"}),
+        ({"a": 4, "b": 3}, 1, {"b"}),  # every group is too large: the smallest
+        ({"a": 2, "b": 2}, 4, {"a"}),  # something is left outside
+        ({"a": 9}, 3, set()),
+        ({}, 3, set()),
+    ],
+)
+def test_whole_groups_are_taken(sizes: dict[str, int], count: int, taken: set[str]) -> None:
+    assert whole_groups(sizes, count) == taken

@@ -3,6 +3,8 @@
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
 
 REPEATED_SHARE = 0.5
 LOOP_TIMES = 3
@@ -30,12 +32,13 @@ _REFUSAL = re.compile(
 )
 
 
-def words(text: str) -> list[str]:
+@lru_cache(maxsize=8)
+def words(text: str) -> tuple[str, ...]:
     """Words of a text in lower case, without punctuation."""
-    return _WORD.findall(text.lower())
+    return tuple(_WORD.findall(text.lower()))
 
 
-def repeated_share(tokens: list[str], n: int) -> float:
+def repeated_share(tokens: Sequence[str], n: int) -> float:
     """rep-n: 1 - unique n-grams / n-grams, 0 for a text shorter than n.
 
     Welleck et al. (https://arxiv.org/abs/1908.04319). "a b a b a b" has rep-2 = 0.6.
@@ -44,7 +47,7 @@ def repeated_share(tokens: list[str], n: int) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def ends_in_loop(tokens: list[str]) -> bool:
+def ends_in_loop(tokens: Sequence[str]) -> bool:
     """Whether the text ends in a unit said three times in a row, over at least six words."""
     for period in range(1, len(tokens) // LOOP_TIMES + 1):
         length = max(LOOP_TIMES * period, LOOP_WORDS)
@@ -79,8 +82,8 @@ def echoes_prompt(prompt: str, text: str) -> bool:
     """Whether one run of words copied from the prompt makes up over half of the response."""
     asked, said = words(prompt), words(text)
     run = max(ECHO_WORDS, int(len(said) * ECHO_SHARE) + 1)
-    copies = {tuple(asked[i : i + run]) for i in range(len(asked) - run + 1)}
-    return any(tuple(said[i : i + run]) in copies for i in range(len(said) - run + 1))
+    copies = {asked[i : i + run] for i in range(len(asked) - run + 1)}
+    return any(said[i : i + run] in copies for i in range(len(said) - run + 1))
 
 
 def is_degenerate(text: str) -> bool:
@@ -88,7 +91,8 @@ def is_degenerate(text: str) -> bool:
     seen = {c: n for c, n in Counter(text).items() if not c.isspace()}
     total = sum(seen.values())
     odd = sum(n for c, n in seen.items() if unicodedata.category(c)[0] not in "LMN")
-    odd += sum(len(word) for word in re.findall(r"[^\W\d_]{2,}", text) if _mixes_scripts(word))
+    if not text.isascii():
+        odd += sum(len(word) for word in re.findall(r"[^\W\d_]{2,}", text) if _mixes_scripts(word))
     return total >= SYMBOL_CHARACTERS and odd / total > SYMBOL_SHARE
 
 

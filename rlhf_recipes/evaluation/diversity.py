@@ -1,12 +1,12 @@
 """How varied a model's responses are: to one prompt, and from prompt to prompt."""
 
-import math
 import zlib
-from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlhf_recipes.evaluation.detectors import words
 from rlhf_recipes.evaluation.samples import Collection, ModelSamples
@@ -19,6 +19,7 @@ from rlhf_recipes.evaluation.statistics import (
 )
 
 Gram = tuple[str, ...]
+Numbers = NDArray[np.int64]
 
 ORDER = 4
 
@@ -61,11 +62,14 @@ def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
 
 def _by_prompt(model: ModelSamples, samples: int) -> dict[str, Array | None]:
     """What has a value for each prompt: None where there is one sample, or no entropy saved."""
-    texts = [[words(r["response"]) for r in row[:samples]] for row in model.records]
-    within = [np.mean(self_bleu(row)) for row in texts] if samples > 1 else None
+    within = None
+    if samples > 1:
+        texts = [words(r["response"]) for row in model.records for r in row[:samples]]
+        groups = np.repeat(np.arange(len(model.records)), samples)
+        within = np.array(self_bleu(texts, groups)).reshape(-1, samples).mean(axis=1)
     measured = all("entropy" in record for record in model.flat)
     return {
-        "self_bleu_within": None if within is None else np.array(within),
+        "self_bleu_within": within,
         "entropy": model.values("entropy").mean(axis=1) if measured else None,
     }
 
@@ -100,50 +104,77 @@ def compression_ratio(text: bytes) -> float | None:
     return len(text) / len(zlib.compress(text)) if text else None
 
 
-def self_bleu(texts: Sequence[Sequence[str]]) -> list[float]:
+def self_bleu(texts: Sequence[Sequence[str]], groups: Numbers | None = None) -> list[float]:
     """BLEU-4 of each text against all the others, 0 to 100; empty for fewer than two texts.
 
-    BLEU = BP exp(mean_n log p_n) over n up to min(4, words), p_n the share of n-grams found in some
-    other text, clipped to how often the one with the most has it; a p_n of 0 becomes 1/(2^k N_n) at
-    the k-th such n, and BLEU is 0 where no word is shared. BP = exp(min(0, 1 - r/c)), r the length
-    of the other text nearest in length. As sacrebleu's sentence_bleu. Equal texts: 100.
-    https://arxiv.org/abs/1802.01886
+    BLEU = BP exp(mean_n log p_n) over n up to min(4, words), p_n the fraction of n-grams found in
+    some other text, clipped to how often the one with the most has it; a p_n of 0 becomes
+    1/(2^k N_n) at the k-th such n, and BLEU is 0 where no word is shared.
+    BP = exp(min(0, 1 - r/c)), r the length of the other text nearest in length. As sacrebleu's
+    sentence_bleu. Equal texts: 100. https://arxiv.org/abs/1802.01886
+
+    Args:
+        texts: Words of each text.
+        groups: Number of each text's group, of at least two texts; a text is compared with the
+            others of its group. None: all texts are one group.
     """
     if len(texts) < 2:
         return []
-    counts = [[Counter(_grams(tokens, n)) for n in range(1, ORDER + 1)] for tokens in texts]
-    # What the other texts have of an n-gram matters up to what a text has itself, and that is the
-    # second largest count of all texts: of a text with less, some other has as much.
-    most: dict[Gram, int] = {}
-    clip: dict[Gram, int] = {}
-    for by_n in counts:
-        for gram, count in (pair for grams in by_n for pair in grams.items()):
-            best = most.get(gram, 0)
-            if count > best:
-                most[gram], clip[gram] = count, best
-            elif count > clip[gram]:
-                clip[gram] = count
-    lengths = [len(tokens) for tokens in texts]
-    return [
-        _bleu(
-            [(sum(min(n, clip[g]) for g, n in grams.items()), grams.total()) for grams in by_n],
-            lengths[i],
-            lengths[:i] + lengths[i + 1 :],
-        )
-        for i, by_n in enumerate(counts)
-    ]
+    group = np.zeros(len(texts), dtype=np.int64) if groups is None else groups.astype(np.int64)
+    length = np.array([len(tokens) for tokens in texts])
+    owner = np.repeat(np.arange(len(texts)), length)
+    number = {word: i for i, word in enumerate(dict.fromkeys(chain.from_iterable(texts)))}
+    tokens = np.array([number[word] for word in chain.from_iterable(texts)], dtype=np.int64)
+    grams, logs, smooth = tokens, np.zeros(len(texts)), np.ones(len(texts))
+    alike = np.zeros(len(texts), dtype=bool)
+    for n in range(1, ORDER + 1):
+        total = length - n + 1
+        if n > 1:  # an n-gram is the (n-1)-gram at its place and the word after that
+            grams = np.unique(grams[:-1] * len(number) + tokens[n - 1 :], return_inverse=True)[1]
+        whole = owner[: len(grams)] == owner[n - 1 :]  # none spans two texts
+        matched = _matches(grams[whole], owner[: len(grams)][whole], group)
+        alike |= matched > 0
+        missing = (total > 0) & (matched == 0)
+        smooth[missing] *= 2
+        precision = np.where(missing, 1 / smooth, matched) / np.maximum(total, 1)
+        logs += np.log(precision, where=total > 0, out=np.zeros(len(texts)))
+    orders, size = np.clip(length, 1, ORDER), np.maximum(length, 1)
+    brevity = np.minimum(0.0, 1 - _nearest(length, group) / size)
+    return [float(bleu) for bleu in np.where(alike, 100 * np.exp(brevity + logs / orders), 0.0)]
 
 
-def _bleu(matches: Sequence[tuple[int, int]], length: int, others: Sequence[int]) -> float:
-    if not matches[0][0]:
-        return 0.0
-    logs, smooth = [], 1
-    for found, total in matches[: min(ORDER, length)]:
-        if found == 0:
-            smooth *= 2
-        logs.append(math.log(found / total if found else 1 / (smooth * total)))
-    nearest = min(others, key=lambda other: (abs(other - length), other))
-    return 100 * math.exp(min(0.0, 1 - nearest / length) + sum(logs) / len(logs))
+def _matches(grams: Numbers, owner: Numbers, group: Numbers) -> Array:
+    """How many of each text's n-grams the other texts of its group have, clipped to their most.
+
+    What the others have matters up to what the text has itself, and that is the second largest
+    count in the group: of a text with less, some other has as much.
+
+    Args:
+        grams: Number of each n-gram of all texts.
+        owner: Text that each is in.
+    """
+    keys, counts = np.unique(grams * len(group) + owner, return_counts=True)
+    gram, text = np.divmod(keys, len(group))
+    order = np.lexsort((-counts, group[text], gram))
+    gram, text, counts = gram[order], text[order], counts[order]
+    first = np.append(True, (np.diff(gram) != 0) | (np.diff(group[text]) != 0))
+    start = np.flatnonzero(first[: len(gram)])
+    sizes = np.diff(np.append(start, len(gram)))
+    second = np.where(sizes > 1, counts[np.minimum(start + 1, len(gram) - 1)], 0)
+    clipped = np.minimum(counts, np.repeat(second, sizes))
+    return np.bincount(text, weights=clipped, minlength=len(group)).astype(np.float64)
+
+
+def _nearest(length: Numbers, group: Numbers) -> Array:
+    """Length of the other text of the group that is nearest in length, the shorter of two."""
+    order = np.lexsort((length, group))
+    ordered = length[order].astype(np.float64)
+    apart = np.diff(group[order]) != 0
+    shorter = np.append(-np.inf, np.where(apart, -np.inf, ordered[:-1]))
+    longer = np.append(np.where(apart, np.inf, ordered[1:]), np.inf)
+    nearest = np.empty(len(length))
+    nearest[order] = np.where(ordered - shorter <= longer - ordered, shorter, longer)
+    return nearest
 
 
 def _grams(tokens: Sequence[str], n: int) -> list[Gram]:

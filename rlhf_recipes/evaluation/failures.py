@@ -83,7 +83,11 @@ def detected(model: ModelSamples, base: ModelSamples, *, gold: bool) -> dict[str
         reference = base.values(field)
         return (model.values(field) - reference.mean()) / (reference.std(ddof=1) or np.inf)
 
-    found = {name: each(rule) for name, rule in OF_THE_TEXT.items()}
+    # All rules of one text in a row: its words are found once.
+    of_the_text = np.array(
+        [[[rule(r) for rule in OF_THE_TEXT.values()] for r in row] for row in model.records]
+    )
+    found = {name: of_the_text[:, :, i] for i, name in enumerate(OF_THE_TEXT)}
     unfounded = np.any(list(found.values()), axis=0)
     if gold:
         unfounded |= above_base("gold") < 0
@@ -110,11 +114,15 @@ def _opening(text: str) -> tuple[str, ...]:
 
 
 def _common_opening(model: ModelSamples) -> tuple[str, ...]:
-    """The opening that responses to most prompts share, if over a fifth of the prompts do."""
+    """The opening that completions to most prompts share, if over a fifth of the prompts do.
+
+    Of two that are equally common the one that comes first in the alphabet.
+    """
     counts = Counter(o for row in model.records for o in {_opening(r["response"]) for r in row})
     counts.pop((), None)
-    opening, prompts = counts.most_common(1)[0] if counts else ((), 0)
-    return opening if prompts >= 2 and prompts > OPENING_SHARE * len(model.records) else ()
+    # The order of a set, and with it that of the counter, is another in every process.
+    prompts, opening = min(((-n, o) for o, n in counts.items()), default=(0, ()))
+    return opening if -prompts > max(1, OPENING_SHARE * len(model.records)) else ()
 
 
 def flags(fired: Fired, name: str, row: int, column: int = 0) -> list[str]:
@@ -135,7 +143,9 @@ def failure_analysis(collection: Collection, fired: Fired) -> dict[str, Any]:
         per_model = {}
         for name, model in collection.models.items():
             found, rates = by_model[name], by_model[name].mean(axis=1)
-            ids = [model.flat[i]["id"] for i in np.flatnonzero(found)]
+            ids = [
+                record["id"] for record, fires in zip(model.flat, found.flat, strict=True) if fires
+            ]
             per_model[name] = {
                 "n": found.size,
                 "count": len(ids),

@@ -98,7 +98,7 @@ def curves(log: Log) -> Curves:
 
 def read_runs(models_folder: Path) -> dict[str, Run]:
     """Every finished run in the folder, by stage: `ppo` for `ppo_model`."""
-    paths = models_folder.glob("*/trainer_state.json")
+    paths = sorted(models_folder.glob("*/trainer_state.json"))
     stages = {path.parent.name.removesuffix("_model"): path for path in paths}
     order = sorted(stages, key=lambda stage: ((*ORDER, stage).index(stage), stage))
     return {stage: _read_run(stages[stage]) for stage in order}

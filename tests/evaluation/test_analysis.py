@@ -1,5 +1,8 @@
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from matplotlib.image import imread
@@ -84,6 +87,32 @@ def test_the_same_files_give_the_same_bytes(evaluated):
     before = [(evaluated / name).read_bytes() for name in names]
     analyse(evaluated)
     assert [(evaluated / name).read_bytes() for name in names] == before
+
+
+def tied_openings(records):
+    """Two openings, each in half of a prompt's completions: none of them is more common."""
+    for record in records:
+        openings = ("I think that this is", "It may be that there")
+        record["response"] = f"{openings[record['sample_index'] % 2]} {record['response']}"
+    return records
+
+
+def test_the_same_samples_give_the_same_bytes_under_any_hash_seed(
+    tmp_path, records_of, collection_in
+):
+    models = {name: tied_openings(records_of(name, (0, 0, 1), 24, 4)) for name in ("base", "ppo")}
+    written = []
+    for seed in ("1", "2", "3"):
+        output = collection_in(tmp_path / seed / "out", models)
+        code = "from rlhf_recipes.evaluation import analyse; analyse('out')"
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path / seed, env=environment, check=True
+        )
+        files = sorted(path for path in output.rglob("*") if path.is_file())
+        written.append({str(path.relative_to(output)): path.read_bytes() for path in files})
+    assert len(written[0]) > 8
+    assert written[0] == written[1] == written[2]
 
 
 def test_failure_analysis_has_the_documented_shape(evaluated):

@@ -1,5 +1,7 @@
 import random
+import time
 
+import numpy as np
 import pytest
 
 from rlhf_recipes.evaluation.diversity import compression_ratio, distinct, diversity, self_bleu
@@ -31,6 +33,30 @@ def test_self_bleu_known_answer():
     # (5/6 * 3/5 * 1/4 * 1/6)^(1/4) = 0.3799; the lengths are equal.
     found = self_bleu(["the cat is on the mat".split(), MAT])
     assert found == pytest.approx([37.99, 37.99], abs=0.005)
+
+
+def test_texts_are_compared_within_their_group():
+    rng = random.Random(1)
+    texts = [[rng.choice("abcdefg") for _ in range(rng.randrange(0, 12))] for _ in range(12)]
+    found = self_bleu(texts, np.array([0, 1, 2] * 4))
+    for group in range(3):
+        assert found[group::3] == pytest.approx(self_bleu(texts[group::3]))
+
+
+def seconds(texts):
+    """The fastest of three."""
+    taken = []
+    for _ in range(3):
+        started = time.perf_counter()
+        self_bleu(texts)
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def test_four_times_the_texts_take_about_four_times_as_long():
+    rng = random.Random(2)
+    texts = [[str(rng.randrange(500)) for _ in range(10)] for _ in range(6000)]
+    assert seconds(texts) < 9 * seconds(texts[:1500])  # comparing each with each takes 16
 
 
 def test_a_short_text_pays_the_brevity_penalty_to_the_nearest_length():

@@ -183,3 +183,12 @@ def test_one_value_a_prompt_has_the_clustered_standard_error():
     per_prompt = values.mean(axis=1)
     assert detectable_effect(per_prompt.std(ddof=1), 2) == pytest.approx(2.8016 * 0.5, rel=1e-4)
     assert stats.sem(values.ravel()) == pytest.approx(0.2887, abs=5e-5)
+
+
+@pytest.mark.parametrize("n", [25, 64, 301])
+def test_the_bootstrap_interval_is_that_of_scipy(n):
+    rng = np.random.default_rng(n)
+    for values in (rng.lognormal(size=n), rng.integers(0, 5, n) / 4, rng.normal(size=n)):
+        resampling = {"method": "BCa", "batch": 1000, "rng": np.random.default_rng(42)}
+        expected = stats.bootstrap((values,), np.mean, n_resamples=9999, **resampling)
+        assert mean_interval(values) == pytest.approx(expected.confidence_interval, rel=1e-9)

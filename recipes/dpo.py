@@ -4,10 +4,10 @@ accelerate launch --config_file accelerate_configs/single.yaml \
     recipes/dpo.py --config recipes/demo/dpo.yaml
 """
 
-from trl import DPOConfig, DPOTrainer, ModelConfig, get_peft_config, get_quantization_config
+from trl import DPOConfig, DPOTrainer, ModelConfig, get_quantization_config
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
-from rlhf_recipes.models import base_path, init_kwargs, open_tokenizer
+from rlhf_recipes.models import base_path, init_kwargs, lora_config, open_tokenizer
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.training import Run
@@ -30,8 +30,10 @@ def main() -> None:
         args=training,
         train_dataset=dataset["train"],
         eval_dataset=dataset["validation"],
-        processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),
-        peft_config=get_peft_config(model),
+        processing_class=open_tokenizer(
+            model.model_name_or_path, recipe.chat_template, model.model_revision
+        ),
+        peft_config=lora_config(model),
         quantization_config=get_quantization_config(model),
     )
     stage.train_and_save(trainer)

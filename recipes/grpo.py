@@ -4,10 +4,11 @@ accelerate launch --config_file accelerate_configs/single.yaml \
     recipes/grpo.py --config recipes/demo/grpo.yaml
 """
 
-from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_peft_config, get_quantization_config
+from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_quantization_config
 
+from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
-from rlhf_recipes.models import base_path, init_kwargs, open_tokenizer
+from rlhf_recipes.models import Precision, base_path, init_kwargs, lora_config, open_tokenizer
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared, unique_prompts
 from rlhf_recipes.rewards import RewardModel, load_reward_func
@@ -30,11 +31,12 @@ def main() -> None:
     quantization = get_quantization_config(model)
     rewards = [load_reward_func(path) for path in reward.reward_funcs or ()]
     if reward.reward_model_path is not None:
+        adapter = read_adapter(reward.reward_model_path)
         reward_model = RewardModel.load(
-            reward.reward_model_path,
+            adapter,
             prefix_sharing=recipe.prefix_sharing,
-            quantization_config=quantization,
-            **training.model_init_kwargs,
+            attn_implementation=model.attn_implementation,
+            **(adapter.precision or Precision.read(vars(model))).kwargs(),
         )
         rewards.insert(0, reward_model.to(training.device))
     trainer = GRPOTrainer(
@@ -43,8 +45,10 @@ def main() -> None:
         reward_funcs=rewards,  # type: ignore[arg-type]
         args=training,
         train_dataset=unique_prompts(dataset["train"]),
-        processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),
-        peft_config=get_peft_config(model),
+        processing_class=open_tokenizer(
+            model.model_name_or_path, recipe.chat_template, model.model_revision
+        ),
+        peft_config=lora_config(model),
         quantization_config=quantization,
         rollout_func=rollout_func_for(training),
     )

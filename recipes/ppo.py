@@ -4,10 +4,10 @@ accelerate launch --config_file accelerate_configs/single.yaml \
     recipes/ppo.py --config recipes/demo/ppo.yaml
 """
 
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_quantization_config
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
-from rlhf_recipes.models import init_kwargs, open_base, open_tokenizer
+from rlhf_recipes.models import init_kwargs, lora_config, open_base, open_tokenizer
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
@@ -39,8 +39,10 @@ def main() -> None:
         args=training,
         train_dataset=prompts,
         eval_dataset=held_out,
-        processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),
-        peft_config=get_peft_config(model),
+        processing_class=open_tokenizer(
+            model.model_name_or_path, recipe.chat_template, model.model_revision
+        ),
+        peft_config=lora_config(model),
         reward_model_path=reward.reward_model_path,
         reward_funcs=[load_reward_func(path) for path in reward.reward_funcs or ()],
         prefix_sharing=recipe.prefix_sharing,

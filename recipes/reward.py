@@ -4,11 +4,11 @@ accelerate launch --config_file accelerate_configs/single.yaml \
     recipes/reward.py --config recipes/demo/reward.yaml
 """
 
-from trl import ModelConfig, RewardConfig, RewardTrainer, get_peft_config, get_quantization_config
+from trl import ModelConfig, RewardConfig, RewardTrainer, get_quantization_config
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
 from rlhf_recipes.evaluation.review import review_reward_model
-from rlhf_recipes.models import base_path, init_kwargs, open_tokenizer
+from rlhf_recipes.models import base_path, init_kwargs, lora_config, open_tokenizer
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.training import Run
@@ -26,23 +26,24 @@ def main() -> None:
         return
     stage = Run("reward", recipe, training, model)
     training.model_init_kwargs = init_kwargs(model)
-    quantization = get_quantization_config(model)
     trainer = RewardTrainer(
         model=base_path(model.model_name_or_path),
         args=training,
         train_dataset=dataset["train"],
         eval_dataset=dataset["validation"],
-        processing_class=open_tokenizer(model.model_name_or_path, recipe.chat_template),
-        peft_config=get_peft_config(model),
-        quantization_config=quantization,
-    )
-    opened = {**training.model_init_kwargs, "quantization_config": quantization}
-    shares = recipe.prefix_sharing
-    stage.train_and_save(
-        trainer,
-        lambda folder: review_reward_model(
-            folder, dataset["validation"], prefix_sharing=shares, **opened
+        processing_class=open_tokenizer(
+            model.model_name_or_path, recipe.chat_template, model.model_revision
         ),
+        peft_config=lora_config(model),
+        quantization_config=get_quantization_config(model),
+    )
+    # The folder says how its base is opened.
+    how = {
+        "prefix_sharing": recipe.prefix_sharing,
+        "attn_implementation": model.attn_implementation,
+    }
+    stage.train_and_save(
+        trainer, lambda folder: review_reward_model(folder, dataset["validation"], **how)
     )
 
 

@@ -49,7 +49,7 @@ class Inputs:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, opened once for all checks."""
-        return open_tokenizer(self.base, self.recipe.chat_template)
+        return open_tokenizer(self.base, self.recipe.chat_template, self.model.model_revision)
 
 
 Check = Callable[[Inputs], None]

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from trl import ModelConfig
 
+from rlhf_recipes.models import Precision
 from rlhf_recipes.parameter_counts import Parameters
 
 FLOAT32 = 4
@@ -61,7 +62,7 @@ def training_memory(
     """
     sizes = architecture(base.config)
     size = item_bytes(model.dtype or "float32", base.config.dtype)
-    bits = 4 if model.load_in_4bit else 8 if model.load_in_8bit else None
+    bits = Precision.read(vars(model)).bits
     bases = 1 + (stage == "grpo")
     rows = training.train_batch_size * (2 if stage in ("reward", "dpo") else 1)
     logits_rows = {"reward": 0, "dpo": longest}.get(
@@ -86,14 +87,18 @@ def training_memory(
 
 
 def evaluation_memory(
-    base: PreTrainedModel, parameters: Parameters, arguments: Any, longest: int
+    base: PreTrainedModel,
+    parameters: Parameters,
+    precision: Precision,
+    arguments: Any,
+    longest: int,
 ) -> Memory:
     """The estimate for sampling, with the policy's and the reference's logits for the exact KL."""
     sizes = architecture(base.config)
-    size = item_bytes(arguments.dtype, base.config.dtype)
+    size = item_bytes(precision.dtype, base.config.dtype)
     tokens = arguments.batch_size * arguments.max_completion_length
     return Memory(
-        weights=weight_bytes(base, size, None),
+        weights=weight_bytes(base, size, precision.bits),
         adapters=parameters.adapters * FLOAT32,
         logits=2 * logits_bytes(sizes, tokens),
         kv_cache=kv_cache_bytes(sizes, arguments.batch_size * longest, size),

@@ -10,16 +10,15 @@ from peft import PeftConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
-from rlhf_recipes.adapters import read_adapter
+from rlhf_recipes.adapters import Adapter, read_adapter
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.models import base_path
+from rlhf_recipes.models import Base, lora_config, open_config
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,9 @@ def stage_parameters(
     PPO has the policy's LoRA, and the reward model's twice: as the frozen reward and as the start
     of the trained value, whose head has a bias as well.
     """
-    base = meta_model(str(model.model_name_or_path), model.model_revision, stage == "reward")
+    base = meta_model(Base.of(model), stage == "reward")
     size = _count(base.parameters())
-    lora = get_peft_config(model)
-    assert lora is not None, "every stage trains adapters"
+    lora = lora_config(model)
     try:
         with torch.device("meta"):
             wrapped = get_peft_model(copy.deepcopy(base), lora)
@@ -78,27 +76,20 @@ def stage_parameters(
     return base, Parameters(size, adapters + value + reward, trainable + value, merged)
 
 
-def evaluation_parameters(
-    base_name: str, adapters: Sequence[str]
-) -> tuple[PreTrainedModel, Parameters]:
-    """The base without weights, and the counts with these adapter folders; nothing is trained."""
-    base = meta_model(base_name)
-    sizes = 0
-    for folder in adapters:
-        _, weights, head = read_adapter(folder)
-        sizes += sum(tensor.numel() for tensor in [*weights.values(), *head.values()])
+def evaluation_parameters(adapters: Sequence[Adapter]) -> tuple[PreTrainedModel, Parameters]:
+    """The base of the first, without weights, and the counts with all; nothing is trained."""
+    base = meta_model(adapters[0].base)
+    sizes = sum(
+        tensor.numel()
+        for adapter in adapters
+        for tensor in [*adapter.weights.values(), *adapter.head.values()]
+    )
     return base, Parameters(_count(base.parameters()), sizes, 0)
 
 
-def meta_model(name: str, revision: str = "main", scored: bool = False) -> PreTrainedModel:
+def meta_model(base: Base, scored: bool = False) -> PreTrainedModel:
     """A base by its configuration alone: a language model, or with a scalar head if `scored`."""
-    try:
-        config = AutoConfig.from_pretrained(base_path(name), revision=revision)
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"The configuration of `{name}` cannot be opened: {str(error).splitlines()[0]} "
-            "Give a Hub id or a local folder; without a network it must be in the cache already."
-        ) from error
+    config = open_config(base.name, base.revision)
     config.num_labels = 1
     kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
     with torch.device("meta"):
@@ -109,8 +100,8 @@ def _scorer(lora: PeftConfig, folder: str | None, width: int) -> tuple[PeftConfi
     """The reward model's LoRA and the size of its head; those it would have if it is not there."""
     if folder is None or not (Path(folder) / "adapter_config.json").is_file():
         return lora, width
-    saved, _, head = read_adapter(folder)
-    return saved, sum(tensor.numel() for tensor in head.values())
+    adapter = read_adapter(folder)
+    return copy.deepcopy(adapter.config), sum(t.numel() for t in adapter.head.values())
 
 
 def _count(parameters: Iterable[nn.Parameter]) -> int:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from rlhf_recipes.adapters import adapter_base
+from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.checks import Inputs, check_training
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.evaluation.identity import read_adapters
 from rlhf_recipes.hub import repo_name
 from rlhf_recipes.memory import Memory, evaluation_memory, training_memory
-from rlhf_recipes.models import open_tokenizer
 from rlhf_recipes.parameter_counts import Parameters, evaluation_parameters, stage_parameters
 from rlhf_recipes.preferences import load_prepared, split_off, unique_prompts
 from rlhf_recipes.preferences.lengths import TokenRuler
@@ -94,7 +94,7 @@ def training_plan(
         prompts = training_prompts(stage, dataset["train"], training)
         rows = {"train": prompt_rows(prompts, inputs.tokenizer, training.max_completion_length)}
     else:
-        ruler = TokenRuler(str(model.model_name_or_path), recipe.chat_template)
+        ruler = TokenRuler(inputs.base, recipe.chat_template, model.model_revision)
         rows = {
             split: pair_rows(stage, dataset[split], ruler, training.max_length)
             for split in ("train", "validation")
@@ -127,30 +127,28 @@ def training_plan(
 
 def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
     """The plan of an evaluation: every model answers the same prompts."""
-    base = adapter_base(arguments.reward_model_path)
     policies = arguments.policies()
+    adapters = read_adapters(arguments, policies)
     prompts = unique_prompts(load_prepared(arguments.dataset_name)["validation"])
     prompts = prompts.select(range(min(arguments.eval_prompts, len(prompts))))
-    tokenizer = open_tokenizer(arguments.reward_model_path)
-    rows = prompt_rows(prompts, tokenizer, arguments.max_completion_length)
+    rows = prompt_rows(prompts, adapters.tokenizer(), arguments.max_completion_length)
     samples = (len(policies) + arguments.control) * arguments.samples_per_prompt
     completions = rows.used * (arguments.base_samples + samples)
     # A checkpoint takes the place of the adapter it became.
-    adapters = [str(policy.folder) for policy in policies if policy.name == policy.run]
-    adapters += filter(
-        None, (arguments.reward_model_path, arguments.gold_model_path, arguments.sft_model_path)
-    )
-    meta, parameters = evaluation_parameters(base, adapters)
+    held = [adapters.policies[policy.name] for policy in policies if policy.name == policy.run]
+    gold = arguments.gold_model_path
+    others = (adapters.start, read_adapter(gold) if gold else None)
+    meta, parameters = evaluation_parameters([adapters.proxy, *held, *filter(None, others)])
     return Plan(
         stage="evaluate",
-        base_model=base,
+        base_model=adapters.proxy.base.name,
         rows={"validation": rows},
         batch=None,
         steps=0,
         completions=completions,
         generated_tokens=completions * arguments.max_completion_length,
         parameters=parameters,
-        memory=evaluation_memory(meta, parameters, arguments, rows.longest),
+        memory=evaluation_memory(meta, parameters, adapters.precision, arguments, rows.longest),
         output_dir=arguments.output_dir,
         outputs=EVALUATION_OUTPUTS,
         pushed_to=None,

@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.adapters import adapter_base, require_head
+from rlhf_recipes.adapters import Adapter, read_adapter
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.models import open_base, open_tokenizer
+from rlhf_recipes.models import open_base
 from rlhf_recipes.preferences import prompt_text
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Prompt, pad, template_ids
@@ -68,15 +68,21 @@ class RewardModel:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, prefix_sharing: bool = True, **kwargs: Any
+        cls, source: str | Path | Adapter, *, prefix_sharing: bool = True, **kwargs: Any
     ) -> "RewardModel":
-        """The reward model of a run folder, on a base of its own, opened as `kwargs` say."""
-        require_head(folder)
-        base = open_base(adapter_base(folder), **kwargs)
-        roles = Roles(base, prefix_sharing=prefix_sharing)
-        roles.attach_saved("reward", folder, trainable=False)
+        """The reward model of a run folder, on a base of its own.
+
+        The base is held as it was in training, where the folder says how, unless `kwargs` for
+        `from_pretrained` say otherwise.
+        """
+        adapter = read_adapter(source)
+        adapter.check_head()
+        precision = adapter.precision.kwargs() if adapter.precision else {}
+        opened = {"revision": adapter.base.revision or "main", **precision, **kwargs}
+        roles = Roles(open_base(adapter.base.name, **opened), prefix_sharing=prefix_sharing)
+        roles.attach_saved("reward", adapter, trainable=False)
         roles.eval()
-        return cls(roles, open_tokenizer(str(folder)))
+        return cls(roles, adapter.tokenizer())
 
     def to(self, device: torch.device | str) -> "RewardModel":
         """Move the weights; returns itself."""

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf_recipes.adapters import HEAD_NAMES, adapter_base, read_adapter
+from rlhf_recipes.adapters import HEAD_NAMES, Adapter, read_adapter
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.logprobs import TokenLogps, token_logps
 from rlhf_recipes.merging import merged
@@ -57,6 +57,9 @@ class Roles(nn.Module):
         self._peft: list[PeftModel] = []  # in a list: not a second path to the same parameters
         self._trainable: dict[nn.Parameter, bool] = {}
         self._fix_flags(trainable=False)
+        # By the names before any adapter; under two where an embedding is the head as well.
+        self._shared = dict(base.named_parameters(remove_duplicate=False))
+        self._checksums = {weight: _checksum(weight) for weight in base.parameters()}
         for module in base.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -85,27 +88,71 @@ class Roles(nn.Module):
         self._activate(self.active)
         self.trunk_depth = lowest_adapted_layer(self.base)
 
-    def attach_saved(self, role: str, folder: str | Path, *, trainable: bool) -> None:
-        """Add an adapter from a run folder, with its scalar head where it was saved with one."""
-        config, _, head = read_adapter(folder)
-        self.attach(role, config, trainable=trainable)
-        if head:
+    def attach_saved(self, role: str, source: str | Path | Adapter, *, trainable: bool) -> None:
+        """Add an adapter, or that of a run folder, with its scalar head where it has one."""
+        adapter = read_adapter(source)
+        try:
+            self.attach(role, copy.deepcopy(adapter.config), trainable=trainable)
+        except ValueError as error:  # PEFT names the layers it did not find
+            raise RecipeError(self._does_not_fit(adapter, str(error))) from error
+        if adapter.head:
+            head = adapter.head
             self.attach_head(role, head["weight"], head.get("bias"), trainable=trainable)
-        self.load_role(role, folder)
+        self.load_role(role, adapter)
 
-    def load_role(self, role: str, folder: str | Path) -> None:
-        """Replace the weights of an attached role by those of a run folder."""
-        _, weights, head = read_adapter(folder)
-        result: Any = set_peft_model_state_dict(self._peft[0], dict(weights), adapter_name=role)
-        if result.unexpected_keys:
-            raise RecipeError(
-                f"The adapter in {folder} has weights that the base "
-                f"`{self.base.name_or_path}` has no place for, such as "
-                f"{result.unexpected_keys[0]}. It was trained on `{adapter_base(folder)}`: an "
-                "adapter fits its own base only."
+    def load_role(self, role: str, source: str | Path | Adapter) -> None:
+        """Replace the weights of an attached role by those of another adapter.
+
+        Only LoRA weights are handed to PEFT, which would write any other into the base.
+        """
+        adapter = read_adapter(source)
+        self._check_copies(adapter)
+        try:
+            result: Any = set_peft_model_state_dict(
+                self._peft[0], dict(adapter.weights), adapter_name=role
             )
-        if head:
-            self.heads[role].load_state_dict(dict(head))
+        except (RuntimeError, KeyError) as error:  # torch lists the weights of another size
+            raise RecipeError(self._does_not_fit(adapter, str(error))) from error
+        unset = [name for name in result.missing_keys if role in name.split(".")]
+        for what, names in (
+            ("weights that the base has no place for", result.unexpected_keys),
+            ("no weights for layers that its configuration adapts", unset),
+        ):
+            if names:
+                raise RecipeError(self._does_not_fit(adapter, f"it has {what}, such as {names[0]}"))
+        if adapter.head:
+            self.heads[role].load_state_dict(dict(adapter.head))
+        self._check_base_unchanged(adapter)
+
+    def _check_copies(self, adapter: Adapter) -> None:
+        """Base weights that PEFT saved with an adapter must be those of this base."""
+        for name, tensor in adapter.copies.items():
+            plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            weight = self._shared.get(plain)
+            if weight is None or not torch.equal(weight.detach(), tensor.to(weight)):
+                raise RecipeError(
+                    f"The adapter in {adapter.folder} has another `{name}` than the base "
+                    f"`{self.base.name_or_path}`, which all roles share: taken over, it would "
+                    "change the base. Train the adapter without changing that layer or the "
+                    "vocabulary, or merge it into a copy of the base with PEFT's "
+                    "`merge_and_unload` and use that folder as `model_name_or_path`."
+                )
+
+    def _check_base_unchanged(self, adapter: Adapter) -> None:
+        """The shared base is the same, bit for bit, as before any adapter."""
+        for name, weight in self._shared.items():
+            if not torch.equal(_checksum(weight), self._checksums[weight].to(weight.device)):
+                raise RecipeError(
+                    f"Loading the adapter in {adapter.folder} changed the shared base "
+                    f"`{self.base.name_or_path}` (`{name}`), so that no role's outputs could be "
+                    "believed. Train it as plain LoRA."
+                )
+
+    def _does_not_fit(self, adapter: Adapter, reason: str) -> str:
+        return (
+            f"The adapter in {adapter.folder} does not fit `{self.base.name_or_path}`: {reason}. "
+            f"It was trained on {adapter.base}: an adapter fits its own base only."
+        )
 
     def attach_head(
         self, role: str, weight: Tensor, bias: Tensor | None, *, trainable: bool
@@ -281,3 +328,10 @@ class Roles(nn.Module):
             folder / "adapter_model.safetensors",
         )
         config.save_pretrained(str(folder))
+
+
+def _checksum(weight: Tensor) -> Tensor:
+    """XOR over a tensor's bits, 64 at a time where they divide: any one change shows."""
+    flat = weight.detach().contiguous().flatten()
+    whole = flat.numel() * flat.element_size() % 8 == 0
+    return torch.hash_tensor(flat.view(torch.int64) if whole else flat)

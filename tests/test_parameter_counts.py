@@ -9,7 +9,9 @@ from transformers import (
 )
 from trl import ModelConfig, get_peft_config
 
+from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models import Base
 from rlhf_recipes.parameter_counts import evaluation_parameters, meta_model, stage_parameters
 from rlhf_recipes.roles import Roles
 
@@ -111,7 +113,7 @@ def test_evaluation_trains_nothing_and_has_every_adapter(base, tmp_path):
     roles = Roles(AutoModelForCausalLM.from_pretrained(base))
     for name, folder in zip("ab", folders, strict=True):
         roles.attach_saved(name, folder, trainable=False)
-    _, counted = evaluation_parameters(base, folders)
+    _, counted = evaluation_parameters([read_adapter(folder) for folder in folders])
     assert (counted.total, counted.trainable) == (numbers(roles)[0], 0)
 
 
@@ -130,7 +132,7 @@ def test_lora_that_does_not_fit_is_told(base):
 
 def test_a_base_that_is_not_there_is_told(tmp_path):
     with pytest.raises(RecipeError, match="cannot be opened"):
-        meta_model(str(tmp_path))
+        meta_model(Base(str(tmp_path)))
 
 
 def save_reward(base, folder, rank):

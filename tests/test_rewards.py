@@ -6,7 +6,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import RewardConfig, RewardTrainer
 
-from rlhf_recipes.adapters import require_head
+from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
 from rlhf_recipes.rewards import (
@@ -103,7 +103,7 @@ def test_an_adapter_without_a_head_is_no_reward_model(tmp_path):
     roles.attach("policy", LoraConfig(target_modules=["q_proj"]), trainable=True)
     roles.save_role("policy", tmp_path)
     with pytest.raises(RecipeError, match="without a scalar head"):
-        require_head(tmp_path)
+        read_adapter(tmp_path).check_head()
 
 
 def test_a_function_is_loaded_from_its_file(tmp_path):

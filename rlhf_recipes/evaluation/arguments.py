@@ -114,7 +114,18 @@ class EvaluationArguments:
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
     batch_size: int = field(default=64, metadata={"help": "Responses sampled at once."})
-    dtype: str = field(default="float32", metadata={"help": "Type of the base's weights."})
+    dtype: str | None = field(
+        default=None,
+        metadata={"help": "Type of the base's weights; by default as the adapters were trained."},
+    )
+    load_in_8bit: bool | None = field(
+        default=None,
+        metadata={"help": "Quantize the base to 8 bits; by default as the adapters were trained."},
+    )
+    load_in_4bit: bool | None = field(
+        default=None,
+        metadata={"help": "Quantize the base to 4 bits; by default as the adapters were trained."},
+    )
     seed: int = field(default=42, metadata={"help": "Seed of the sampling."})
     plan: bool = field(default=False, metadata={"help": "Print what would be done, and stop."})
     overwrite: bool = field(

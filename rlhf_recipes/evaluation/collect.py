@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from rlhf_recipes.adapters import adapter_base, require_head
 from rlhf_recipes.arguments import resolved_recipe
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import (
@@ -26,13 +25,13 @@ from rlhf_recipes.evaluation.arguments import (
     Policy,
 )
 from rlhf_recipes.evaluation.identity import (
+    Adapters,
     Model,
     Record,
     base_fingerprint,
     collection_facts,
     digest,
-    fingerprint,
-    require_one_reference,
+    read_adapters,
     sampled_models,
 )
 from rlhf_recipes.evaluation.journal import Journal
@@ -40,7 +39,7 @@ from rlhf_recipes.evaluation.judges import in_order, record_verdicts
 from rlhf_recipes.evaluation.measure import Meter
 from rlhf_recipes.evaluation.panel import GOLD, Panel, Scorer, open_panel
 from rlhf_recipes.model_card import public_base
-from rlhf_recipes.models import open_base, open_tokenizer
+from rlhf_recipes.models import open_base
 from rlhf_recipes.preferences import load_prepared, prompt_text, unique_prompts
 from rlhf_recipes.records import run_record, write_json, write_json_rows
 from rlhf_recipes.roles import Roles
@@ -55,11 +54,9 @@ def collect(arguments: EvaluationArguments) -> None:
     RecipeError where models cannot be compared, and where samples of other settings are there.
     """
     policies = arguments.policies()
-    base = adapter_base(arguments.reward_model_path)
-    require_head(arguments.reward_model_path)
-    require_one_reference(policies, base, arguments)
+    adapters = read_adapters(arguments, policies)
     prompts = held_out_prompts(arguments)
-    collection = _Collection(arguments, base, policies, prompts)
+    collection = _Collection(arguments, adapters, policies, prompts)
     collection.sample()
     collection.score()
     collection.judge()
@@ -85,45 +82,48 @@ class _Collection:
     def __init__(
         self,
         arguments: EvaluationArguments,
-        base: str,
+        adapters: Adapters,
         policies: Sequence[Policy],
         prompts: list[Prompt],
     ) -> None:
         self.arguments = arguments
-        self.base = base
+        self.adapters = adapters
         self.prompts = prompts
         self.texts = [prompt_text(prompt) for prompt in prompts]
         self.folder = Path(arguments.output_dir) / "samples"
-        self.tokenizer = open_tokenizer(arguments.reward_model_path)
+        self.tokenizer = adapters.tokenizer()
         encoded = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         self.by_length = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
-        self.roles = Roles(open_base(base, dtype=arguments.dtype))
+        base = adapters.proxy.base
+        kwargs = adapters.precision.kwargs()
+        self.roles = Roles(open_base(base.name, revision=base.revision or "main", **kwargs))
         self.settings = self._settings(encoded)
         for policy in policies:
             if policy.name == policy.run:
-                self.roles.attach_saved(policy.run, policy.folder, trainable=False)
-        if arguments.sft_model_path:
-            self.roles.attach_saved(REFERENCE, arguments.sft_model_path, trainable=False)
-        self.models = sampled_models(arguments, policies)
+                adapter = adapters.policies[policy.name]
+                self.roles.attach_saved(policy.run, adapter, trainable=False)
+        if adapters.start:
+            self.roles.attach_saved(REFERENCE, adapters.start, trainable=False)
+        self.models = sampled_models(arguments, policies, adapters)
         # All are opened before anything is sampled: other settings are refused at once.
         self.responses = {
             model.name: self._journal(model.name, self.settings | model.settings)
             for model in self.models
         }
         self.roles.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self.panel: Panel = open_panel(arguments, self.roles)
+        self.panel: Panel = open_panel(arguments, self.roles, adapters)
         self.seconds = 0.0
 
     def _settings(self, encoded: Sequence[Sequence[int]]) -> dict[str, Any]:
         """What all models' samples share: of other samples at least one of these differs."""
-        arguments = self.arguments
+        arguments, adapters = self.arguments, self.adapters
         return {
             "base": {
-                "name": public_base(self.base),
+                "name": public_base(adapters.proxy.base.name),
                 "fingerprint": base_fingerprint(self.roles.base),
-                "dtype": arguments.dtype,
+                "dtype": str(adapters.precision),
             },
-            "reference": fingerprint(arguments.sft_model_path),
+            "reference": adapters.start.fingerprint if adapters.start else None,
             "generation": arguments.generation() | {"batch_size": arguments.batch_size},
             "prompts": {"number": len(self.prompts), "token_ids": digest(encoded)},
         }
@@ -148,8 +148,8 @@ class _Collection:
             journal = self.responses[model.name]
             batches = _batches(self.by_length, arguments.batch_size // model.count)
             left = batches[len(journal.pieces) :]
-            if left and model.policy is not None:
-                self.roles.load_role(model.policy.run, model.policy.folder)
+            if left and model.policy is not None and model.adapter is not None:
+                self.roles.load_role(model.policy.run, model.adapter)
             for batch in tqdm(left, desc=f"{model.name}: responses", disable=not left):
                 started = time.monotonic()
                 prompts = [self.prompts[i] for i in batch]
@@ -238,7 +238,9 @@ class _Collection:
         for name, verdicts in self.verdicts.items():
             write_json_rows(self.folder / f"verdicts_{name}.json", verdicts)
         judges = self.panel.described()
-        facts = collection_facts(arguments, self.settings, self.models, judges, self.texts)
+        facts = collection_facts(
+            arguments, self.settings, self.adapters, self.models, judges, self.texts
+        )
         record = run_record("evaluate", resolved_recipe(arguments))
         facts |= {"duration_seconds": round(self.seconds, 1), "run": record}
         write_json(self.folder / "collection.json", facts)

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from rlhf_recipes.adapters import adapter_base, adapter_fingerprint, require_head, same_base
+from rlhf_recipes.adapters import Adapter, read_adapter
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import REWARD, EvaluationArguments
+from rlhf_recipes.evaluation.identity import Adapters
 from rlhf_recipes.evaluation.judges import ChatJudge, chat_judge
-from rlhf_recipes.models import open_tokenizer
 from rlhf_recipes.rewards import RewardModel, load_reward_func
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Prompt
@@ -57,19 +55,25 @@ class Scorer:
         return scores
 
 
-def adapter_scorer(name: str, folder: str, roles: Roles, *, batch_size: int, dtype: str) -> Scorer:
-    """A reward adapter: one more role where its base is that of `roles`, else loaded apart."""
-    require_head(folder)
+def adapter_scorer(
+    name: str, adapter: Adapter, roles: Roles, shared: Adapters, batch_size: int
+) -> Scorer:
+    """A reward adapter: one more role where its base is the shared one, else loaded apart.
+
+    A base of its own is held as that adapter was trained, where its folder says how.
+    """
+    adapter.check_head()
     role = f"judge:{name}"  # no policy can have that name
-    if same_base(adapter_base(folder), str(roles.base.name_or_path)):
-        roles.attach_saved(role, folder, trainable=False)
-        tokenizer: PreTrainedTokenizerBase = open_tokenizer(folder)
-        model = RewardModel(roles, tokenizer, role, batch_size)
+    if adapter.base.is_same(shared.proxy.base):
+        roles.attach_saved(role, adapter, trainable=False)
+        model = RewardModel(roles, adapter.tokenizer(), role, batch_size)
+        precision = shared.precision
     else:
-        model = RewardModel.load(folder, dtype=dtype).to(roles.base.device)
+        precision = adapter.precision or shared.precision
+        model = RewardModel.load(adapter, **precision.kwargs()).to(roles.base.device)
         model.batch_size = batch_size
-    identity = {"adapter": adapter_fingerprint(folder), "dtype": dtype}
-    return Scorer(name, f"reward model {folder}", identity, model)
+    identity = {"adapter": adapter.fingerprint, "dtype": str(precision)}
+    return Scorer(name, f"reward model {adapter.folder}", identity, model)
 
 
 def function_scorer(name: str, path: str) -> Scorer:
@@ -96,26 +100,25 @@ class Panel:
         return extra | {name: judge.what for name, judge in self.judges.items()}
 
 
-def open_panel(arguments: EvaluationArguments, roles: Roles) -> Panel:
+def open_panel(arguments: EvaluationArguments, roles: Roles, adapters: Adapters) -> Panel:
     """The judges that a recipe names; RecipeError where one cannot be what it is named as."""
-    options: Any = {"batch_size": arguments.batch_size, "dtype": arguments.dtype}
 
-    def adapter(name: str, folder: str) -> Scorer:
-        return adapter_scorer(name, folder, roles, **options)
+    def scorer(name: str, adapter: Adapter) -> Scorer:
+        return adapter_scorer(name, adapter, roles, adapters, arguments.batch_size)
 
-    scorers = [adapter(REWARD, arguments.reward_model_path)]
+    proxy = adapters.proxy
+    scorers = [scorer(REWARD, proxy)]
     if arguments.gold_func:
         scorers.append(function_scorer(GOLD, arguments.gold_func))
     if arguments.gold_model_path:
-        gold, proxy = arguments.gold_model_path, arguments.reward_model_path
-        if adapter_fingerprint(gold) == adapter_fingerprint(proxy):
+        gold = read_adapter(arguments.gold_model_path)
+        if gold.fingerprint == proxy.fingerprint:
             raise RecipeError(
-                f"`gold_model_path` is {gold}, whose weights are those of the proxy {proxy}. A "
-                "proxy that judges itself finds no over-optimisation. Train a judge on other data "
-                "with `make judge JUDGE=0.5`."
+                f"`gold_model_path` is {gold.folder}, whose weights are those of the proxy "
+                f"{proxy.folder}. A proxy that judges itself finds no over-optimisation. Train a "
+                "judge on other data with `make judge JUDGE=0.5`."
             )
-        name = "gold_model" if arguments.gold_func else GOLD
-        scorers.append(adapter(name, arguments.gold_model_path))
+        scorers.append(scorer("gold_model" if arguments.gold_func else GOLD, gold))
     judges = {}
     parameters = _parameters(arguments.judge_parameters)
     for entry in arguments.judges or []:
@@ -125,7 +128,7 @@ def open_panel(arguments: EvaluationArguments, roles: Roles) -> Panel:
         elif ".py:" in what:
             scorers.append(function_scorer(name, what))
         else:
-            scorers.append(adapter(name, what))
+            scorers.append(scorer(name, read_adapter(what)))
     return Panel(scorers, judges)
 
 

@@ -3,8 +3,9 @@
 import torch
 from peft import LoraConfig, PeftConfig
 
-from rlhf_recipes.adapters import assert_same_base, read_adapter, require_head
+from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models import Base
 from rlhf_recipes.roles import Roles
 
 POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
@@ -22,11 +23,13 @@ def attach_roles(
     reference is the base itself, with all adapters off, unless the policy starts from an adapter:
     then it is a frozen copy of that.
     """
-    base = roles.base
+    base = Base(str(roles.base.name_or_path), peft_config.revision if peft_config else None)
     if sft_model_path is not None:
-        assert_same_base(sft_model_path, str(base.name_or_path))
-        roles.attach_saved(POLICY, sft_model_path, trainable=True)
-        roles.attach_saved(REFERENCE, sft_model_path, trainable=False)
+        start = read_adapter(sft_model_path)
+        start.check_base(base)
+        start.check_policy()
+        roles.attach_saved(POLICY, start, trainable=True)
+        roles.attach_saved(REFERENCE, start, trainable=False)
     elif isinstance(peft_config, LoraConfig):
         roles.attach(POLICY, peft_config, trainable=True)
     else:
@@ -35,13 +38,14 @@ def attach_roles(
             "Set `use_peft: true`, or start from an adapter with `sft_model_path`."
         )
     if reward_model_path is not None:
-        assert_same_base(reward_model_path, str(base.name_or_path))
-        require_head(reward_model_path)
-        roles.attach_saved(REWARD, reward_model_path, trainable=False)
-        roles.attach_saved(VALUE, reward_model_path, trainable=True)
-        weight = read_adapter(reward_model_path)[2]["weight"]
+        reward = read_adapter(reward_model_path)
+        reward.check_base(base)
+        reward.check_head()
+        roles.attach_saved(REWARD, reward, trainable=False)
+        roles.attach_saved(VALUE, reward, trainable=True)
+        weight = reward.head["weight"]
     else:
         roles.attach(VALUE, roles.adapter_config(POLICY), trainable=True)
-        weight = torch.zeros(1, base.config.hidden_size)
+        weight = torch.zeros(1, roles.base.config.hidden_size)
     # The reward model's head has no bias; the value needs one to sit at the scores' level.
     roles.attach_head(VALUE, weight, torch.zeros(1), trainable=True)

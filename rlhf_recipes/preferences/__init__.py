@@ -78,6 +78,9 @@ class DataArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Model whose tokenizer and chat template measure lengths."}
     )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of that model on the Hub."}
+    )
     chat_template: str | None = field(
         default=None, metadata={"help": "Jinja file, for a model that has no chat template."}
     )

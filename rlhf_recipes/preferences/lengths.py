@@ -51,13 +51,13 @@ class TokenRuler:
     The prompt's length includes the header of the answer, so prompt plus answer is the whole.
     """
 
-    def __init__(self, name: str, chat_template: str | None) -> None:
+    def __init__(self, name: str, chat_template: str | None, revision: str | None = None) -> None:
         # Imported here because torch comes with it, which only this way of measuring needs.
         from rlhf_recipes.models import open_tokenizer
 
         self.unit = f"tokens of {name}"
         self._name = name
-        self._tokenizer: PreTrainedTokenizerBase = open_tokenizer(name, chat_template)
+        self._tokenizer: PreTrainedTokenizerBase = open_tokenizer(name, chat_template, revision)
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Lengths]:
         lengths = []

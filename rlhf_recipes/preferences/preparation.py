@@ -58,7 +58,9 @@ def prepare(arguments: DataArguments) -> Prepared:
     )
     ruler: Ruler = WordRuler()
     if arguments.model_name_or_path is not None:
-        ruler = TokenRuler(arguments.model_name_or_path, arguments.chat_template)
+        ruler = TokenRuler(
+            arguments.model_name_or_path, arguments.chat_template, arguments.model_revision
+        )
     sieve = Sieve(ruler, arguments.max_length)
     pool = {"train": sieve.usable(train, "train")}
     if test is None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from rlhf_recipes.adapters import adapter_base
+from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect import collect
@@ -161,7 +161,7 @@ def test_a_gold_model_may_stand_on_another_base(arguments, saved, tmp_path):
     open_base("tiny").save_pretrained(tmp_path / "base")
     open_tokenizer("tiny").save_pretrained(tmp_path / "base")
     write_adapter(tmp_path / "judge", seed=9, head=True, base=str(tmp_path / "base"))
-    assert adapter_base(tmp_path / "judge") != adapter_base(saved / "proxy")
+    assert read_adapter(tmp_path / "judge").base != read_adapter(saved / "proxy").base
     collect(arguments(gold_func=None, gold_model_path=str(tmp_path / "judge")))
     record = read(tmp_path, "ppo_samples")[0]
     alone = RewardModel.load(tmp_path / "judge")([record["prompt"]], [record["response"]])

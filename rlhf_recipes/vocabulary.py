@@ -1,0 +1,91 @@
+"""Check a tokenizer against the model that reads its ids, and against another tokenizer."""
+
+import logging
+
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from rlhf_recipes.errors import RecipeError
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
+
+
+def set_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Let the end-of-sequence token pad where a tokenizer has no padding token of its own."""
+    if tokenizer.eos_token is None:
+        raise RecipeError(
+            f"The tokenizer of `{name}` has no end-of-sequence token, so no completion could end. "
+            "Set `eos_token` in its tokenizer_config.json to the token that ends a turn."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        logging.getLogger(__name__).warning(
+            "The tokenizer of `%s` has no padding token, so its end-of-sequence token %s pads. A "
+            "reward model then reads its score one token before the end.",
+            name,
+            tokenizer.eos_token,
+        )
+
+
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str
+) -> None:
+    """Raise RecipeError where a tokenizer gives ids that the model has no embedding for.
+
+    Tokens that only an image or audio part would read may lie beyond (Gemma 3 has one): of those
+    that are neither special nor in the chat template a warning is logged.
+    """
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is None:
+        return
+    beyond = {t: i for t, i in tokenizer.get_vocab().items() if i >= rows}
+    if not beyond:
+        return
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+    special = {getattr(tokenizer, kind) for kind in SPECIAL_TOKENS}
+    used = sorted(token for token in beyond if token in special or token in template)
+    if used:
+        listed = ", ".join(f"`{token}` (id {beyond[token]})" for token in used[:5])
+        raise RecipeError(
+            f"The tokenizer of `{name}` has {len(tokenizer):,} tokens and its model {rows:,} "
+            f"embeddings: {listed} {'have' if used[1:] else 'has'} none, so the first text with "
+            "it would fail. Use a token that the model has (`pad_token` may be the "
+            "end-of-sequence token), or resize the model's embeddings, train them, and save both."
+        )
+    logging.getLogger(__name__).warning(
+        "The tokenizer of `%s` has %d tokens beyond the model's %d embeddings, such as %s: a text "
+        "that contains one of them fails.",
+        name,
+        len(beyond),
+        rows,
+        next(iter(beyond)),
+    )
+
+
+def check_same_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+    other: PreTrainedTokenizerBase,
+    names: tuple[str, str],
+    consequence: str,
+) -> None:
+    """Raise RecipeError where two tokenizers make other ids of the same conversation.
+
+    Args:
+        names: What the two belong to.
+        consequence: What would go wrong, as a sentence.
+    """
+    differences = [
+        f"`{kind}` is {getattr(tokenizer, kind)!r} and {getattr(other, kind)!r}"
+        for kind in SPECIAL_TOKENS
+        if getattr(tokenizer, kind) != getattr(other, kind)
+    ]
+    if tokenizer.chat_template != other.chat_template:
+        differences.append("their chat templates are not the same text")
+    vocabulary = tokenizer.get_vocab()
+    moved = sorted(vocabulary.items() ^ other.get_vocab().items())
+    if moved:
+        differences.append(f"they number tokens differently, such as {moved[0][0]!r}")
+    if differences:
+        raise RecipeError(
+            f"The tokenizers of {names[0]} and {names[1]} differ: {'; '.join(differences)}. "
+            f"{consequence} Train both with the same `model_name_or_path` and `chat_template`."
+        )

@@ -10,12 +10,12 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import MISSING, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from rlhf_recipes.ending import ended_by_a_sentence
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.settings import (
     Parser,
@@ -26,7 +26,6 @@ from rlhf_recipes.settings import (
     unknown_key,
     wrong_value,
 )
-from rlhf_recipes.terminal import PrintableStream, printable
 
 NOT_IN_RESOLVED = {"plan", "overwrite", "hub_token"}  # two are about one call, one is a secret
 
@@ -150,15 +149,11 @@ def resolved_recipe(*instances: Any) -> dict[str, Any]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a script's `main`; a RecipeError ends it with the error's text and exit status 2."""
+    """Call a script's `main`; what the user can change ends it with a sentence and a status."""
     # One library's deprecations in another's code are nothing the user of a script can mend.
     warnings.filterwarnings("ignore", category=FutureWarning)
-    try:
-        with redirect_stdout(PrintableStream(sys.stdout)):
-            main()
-    except RecipeError as error:
-        sys.stderr.write(f"{printable(str(error))}\n")
-        raise SystemExit(2) from None
+    with ended_by_a_sentence():
+        main()
 
 
 def _complement(setting: Setting) -> Setting:

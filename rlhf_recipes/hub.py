@@ -9,7 +9,7 @@ the adapter; checkpoints, optimiser state and sampled completions stay on the ma
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from rlhf_recipes.arguments import run
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.model_card import card_text, public_base
-from rlhf_recipes.records import workspace
+from rlhf_recipes.records import workspace, write_text
 
 PUSHED = (
     "adapter_config.json",
@@ -53,10 +53,9 @@ class Upload(NamedTuple):
     content: Path | bytes
 
 
-def write_card(run_folder: Path) -> None:
-    """Write README.md, the model card, into a run folder that has its `run.json`."""
-    text = card_text(run_folder, _read_run(run_folder))
-    (run_folder / "README.md").write_text(text, encoding="utf-8")
+def write_card(run_folder: Path, record: Mapping[str, Any], name: str) -> None:
+    """Write README.md, the model card of the run with that record, for a folder of that name."""
+    write_text(run_folder / "README.md", card_text(run_folder, record, name))
 
 
 def repo_name(run_folder: Path) -> str:
@@ -77,9 +76,9 @@ def push(run_folder: Path, repo_id: str, private: bool = True, token: str | None
         repo_id: `name` or `user/name`; without a user, the token's.
         token: Instead of HF_TOKEN or the one that `hf auth login` stored.
     """
-    _read_run(run_folder)
+    record = _read_run(run_folder)
     if not _has_own_card(run_folder):
-        write_card(run_folder)
+        write_card(run_folder, record, run_folder.name)
     api = HfApi(token=token, library_name="rlhf_recipes")
     with _hub_errors(run_folder, repo_id):
         url = api.create_repo(repo_id, private=private, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,8 +100,8 @@ tokenizer = AutoTokenizer.from_pretrained(adapter)
 {% endif %}"""
 
 
-def card_text(run_folder: Path, record: dict[str, Any]) -> str:
-    """The card of the run with that `run.json` record, as the text of a README.md.
+def card_text(run_folder: Path, record: Mapping[str, Any], name: str) -> str:
+    """Return the card of the run with that `run.json` record and name, the text of a README.md.
 
     The metadata names Hub ids only: a base or a dataset of this machine is told in the text.
     """
@@ -123,7 +124,7 @@ def card_text(run_folder: Path, record: dict[str, Any]) -> str:
         method=method,
         base=public_base(base),
         base_note=_base_note(base),
-        folder=run_folder.name,
+        folder=name,
         options=", num_labels=1" if stage == "reward" else "",
         facts=_facts(record, source),
         metrics={
@@ -167,7 +168,7 @@ def _base_note(base: str) -> str:
     return f"The base is [{base}](https://huggingface.co/{base})."
 
 
-def _dataset_source(run_folder: Path, record: dict[str, Any]) -> str | None:
+def _dataset_source(run_folder: Path, record: Mapping[str, Any]) -> str | None:
     """What the prepared data was made from, if the folder it lies in is still there."""
     recipe_file = run_folder / "recipe.yaml"
     recipe = yaml.safe_load(recipe_file.read_text()) if recipe_file.is_file() else record["recipe"]
@@ -178,7 +179,7 @@ def _dataset_source(run_folder: Path, record: dict[str, Any]) -> str | None:
     return str(source) if source else None
 
 
-def _facts(record: dict[str, Any], source: str | None) -> dict[str, str]:
+def _facts(record: Mapping[str, Any], source: str | None) -> dict[str, str]:
     versions = record.get("versions", {})
     facts = {
         "data": (hub_id(source) or Path(source).name) if source else None,

@@ -8,6 +8,10 @@ import time
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
+
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.folders import REPLACEMENT
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -17,26 +21,49 @@ def write_json(path: Path, data: object) -> None:
 
     NaN and infinity are refused with ValueError: they are not JSON, and other readers stop at them.
     """
-    _write_whole(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_json_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Write a JSON list as `write_json` does, with each of its objects on one line."""
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
-    _write_whole(path, "[\n" + ",\n".join(lines) + "\n]")
+    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text to path in one step, as `write_json` does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; one that is not JSON raises a RecipeError that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(
+            f"{path} is damaged ({error}). Delete its folder, or bring back a copy of the file."
+        ) from error
+
+
+def flush_to_disk(folder: Path) -> None:
+    """Have the files of a folder on disk, not in memory, before another file says it is complete.
+
+    Without it a machine that loses power may keep that file and lose what it speaks of. Hidden
+    files are left alone: a lock would be lost.
+    """
+    for path in folder.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def run_record(stage: str, recipe: Mapping[str, object], **facts: object) -> dict[str, object]:
@@ -53,6 +80,8 @@ def run_record(stage: str, recipe: Mapping[str, object], **facts: object) -> dic
 
 def workspace(output_dir: Path) -> Path:
     """The folder a run shares with the other stages: OUT for OUT/models/x, else output_dir."""
+    if output_dir.name == REPLACEMENT:
+        output_dir = output_dir.parent
     if output_dir.parent.name == "models":
         return output_dir.parent.parent
     return output_dir

@@ -142,7 +142,7 @@ def _check_yaml(text: str) -> None:
         raise ValueError(f"is longer than {LONGEST_RECIPE:,} characters")
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(
                 f"line {line}: `*{event.anchor}` is an alias, which a recipe cannot have: write "

@@ -8,7 +8,6 @@ import ctypes
 import logging
 import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
+from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
@@ -24,21 +23,12 @@ from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.arguments import RecipeArguments, resolved_recipe
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation import training_curves_figure
+from rlhf_recipes.fingerprints import model_fingerprint, run_inputs
+from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.hub import push, repo_name, write_card
-from rlhf_recipes.preferences import dataset_fingerprint
 from rlhf_recipes.prefix_sharing import share_prefixes
-from rlhf_recipes.records import run_record, workspace, write_json
-
-FREE_TO_CHANGE = (
-    "output_dir",
-    "push_",
-    "hub_",
-    "save_",
-    "logging_",
-    "report_to",
-    "disable_tqdm",
-)
-"""How the recipe's keys begin that may change between a killed run and its continuation."""
+from rlhf_recipes.records import run_record, workspace
+from rlhf_recipes.run_folder import RECORD, RunFolder, check_continuation, open_folder
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's `mallopt`, as malloc.h numbers them."""
@@ -62,7 +52,6 @@ class Run:
         self, stage: str, recipe: RecipeArguments, training: TrainingArguments, *others: Any
     ) -> None:
         self.stage = stage
-        self.folder = Path(str(training.output_dir))
         self.recipe = recipe
         self.training = training
         self.resolved = resolved_recipe(recipe, training, *others)
@@ -70,8 +59,11 @@ class Run:
         _refuse_lonely_processes(training.world_size)
         _refuse_order(training.train_sampling_strategy)
         training.dataloader_pin_memory &= torch.cuda.is_available()
-        _refuse_finished(self.folder, recipe.overwrite)
-        _refuse_another_recipe(self.folder, self.resolved)
+        self.inputs = run_inputs(_settings(recipe, training, *others))
+        self.folder = _open_folder(training, recipe.overwrite)
+        training.output_dir = str(self.folder.path)
+        if last_checkpoint(self.folder.path) is not None:
+            check_continuation(self.folder.path, self.resolved, self.inputs)
         use_all_cores()
         keep_freed_memory()
         self.started = time.monotonic()
@@ -82,49 +74,92 @@ class Run:
         The trainer measures its loss on held-out data at the end, unless a review of the saved
         model does: that returns `eval_` metrics.
         """
-        trainer.add_callback(_LogFile(workspace(self.folder) / f"training_{self.stage}.log"))
+        try:
+            self._train_and_save(trainer, review)
+        except (Exception, KeyboardInterrupt) as error:
+            error.add_note(self._kept())
+            raise
+        if self.pushes:
+            folder = self.folder.final
+            repo_id = self.training.hub_model_id or repo_name(folder)
+            url = push(folder, repo_id, private=self.training.hub_private_repo is not False)
+            logging.getLogger(__name__).warning("Pushed %s to %s", folder, url)
+
+    def _train_and_save(self, trainer: Trainer, review: Review | None) -> None:
+        folder = self.folder.path
+        trainer.add_callback(_LogFile(workspace(folder) / f"training_{self.stage}.log"))
         if self.recipe.prefix_sharing:
             _share_prefixes(trainer)
         if trainer.is_world_process_zero():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.yaml").write_text(
-                yaml.safe_dump(self.resolved, sort_keys=False), encoding="utf-8"
-            )
-        metrics = train(trainer, last_checkpoint(self.folder))
+            self.folder.begin(self.resolved, self.inputs)
+        metrics = train(trainer, last_checkpoint(folder))
         if review is None and trainer.eval_dataset is not None:
             metrics |= trainer.evaluate()
         trainer.save_model()
         if not trainer.is_world_process_zero():
             leave()
         if review is not None:
-            held_out = review(self.folder)
+            held_out = review(folder)
             trainer.log(held_out)
             metrics |= held_out
         trainer.save_metrics("all", metrics, combined=False)
         trainer.save_state()
         training_curves_figure(
-            {self.stage: trainer.state.log_history}, self.folder / "training_curves.png"
+            {self.stage: trainer.state.log_history}, folder / "training_curves.png"
         )
-        adapter = read_adapter(self.folder)
+        adapter = read_adapter(folder)
         record = run_record(
             self.stage,
             self.resolved,
             base_model=adapter.base.name,
             base_revision=adapter.base.revision,
             base_precision=str(adapter.precision),
-            dataset_fingerprint=dataset_fingerprint(self.recipe.dataset_name),
+            dataset_fingerprint=self.inputs.get("dataset_name"),
+            inputs=self.inputs,
+            fingerprint=model_fingerprint(folder),
             seed=self.training.seed,
             processes=self.training.world_size,
             duration_seconds=round(time.monotonic() - self.started, 1),
             peak_memory_gb=round(peak_memory_gb(), 2),
             metrics=metrics,
         )
-        write_json(self.folder / "run.json", record)
-        write_card(self.folder)
-        if self.pushes:
-            repo_id = self.training.hub_model_id or repo_name(self.folder)
-            url = push(self.folder, repo_id, private=self.training.hub_private_repo is not False)
-            logging.getLogger(__name__).warning("Pushed %s to %s", self.folder, url)
+        write_card(folder, record, self.folder.final.name)
+        self.folder.finish(record)
+
+    def _kept(self) -> str:
+        """Say what a run that was cut off leaves, and how to go on."""
+        if self.folder.path == self.folder.final and (self.folder.path / RECORD).exists():
+            return f"{self.folder.final} is complete."
+        checkpoint = last_checkpoint(self.folder.path)
+        begun = (
+            f"goes on from {checkpoint}" if checkpoint else "begins again: no checkpoint is there"
+        )
+        old = (
+            f" The finished run in {self.folder.final} is as it was."
+            if self.folder.replaces
+            else ""
+        )
+        return f"The same command {begun}.{old}"
+
+
+def _settings(*instances: Any) -> dict[str, Any]:
+    return {name: value for instance in instances for name, value in vars(instance).items()}
+
+
+def _open_folder(training: TrainingArguments, overwrite: bool) -> RunFolder:
+    """The folder to write, locked by the first process of a launch for all of them.
+
+    A run whose files only had to be put in place when it was killed ends here, finished.
+    """
+    final = Path(str(training.output_dir))
+    was_complete = (final / REPLACEMENT / RECORD).is_file()
+    PartialState().wait_for_everyone()  # none looks later, while the first one changes it
+    if training.process_index == 0:
+        open_folder(final)
+    if was_complete:
+        sys.stdout.write(f"{final} had been trained to its end, and is in place now.\n")
+        raise SystemExit(0)
+    return RunFolder(final, overwrite)
 
 
 def train(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
@@ -235,37 +270,6 @@ def _refuse_order(strategy: str) -> None:
         raise RecipeError(
             f"`train_sampling_strategy` is {strategy}, which {reasons[strategy]}. Leave it out: "
             "with `prefix_sharing` batches have no padding that an order of the rows could save."
-        )
-
-
-def _refuse_finished(folder: Path, overwrite: bool) -> None:
-    if not (folder / "run.json").exists():
-        return
-    if not overwrite:
-        raise RecipeError(
-            f"{folder} holds a finished run, which is never replaced unasked. "
-            "Give another `output_dir`, or `--overwrite` to delete that run and train again."
-        )
-    # Several processes start together, and each comes here.
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _refuse_another_recipe(folder: Path, resolved: dict[str, Any]) -> None:
-    """Half a run of one recipe and half of another would be a run of neither."""
-    file = folder / "recipe.yaml"
-    if last_checkpoint(folder) is None or not file.exists():
-        return
-    before = yaml.safe_load(file.read_text(encoding="utf-8"))
-    changed = [
-        f"`{name}`: {before.get(name, 'default')} there, {resolved.get(name, 'default')} now"
-        for name in sorted({*before, *resolved})
-        if before.get(name) != resolved.get(name) and not name.startswith(FREE_TO_CHANGE)
-    ]
-    if changed:
-        raise RecipeError(
-            "\n- ".join([f"{folder} holds checkpoints of a run with other settings:", *changed])
-            + "\nGive the same settings to go on, another `output_dir` to start anew, or delete "
-            "the folder."
         )
 
 

@@ -85,6 +85,10 @@ def make_run(out, stage="ppo", base="HuggingFaceTB/SmolLM2-135M", source="Anthro
     return folder
 
 
+def write(folder):
+    write_card(folder, json.loads((folder / "run.json").read_text()), folder.name)
+
+
 def card_of(folder):
     return ModelCard.load(folder / "README.md")
 
@@ -92,7 +96,7 @@ def card_of(folder):
 @pytest.mark.parametrize("stage", ["reward", "ppo", "grpo", "dpo"])
 def test_the_card_has_base_data_tags_and_metrics(tmp_path, stage):
     folder = make_run(tmp_path, stage)
-    write_card(folder)
+    write(folder)
     data = card_of(folder).data
     assert data.base_model == "HuggingFaceTB/SmolLM2-135M"
     assert data.datasets == "Anthropic/hh-rlhf"
@@ -105,8 +109,8 @@ def test_the_card_has_base_data_tags_and_metrics(tmp_path, stage):
 
 def test_the_card_shows_how_to_load_what_it_describes(tmp_path):
     reward, policy = make_run(tmp_path, "reward"), make_run(tmp_path, "dpo")
-    write_card(reward)
-    write_card(policy)
+    write(reward)
+    write(policy)
     assert "AutoPeftModelForSequenceClassification.from_pretrained(adapter, num_labels=1)" in (
         card_of(reward).text
     )
@@ -121,7 +125,7 @@ def test_the_code_on_the_card_loads_the_adapter(tmp_path, monkeypatch, stage, ta
     trained = get_peft_model(model, LoraConfig(task_type=task_type, init_lora_weights=False))
     trained.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    write_card(folder)
+    write(folder)
     code = card_of(folder).text.split("```python")[1].split("```")[0]
     monkeypatch.chdir(folder.parent)
     names: dict[str, Any] = {}
@@ -133,7 +137,7 @@ def test_the_code_on_the_card_loads_the_adapter(tmp_path, monkeypatch, stage, ta
 
 def test_the_demo_base_is_told_as_what_it_is(tmp_path):
     folder = make_run(tmp_path, base=f"/home/jane/.cache/huggingface/rlhf_recipes/{DEMO_FOLDER}")
-    write_card(folder)
+    write(folder)
     card = card_of(folder)
     assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert card.data.license == "apache-2.0"
@@ -146,7 +150,7 @@ def test_a_dataset_of_this_machine_is_not_named_as_one_of_the_hub(tmp_path):
     source = tmp_path / "mine.jsonl"
     source.touch()
     folder = make_run(tmp_path, source=str(source))
-    write_card(folder)
+    write(folder)
     assert card_of(folder).data.datasets is None
     assert "| data | mine.jsonl |" in card_of(folder).text
 

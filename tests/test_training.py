@@ -32,10 +32,12 @@ def test_a_finished_run_folder_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "run" / "run.json").exists()
 
 
-def test_overwrite_removes_a_finished_run_and_nothing_unfinished(tmp_path):
+def test_overwrite_removes_nothing_before_the_new_run_has_finished(tmp_path):
     finish(tmp_path / "run")
-    Run("dpo", RecipeArguments(overwrite=True), config(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
+    training = config(tmp_path / "run")
+    run = Run("dpo", RecipeArguments(overwrite=True), training)
+    assert (tmp_path / "run" / "run.json").exists()
+    assert training.output_dir == str(run.folder.path) != str(tmp_path / "run")
     (tmp_path / "killed" / "checkpoint-1").mkdir(parents=True)
     Run("dpo", RecipeArguments(overwrite=True), config(tmp_path / "killed"))
     assert (tmp_path / "killed" / "checkpoint-1").exists()

@@ -1,0 +1,88 @@
+"""How a command ends: with a sentence for what its user can change, a traceback for the rest."""
+
+import errno
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.terminal import PrintableStream, printable
+
+REMEDIES = {
+    errno.ENOSPC: "Free disk space",
+    errno.EDQUOT: "Free disk space, or raise your quota",
+    errno.EFBIG: "Raise the limit on file sizes (`ulimit -f`)",
+    errno.EROFS: "Mount it for writing",
+    errno.EACCES: "Change its permissions",
+    errno.EPERM: "Change its permissions",
+    errno.ENOTDIR: "Remove the file that stands where a folder is needed",
+    errno.EEXIST: "Remove the file that stands where a folder is needed",
+    errno.EISDIR: "Remove the folder that stands where a file is needed",
+}
+"""What to do about an error of the operating system that is not the code's."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+@contextmanager
+def ended_by_a_sentence() -> Iterator[None]:
+    """Print printable text only, and turn what the user can change into a sentence and a status.
+
+    2 is the user's mistake, or a disk or permission that is missing; 130 and 143 are Ctrl-C and
+    SIGTERM. The notes on an exception say what is kept.
+    """
+    _raise_on_sigterm()
+    stdout, sys.stdout = sys.stdout, PrintableStream(sys.stdout)
+    try:
+        yield
+    except RecipeError as error:
+        _exit(2, str(error))
+    except Terminated as error:
+        _exit(143, "Ended by SIGTERM.", error)
+    except KeyboardInterrupt as error:
+        _exit(130, "Interrupted.", error)
+    except Exception as error:
+        if (sentence := _system_error(error)) is None:
+            raise
+        _exit(2, sentence, error)
+    finally:
+        sys.stdout = stdout
+
+
+def _exit(status: int, sentence: str, error: BaseException | None = None) -> None:
+    notes = getattr(error, "__notes__", [])
+    sys.stderr.write(printable(" ".join([sentence, *notes])) + "\n")
+    raise SystemExit(status) from None
+
+
+def _raise_on_sigterm() -> None:
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
+
+
+def _system_error(error: BaseException | None) -> str | None:
+    """The sentence for the error of the operating system behind an exception, if there is one.
+
+    Libraries wrap it: safetensors quotes the number, torch says only that it could not write.
+    """
+    while error is not None:
+        quoted = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else quoted and int(quoted[1])
+        if number in REMEDIES:
+            path = getattr(error, "filename", None)
+            what = f"{path} cannot be written" if path else "A file cannot be written"
+            return f"{what} ({os.strerror(number)}). {REMEDIES[number]}."
+        if re.search(r"PytorchStreamWriter failed writing|iostream error", str(error)):
+            return "A checkpoint cannot be written. Free disk space, or look at its permissions."
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,129 @@
+"""The folder of a training run: what is in it, who writes it, and how a run replaces another."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.folders import REPLACEMENT, discard_replaced, hold, put_in_place
+from rlhf_recipes.records import flush_to_disk, read_json, write_json, write_text
+
+RECORD = "run.json"
+"""Written last: a folder that has one is finished."""
+
+FILES = (
+    "README.md",
+    "adapter_config.json",
+    "adapter_model*.safetensors*",
+    "added_tokens.json",
+    "all_results.json",
+    "chat_template.jinja",
+    "checkpoint-[0-9]*",
+    "completions",
+    "inputs.json",
+    "merges.txt",
+    "recipe.yaml",
+    "run.json",
+    "runs",
+    "scores.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "trainer_state.json",
+    "training_args.bin",
+    "training_curves.png",
+    "value",
+    "vocab.*",
+)
+"""What a run writes into its folder, and another run may replace."""
+
+FREE_TO_CHANGE = (
+    "output_dir",
+    "push_",
+    "hub_",
+    "save_",
+    "logging_",
+    "report_to",
+    "disable_tqdm",
+)
+"""How the recipe's keys begin that may change between a killed run and its continuation."""
+
+
+class RunFolder:
+    """Where a run writes: its folder, or a replacement inside it while a finished run is there.
+
+    Attributes:
+        final: The folder that the recipe names.
+        path: Where the run writes until it has finished.
+    """
+
+    def __init__(self, final: Path, overwrite: bool) -> None:
+        if (final / RECORD).exists() and not overwrite:
+            raise RecipeError(
+                f"{final} holds a finished run, which is never replaced unasked. Give another "
+                "`output_dir`, or `--overwrite` to train again: the finished run stays until the "
+                "new one has finished."
+            )
+        self.final = final
+        self.path = final / REPLACEMENT if (final / RECORD).exists() else final
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a finished run is there."""
+        return self.path != self.final
+
+    def begin(self, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        """Note what the run is made from, for a continuation to compare."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False))
+        write_json(self.path / "inputs.json", inputs)
+
+    def finish(self, record: Mapping[str, object]) -> None:
+        """Write the run's record, its last file, and put the run in place of a finished one."""
+        flush_to_disk(self.path)
+        write_json(self.path / RECORD, record)
+        if self.replaces:
+            put_in_place(self.final, FILES, RECORD)
+            self.path = self.final
+
+
+def open_folder(final: Path) -> bool:
+    """Take a run folder's lock, and end a replacement that was cut off; whether there was one."""
+    hold(final)
+    discard_replaced(final)
+    complete = (final / REPLACEMENT / RECORD).is_file()
+    if complete:
+        put_in_place(final, FILES, RECORD)
+    return complete
+
+
+def check_continuation(folder: Path, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    """Raise RecipeError if the checkpoints in a folder are of another recipe or other inputs.
+
+    Half a run of one and half of another would be a run of neither. Inputs are compared by what is
+    in them, wherever they lie now.
+    """
+    if not (folder / "recipe.yaml").exists():
+        return
+    before = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    inputs_before = read_json(folder / "inputs.json") if (folder / "inputs.json").exists() else {}
+    by_content = inputs.keys() & inputs_before.keys()
+    changed = [
+        f"`{name}`: {before.get(name, 'default')} there, {recipe.get(name, 'default')} now"
+        for name in sorted({*before, *recipe} - by_content)
+        if before.get(name) != recipe.get(name) and not name.startswith(FREE_TO_CHANGE)
+    ]
+    changed += [
+        f"`{name}`: what {recipe.get(name, 'the default')} holds has changed since"
+        for name in sorted(by_content)
+        if inputs[name] != inputs_before[name]
+    ]
+    if changed:
+        raise RecipeError(
+            "\n- ".join([f"{folder} holds checkpoints of a run with other settings:", *changed])
+            + "\nGive the same settings and inputs to go on, another `output_dir` to start anew, "
+            f"or delete {folder}."
+        )

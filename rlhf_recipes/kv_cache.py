@@ -1,10 +1,12 @@
 """A cache of keys and values that grows by blocks, for the sampler."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 BLOCK = 64
 """Tokens there is room for beyond those that are there."""
@@ -43,18 +45,46 @@ class _BlockLayer(DynamicLayer):
         keys = self.room[0]
         return keys.data_ptr() == self.keys.data_ptr() and keys.shape[-2] >= length
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep those rows, in that order; a row may be taken several times."""
         length = self.get_seq_length()
         if self.has_room(length) and self.room is not None:
-            keys, values = (whole[indices] for whole in self.room)
+            keys, values = (whole[beam_idx] for whole in self.room)
             self.room = keys, values
             self.keys, self.values = keys[..., :length, :], values[..., :length, :]
         else:
-            super().batch_select_indices(indices)
+            super().reorder_cache(beam_idx)
 
 
 def block_cache(config: PreTrainedConfig) -> Cache:
     """An empty cache for a model of that configuration; sliding windows keep their own layers."""
     layers = DynamicCache(config=config).layers
     return Cache([_BlockLayer() if type(layer) is DynamicLayer else layer for layer in layers])
+
+
+def joins(cache: Cache) -> bool:
+    """Return whether `joined` can put such caches together: keys and values are all they hold.
+
+    Recurrent states and what else an architecture keeps per layer are not known here.
+    """
+    return all(type(layer) in (_BlockLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+
+
+def joined(caches: Sequence[Cache], length: int, config: PreTrainedConfig) -> Cache:
+    """Put the rows of several caches into one, padded on the left to `length` tokens."""
+    if len(caches) == 1:
+        return caches[0]
+    whole = block_cache(config)
+    for number in range(len(whole.layers)):
+        layers: list[Any] = [cache.layers[number] for cache in caches]
+        keys, values = (
+            torch.cat([_padded(tensor, length) for tensor in tensors])
+            for tensors in ([x.keys for x in layers], [x.values for x in layers])
+        )
+        whole.update(keys, values, number)
+    return whole
+
+
+def _padded(tensor: Tensor, length: int) -> Tensor:
+    """Pad keys or values, shape (batch, heads, tokens, width), on the left."""
+    return torch.nn.functional.pad(tensor, (0, 0, length - tensor.shape[2], 0))

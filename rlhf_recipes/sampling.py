@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.kv_cache import block_cache
+from rlhf_recipes.kv_cache import block_cache, joined, joins
 from rlhf_recipes.logprobs import TokenLogps, token_logps
 
 PREFILL_ROWS = 4
@@ -185,7 +185,7 @@ def _sample_batch(
     if len(different) < len(prompts):
         new = [int(i > 0 and ids != prompts[i - 1]) for i, ids in enumerate(prompts)]
         origin = torch.tensor(new, device=model.device).cumsum(0)
-        cache.batch_select_indices(origin)
+        cache.reorder_cache(origin)
         logits, states, mask = logits[origin], states[origin], mask[origin]
     sampled = [Sampled([], [], [], []) for _ in prompts]
     alive = list(range(len(prompts)))
@@ -205,7 +205,7 @@ def _sample_batch(
             break
         if not going.all():
             kept = going.nonzero().squeeze(-1)
-            cache.batch_select_indices(kept)
+            cache.reorder_cache(kept)
             alive = [alive[i] for i in kept.tolist()]
             tokens, mask = tokens[kept], mask[kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -240,32 +240,18 @@ def _prefill(
 ) -> tuple[Tensor, Tensor, Cache]:
     """Logits and state of the first token of each row, and the cache of all prompts.
 
-    A few rows at a time, which are of like length: a short prompt in one batch with a long one
-    would cost as much as that.
+    A few rows at a time, which are of similar length: a short prompt in one batch with a long one
+    would cost as much as that. Prompts whose caches cannot be joined are computed at once.
     """
     first, caches = [], []
-    for rows in torch.arange(len(mask), device=mask.device).split(PREFILL_ROWS):
+    size = PREFILL_ROWS if joins(block_cache(model.config)) else len(mask)
+    for rows in torch.arange(len(mask), device=mask.device).split(size):
         left = int((~mask[rows]).all(0).long().cumprod(0).sum())
         part = mask[rows, left:]
         caches.append(block_cache(model.config))
         first.append(_next(model, input_ids[rows, left:], part, positions(part), caches[-1]))
     logits, states = (torch.cat(parts) for parts in zip(*first, strict=True))
-    if len(caches) == 1:
-        return logits, states, caches[0]
-    whole = block_cache(model.config)
-    for number in range(len(caches[0].layers)):
-        layers: list[Any] = [cache.layers[number] for cache in caches]
-        keys, values = (
-            torch.cat([_padded(tensor, mask.shape[1]) for tensor in tensors])
-            for tensors in ([x.keys for x in layers], [x.values for x in layers])
-        )
-        whole.update(keys, values, number)
-    return logits, states, whole
-
-
-def _padded(tensor: Tensor, length: int) -> Tensor:
-    """Keys or values, shape (batch, heads, tokens, width), with padding on the left."""
-    return torch.nn.functional.pad(tensor, (0, 0, length - tensor.shape[2], 0))
+    return logits, states, joined(caches, mask.shape[1], model.config)
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:

@@ -161,7 +161,7 @@ def test_a_cache_grows_by_blocks_and_keeps_chosen_rows():
             assert torch.equal(one, other)
         if step in (1, 3):
             for cache in (grown, plain):
-                cache.batch_select_indices(torch.tensor([2, 0, 0, 1]))
+                cache.reorder_cache(torch.tensor([2, 0, 0, 1]))
             rows = 4
         if step == 0:
             for cache in (grown, plain):

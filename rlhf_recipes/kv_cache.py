@@ -53,13 +53,21 @@ class _BlockLayer(DynamicLayer):
             self.room = keys, values
             self.keys, self.values = keys[..., :length, :], values[..., :length, :]
         else:
-            super().reorder_cache(beam_idx)
+            super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # as in `keep_rows`
 
 
 def block_cache(config: PreTrainedConfig) -> Cache:
     """An empty cache for a model of that configuration; sliding windows keep their own layers."""
     layers = DynamicCache(config=config).layers
     return Cache([_BlockLayer() if type(layer) is DynamicLayer else layer for layer in layers])
+
+
+def keep_rows(cache: Cache, rows: Tensor) -> None:
+    """Keep those rows of a cache, in that order; a row may be taken several times.
+
+    Made for beam search, and the one such method that recurrent layers have too.
+    """
+    cache.reorder_cache(rows)  # type: ignore[arg-type]  # torch itself gives no LongTensor
 
 
 def joins(cache: Cache) -> bool:

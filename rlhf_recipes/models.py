@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig
 from transformers import (
@@ -257,22 +256,3 @@ def _cannot_open(what: str, name: str, error: Exception) -> str:
         "Give the Hub id of a causal language model, or a local folder written by "
         "`save_pretrained`; without a network it must be in the Hugging Face cache already."
     )
-
-
-@torch.no_grad()
-def refuse_scaled_logits(base: PreTrainedModel) -> None:
-    """Raise RecipeError where a model's logits are more than its last layer's output.
-
-    Everything here takes log-probabilities from that layer at completion tokens alone. Under a soft
-    cap or a scale (Gemma 2, Cohere, Granite) they would be those of another model than is sampled.
-    """
-    ids = torch.arange(1, 5, device=base.device)[None]
-    sampled = base(input_ids=ids).logits
-    plain = base.get_output_embeddings()(base.base_model(input_ids=ids).last_hidden_state)
-    if not torch.allclose(sampled, plain, rtol=1e-2, atol=1e-2):
-        raise RecipeError(
-            f"`{base.name_or_path}` does more to its logits than its last layer "
-            f"({type(base).__name__}: a soft cap or a scale), so log-probabilities taken from that "
-            "layer would not be the model's. Take a base of another architecture, such as Llama, "
-            "Qwen or GPT-2."
-        )

@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from rlhf_recipes.dropout import has_dropout
 from rlhf_recipes.packing import Packing, packing_of
 from rlhf_recipes.trunk import frozen_depth, only_layers, trunk_input
 
@@ -25,9 +26,6 @@ SHARED_ATTENTION = "shared_prefixes"
 """Name of the attention below in transformers' registry; without a packing it is `sdpa`."""
 
 REPLACEABLE = ("eager", "sdpa", "flex_attention")
-
-DROPOUTS = {"dropout", "attention_dropout", "hidden_dropout", "activation_dropout", "layerdrop"}
-"""Attributes that layers of transformers keep a dropout probability in."""
 
 log = logging.getLogger(__name__)
 
@@ -74,17 +72,9 @@ def obstacle(base: PreTrainedModel) -> str | None:
         return f"`attn_implementation` is {attention}, which would be replaced by sdpa"
     if config.output_hidden_states or config.output_attentions:
         return "its configuration asks for the output of every layer"
-    if any(dropout_of(module) for module in base.modules()):
+    if has_dropout(base):
         return "it has dropout, which would be the same for all rows: set it to 0"
     return None
-
-
-def dropout_of(module: nn.Module) -> bool:
-    """Whether a layer drops activations, as a module of torch or by an attribute."""
-    if isinstance(module, nn.Dropout):
-        return module.p > 0
-    values = (vars(module).get(name) for name in DROPOUTS)
-    return any(isinstance(value, float) and value > 0 for value in values)
 
 
 def takes_packed(base: PreTrainedModel) -> bool:

@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_recipes.adapters import HEAD_NAMES, Adapter, read_adapter
+from rlhf_recipes.dropout import turn_off_dropout
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.logits import logits_of
 from rlhf_recipes.logprobs import TokenLogps, token_logps
 from rlhf_recipes.merging import merged
-from rlhf_recipes.models import refuse_scaled_logits
 from rlhf_recipes.packing import packing_of
-from rlhf_recipes.prefix_sharing import DROPOUTS, packed_pass, takes_packed
+from rlhf_recipes.prefix_sharing import packed_pass, takes_packed
 from rlhf_recipes.sampling import positions
 from rlhf_recipes.trunk import lowest_adapted_layer, only_layers, trunk_input
 
@@ -60,13 +61,7 @@ class Roles(nn.Module):
         # By the names before any adapter; under two where an embedding is the head as well.
         self._shared = dict(base.named_parameters(remove_duplicate=False))
         self._checksums = {weight: _checksum(weight) for weight in base.parameters()}
-        for module in base.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-            for name in DROPOUTS & vars(module).keys():
-                if isinstance(getattr(module, name), float):
-                    setattr(module, name, 0.0)
-        refuse_scaled_logits(base)
+        turn_off_dropout(base)
         self.packs = prefix_sharing and takes_packed(base)
 
     def attach(self, role: str, config: LoraConfig, *, trainable: bool) -> None:
@@ -244,7 +239,7 @@ class Roles(nn.Module):
         with self.use(role):  # an adapter may reach the head
             states = self.completion_states(role, input_ids, mask, completion_length, trunk)
             # The head is the widest layer by far: it runs on real tokens only.
-            logits = self.base.get_output_embeddings()(states)
+            logits = logits_of(self.base, states)
         ids = input_ids[:, -completion_length:][real]
         found = token_logps(logits, ids, temperature, entropy_grad=entropy_grad)
         return TokenLogps(*(f.new_zeros(real.shape).masked_scatter(real, f) for f in found))

@@ -13,8 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_recipes.architectures import check_sampler
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.kv_cache import block_cache, joined, joins
+from rlhf_recipes.kv_cache import block_cache, joined, joins, keep_rows
 from rlhf_recipes.logprobs import TokenLogps, token_logps
 
 PREFILL_ROWS = 4
@@ -120,6 +121,7 @@ def sample(
         keep_states: Whether completions have their `states`, on the model's device.
         progress: Title of a progress bar over completions; None shows none.
     """
+    check_sampler(model)
     generator = torch.Generator(_drawing_device(model.device)).manual_seed(seed)
     encoded = [_to_complete(tokenizer, prompt) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), encoded[i]))
@@ -185,7 +187,7 @@ def _sample_batch(
     if len(different) < len(prompts):
         new = [int(i > 0 and ids != prompts[i - 1]) for i, ids in enumerate(prompts)]
         origin = torch.tensor(new, device=model.device).cumsum(0)
-        cache.reorder_cache(origin)
+        keep_rows(cache, origin)
         logits, states, mask = logits[origin], states[origin], mask[origin]
     sampled = [Sampled([], [], [], []) for _ in prompts]
     alive = list(range(len(prompts)))
@@ -205,7 +207,7 @@ def _sample_batch(
             break
         if not going.all():
             kept = going.nonzero().squeeze(-1)
-            cache.reorder_cache(kept)
+            keep_rows(cache, kept)
             alive = [alive[i] for i in kept.tolist()]
             tokens, mask = tokens[kept], mask[kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)

@@ -1,15 +1,16 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import (
     AutoModelForSequenceClassification,
-    CohereConfig,
-    CohereForCausalLM,
     OPTConfig,
     OPTForCausalLM,
 )
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.logits import check_logits, logits_of
 from rlhf_recipes.models import base_path, open_base
 from rlhf_recipes.roles import Roles
 
@@ -92,7 +93,7 @@ def test_each_role_computes_what_a_model_of_its_own_computes():
     torch.testing.assert_close(shared, alone)
     plain = open_base("tiny")(input_ids=IDS[:1]).logits[0, -COMPLETION - 1 : -1]
     states = roles.completion_states(None, IDS[:1], MASK[:1], COMPLETION)
-    torch.testing.assert_close(roles.base.get_output_embeddings()(states), plain)
+    torch.testing.assert_close(logits_of(roles.base, states), plain)
 
 
 @pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": False}, {"use_reentrant": True}])
@@ -216,22 +217,13 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
         Roles(open_base("tiny")).attach_saved("policy", tmp_path, trainable=True)
 
 
-def test_a_base_that_scales_its_logits_is_refused():
-    """Cohere multiplies them: log-probabilities from the last layer alone would be another's."""
-    config = CohereConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        logit_scale=0.0625,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        initializer_range=0.5,
-    )
-    with pytest.raises(RecipeError, match="does more to its logits than its last layer"):
-        Roles(CohereForCausalLM(config))
+def test_a_base_that_does_something_unknown_to_its_logits_is_refused():
+    base = open_base("tiny")
+    check_logits(base)
+    forward = base.forward
+    base.forward = lambda **inputs: SimpleNamespace(logits=2 * forward(**inputs).logits)
+    with pytest.raises(RecipeError, match="does more to its logits than is known here"):
+        check_logits(base)
 
 
 def test_dropout_kept_as_a_number_is_off_too():

@@ -38,6 +38,7 @@ from rlhf_recipes.evaluation.journal import Journal
 from rlhf_recipes.evaluation.judges import in_order, record_verdicts
 from rlhf_recipes.evaluation.measure import Meter
 from rlhf_recipes.evaluation.panel import GOLD, Panel, Scorer, open_panel
+from rlhf_recipes.logits import check_logits
 from rlhf_recipes.model_card import public_base
 from rlhf_recipes.models import open_base
 from rlhf_recipes.preferences import load_prepared, prompt_text, unique_prompts
@@ -97,6 +98,7 @@ class _Collection:
         base = adapters.proxy.base
         kwargs = adapters.precision.kwargs()
         self.roles = Roles(open_base(base.name, revision=base.revision or "main", **kwargs))
+        check_logits(self.roles.base)
         self.settings = self._settings(encoded)
         for policy in policies:
             if policy.name == policy.run:

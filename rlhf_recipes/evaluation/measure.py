@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes.logits import logits_of
 from rlhf_recipes.logprobs import exact_kl, token_logps
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Completion, Prompt, pad, prompt_ids, sample
@@ -114,10 +115,10 @@ class Meter:
         self, role: str | None, ids: Tensor, states: Tensor, ref_states: Tensor
     ) -> Tensor:
         """KL, both log-probabilities and the entropy at each token, shape (4, tokens)."""
-        head, found = self.roles.base.get_output_embeddings(), []
+        found = []
         for each, drawn_from in ((role, states), (self.reference, ref_states)):
             with self.roles.use(each):  # an adapter may reach the head
-                found.append(head(drawn_from).float() / self.temperature)
+                found.append(logits_of(self.roles.base, drawn_from).float() / self.temperature)
         logits, ref_logits = found
         policy = token_logps(logits, ids)
         ref_logps = token_logps(ref_logits, ids).logps

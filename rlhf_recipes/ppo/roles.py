@@ -5,6 +5,7 @@ from peft import LoraConfig, PeftConfig
 
 from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.logits import check_logits, head_width
 from rlhf_recipes.models import Base
 from rlhf_recipes.roles import Roles
 
@@ -23,6 +24,7 @@ def attach_roles(
     reference is the base itself, with all adapters off, unless the policy starts from an adapter:
     then it is a frozen copy of that.
     """
+    check_logits(roles.base)
     base = Base(str(roles.base.name_or_path), peft_config.revision if peft_config else None)
     if sft_model_path is not None:
         start = read_adapter(sft_model_path)
@@ -46,6 +48,6 @@ def attach_roles(
         weight = reward.head["weight"]
     else:
         roles.attach(VALUE, roles.adapter_config(POLICY), trainable=True)
-        weight = torch.zeros(1, roles.base.config.hidden_size)
+        weight = torch.zeros(1, head_width(roles.base))
     # The reward model's head has no bias; the value needs one to sit at the scores' level.
     roles.attach_head(VALUE, weight, torch.zeros(1), trainable=True)

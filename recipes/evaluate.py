@@ -6,10 +6,10 @@ python recipes/evaluate.py --config recipes/demo/evaluate.yaml
 from pathlib import Path
 
 from rlhf_recipes.arguments import parse_recipe, run
-from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation import analyse, closing_table
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect import collect
+from rlhf_recipes.evaluation.output_files import open_evaluation
 from rlhf_recipes.plan import evaluation_plan
 from rlhf_recipes.training import keep_freed_memory, use_all_cores
 
@@ -22,16 +22,14 @@ def main() -> None:
     if arguments.plan:
         print(evaluation_plan(arguments))
         return
-    results = Path(arguments.output_dir) / "results" / "evaluation_results.json"
-    if results.exists() and not arguments.overwrite:
-        raise RecipeError(
-            f"{results} holds a finished evaluation, which is never replaced unasked. "
-            "Give another `output_dir`, or `--overwrite`."
-        )
+    output_dir = Path(arguments.output_dir)
+    if open_evaluation(output_dir, arguments.overwrite):
+        print(f"{output_dir / 'results'} was complete and is in place now.")
+        return
     use_all_cores()
     keep_freed_memory()
     collect(arguments)
-    print(closing_table(analyse(Path(arguments.output_dir))))
+    print(closing_table(analyse(output_dir)))
 
 
 if __name__ == "__main__":

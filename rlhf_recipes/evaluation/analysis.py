@@ -1,6 +1,7 @@
 """From saved samples to results, figures and report: files in, files out, no model and no torch."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,12 @@ from rlhf_recipes.evaluation.detail_figures import kl_figure, reward_model_figur
 from rlhf_recipes.evaluation.document import document
 from rlhf_recipes.evaluation.figures import reward_distributions_figure, win_rates_figure
 from rlhf_recipes.evaluation.frontier_figure import pareto_frontier_figure
+from rlhf_recipes.evaluation.output_files import (
+    ANALYSIS,
+    RECORD,
+    collected_folder,
+    put_evaluation_in_place,
+)
 from rlhf_recipes.evaluation.report import render_html, render_markdown
 from rlhf_recipes.evaluation.results import evaluation_results
 from rlhf_recipes.evaluation.reward_model import reward_model_errors
@@ -17,7 +24,8 @@ from rlhf_recipes.evaluation.training_curves import (
     summarise,
     training_curves_figure,
 )
-from rlhf_recipes.records import write_json
+from rlhf_recipes.folders import REPLACEMENT
+from rlhf_recipes.records import write_json, write_text
 
 Results = dict[str, Any]
 
@@ -26,34 +34,37 @@ def analyse(output_dir: Path) -> Results:
     """Analyse OUT/samples and return the results, having written them, the figures and the report.
 
     Reads samples/, models/*/trainer_state.json and, where the reward model's training left it,
-    models/reward_model/scores.json. The same files give the same bytes. Raises RecipeError if the
-    samples cannot be compared.
+    models/reward_model/scores.json. The same files give the same bytes. Everything is written
+    beside what a finished analysis left, and put in its place at the end. Raises RecipeError if
+    the samples cannot be compared.
     """
     output_dir = Path(output_dir)
-    folder = output_dir / "results"
-    collection = read_samples(output_dir / "samples")
+    collection = read_samples(collected_folder(output_dir))
+    folder = output_dir / "results" / REPLACEMENT
+    if folder.exists():  # of an analysis that was cut off
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     results, failures = evaluation_results(collection)
     results["reward_model"], wrong_pairs = _reward_model(
         output_dir / "models" / "reward_model" / "scores.json", folder
     )
-    folder.mkdir(parents=True, exist_ok=True)
     runs = read_runs(output_dir / "models")
     results["training_curves"] = summarise(runs)
     logs = {stage: run.log for stage, run in runs.items()}
     training_curves_figure(logs, folder / "training_curves.png")
-    results["report"] = str(folder / "report.html")
+    results["report"] = str(output_dir / "results" / "report.html")
     win_rates_figure(results, collection, folder / "win_rates.png")
     reward_distributions_figure(results, collection, folder / "reward_distributions.png")
     pareto_frontier_figure(results, collection, folder / "pareto_frontier.png")
     kl_figure(results, collection, folder / "kl.png")
     if results["reward_model"]:
         reward_model_figure(results["reward_model"], folder / "reward_model.png")
-    write_json(folder / "evaluation_results.json", results)
     write_json(folder / "failure_analysis.json", failures)
     sections = document(results, failures, collection, wrong_pairs)
-    html = render_html(sections, results, folder)
-    (folder / "report.html").write_text(html, encoding="utf-8")
-    (output_dir / "ANALYSIS.md").write_text(render_markdown(sections), encoding="utf-8")
+    write_text(folder / "report.html", render_html(sections, results, folder))
+    write_text(folder / ANALYSIS, render_markdown(sections))
+    write_json(folder / RECORD, results)
+    put_evaluation_in_place(output_dir)
     return results
 
 

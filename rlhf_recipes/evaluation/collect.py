@@ -37,6 +37,7 @@ from rlhf_recipes.evaluation.identity import (
 from rlhf_recipes.evaluation.journal import Journal
 from rlhf_recipes.evaluation.judges import in_order, record_verdicts
 from rlhf_recipes.evaluation.measure import Meter
+from rlhf_recipes.evaluation.output_files import collecting_folder
 from rlhf_recipes.evaluation.panel import GOLD, Panel, Scorer, open_panel
 from rlhf_recipes.logits import check_logits
 from rlhf_recipes.model_card import public_base
@@ -91,7 +92,7 @@ class _Collection:
         self.adapters = adapters
         self.prompts = prompts
         self.texts = [prompt_text(prompt) for prompt in prompts]
-        self.folder = Path(arguments.output_dir) / "samples"
+        self.folder = collecting_folder(Path(arguments.output_dir))
         self.tokenizer = adapters.tokenizer()
         encoded = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         self.by_length = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
@@ -132,7 +133,9 @@ class _Collection:
 
     def _journal(self, name: str, settings: Mapping[str, Any]) -> Journal:
         path = self.folder / "journal" / f"{name}.jsonl"
-        return Journal(path, settings, overwrite=self.arguments.overwrite)
+        finished = Path(self.arguments.output_dir) / "samples" / "journal" / path.name
+        overwrite = self.arguments.overwrite
+        return Journal(path, settings, overwrite=overwrite, finished=finished)
 
     def sample(self) -> None:
         """Every model's responses and divergences, a batch of prompts at a time."""

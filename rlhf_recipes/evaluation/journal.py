@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.records import write_text
 
 Piece = dict[str, Any]
 
@@ -16,16 +17,26 @@ class Journal:
 
     A piece is on disk when `append` returns. Of a line that was cut off while it was written
     nothing is kept. Settings other than those in the file raise RecipeError, which names them;
-    with `overwrite` the file begins anew instead.
+    with `overwrite` the file begins anew instead. Where there is no file yet, what `finished` holds
+    of the same settings is copied, so that the file of a finished job stays as it is.
 
     Attributes:
         pieces: What has been done, in the order it was.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        finished: Path | None = None,
+    ) -> None:
         self.path = path
         self.settings = json.loads(json.dumps(settings))
         self.pieces: list[Piece] = []
+        if finished is not None and not path.exists():
+            _copy_if_same(finished, path, self.settings)
         whole, length = _whole_lines(path)
         if whole:
             changed = list(differences(whole[0]["settings"], self.settings))
@@ -62,6 +73,12 @@ def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
             yield from differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif before != now:
         yield f"`{name}`: {before} there, {now} now"
+
+
+def _copy_if_same(finished: Path, path: Path, settings: Mapping[str, Any]) -> None:
+    whole, length = _whole_lines(finished)
+    if whole and whole[0]["settings"] == settings:
+        write_text(path, finished.read_bytes()[:length].decode())
 
 
 def _whole_lines(path: Path) -> tuple[list[Any], int]:

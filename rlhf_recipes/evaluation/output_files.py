@@ -1,0 +1,81 @@
+"""The files of an evaluation: who writes them, and how a new one replaces a finished one."""
+
+from pathlib import Path
+
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.folders import REPLACEMENT, discard_replaced, hold, put_in_place
+from rlhf_recipes.records import flush_to_disk
+
+RECORD = "evaluation_results.json"
+"""Written last: an evaluation that has it is finished."""
+
+COLLECTED = "collection.json"
+"""Written last of the samples."""
+
+ANALYSIS = "ANALYSIS.md"
+RESULT_FILES = (
+    RECORD,
+    "failure_analysis.json",
+    "reward_model_errors.json",
+    "kl.png",
+    "pareto_frontier.png",
+    "report.html",
+    "reward_distributions.png",
+    "reward_model.png",
+    "training_curves.png",
+    "win_rates.png",
+)
+SAMPLE_FILES = (COLLECTED, "*_samples.json", "verdicts_*.json")
+"""Journals are no such files: those of models that are left out this time stay."""
+
+
+def open_evaluation(output_dir: Path, overwrite: bool) -> bool:
+    """Take the lock of an evaluation's files, and refuse to replace a finished one unasked.
+
+    Returns whether there is nothing left to do: the files of an evaluation that was killed while
+    they were put in place are put there now.
+    """
+    samples, results = output_dir / "samples", output_dir / "results"
+    hold(samples)
+    for folder in (samples, results):
+        discard_replaced(folder)
+    if (results / REPLACEMENT / RECORD).is_file():
+        put_evaluation_in_place(output_dir)
+        return True
+    if (results / RECORD).exists() and not overwrite:
+        raise RecipeError(
+            f"{results / RECORD} holds a finished evaluation, which is never replaced unasked. "
+            "Give another `output_dir`, or `--overwrite`: the finished one stays until the new one "
+            "has finished."
+        )
+    return False
+
+
+def collecting_folder(output_dir: Path) -> Path:
+    """Return where samples are collected: beside those of a finished evaluation until the end."""
+    samples = output_dir / "samples"
+    finished = (output_dir / "results" / RECORD).exists()
+    return samples / REPLACEMENT if finished else samples
+
+
+def collected_folder(output_dir: Path) -> Path:
+    """Return where the newest complete samples are."""
+    samples = output_dir / "samples"
+    replacement = samples / REPLACEMENT
+    return replacement if (replacement / COLLECTED).is_file() else samples
+
+
+def put_evaluation_in_place(output_dir: Path) -> None:
+    """Replace samples, results and ANALYSIS.md by the new ones, which are complete.
+
+    The finished evaluation's record goes first and the new one comes last, so that no moment has a
+    record of one beside files of the other.
+    """
+    samples, results = output_dir / "samples", output_dir / "results"
+    flush_to_disk(results / REPLACEMENT)
+    (results / RECORD).unlink(missing_ok=True)
+    if (samples / REPLACEMENT / COLLECTED).is_file():
+        put_in_place(samples, SAMPLE_FILES, COLLECTED)
+    if (results / REPLACEMENT / ANALYSIS).exists():
+        (results / REPLACEMENT / ANALYSIS).replace(output_dir / ANALYSIS)
+    put_in_place(results, RESULT_FILES, RECORD)

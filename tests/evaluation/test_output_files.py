@@ -1,0 +1,110 @@
+"""A finished evaluation stays whole until the next one is."""
+
+import shutil
+import sys
+
+import pytest
+
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation.journal import Journal
+from rlhf_recipes.evaluation.output_files import RECORD, collecting_folder, open_evaluation
+from rlhf_recipes.folders import REPLACEMENT
+
+
+@pytest.fixture
+def finished(tmp_path, records_of, collection_in):
+    """Analysed samples of two models, and a file of somebody's."""
+    models = {name: records_of(name, (0, 0, 1), 12, 1, gold=False) for name in ("base", "ppo")}
+    output = collection_in(tmp_path / "out", models)
+    analyse(output)
+    (output / "results" / "mine.txt").write_text("mine")
+    return output
+
+
+def contents(output):
+    return {
+        str(path.relative_to(output)): path.read_bytes()
+        for path in output.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+written: list[str] = []
+seen = {"on": False}
+
+
+def watch(event, arguments):
+    if seen["on"] and event in ("os.rename", "os.link"):
+        written.append(str(arguments[1]))
+
+
+sys.addaudithook(watch)
+
+
+def test_the_target_of_make_is_the_last_file_that_is_put_in_place(finished):
+    written.clear()
+    seen["on"] = True
+    try:
+        analyse(finished)
+    finally:
+        seen["on"] = False
+    placed = [path for path in written if REPLACEMENT not in path and ".replaced" not in path]
+    assert placed[-1] == str(finished / "results" / RECORD)
+    assert str(finished / "ANALYSIS.md") in placed
+    assert str(finished / "results" / "report.html") in placed
+    assert (finished / "results" / "mine.txt").read_text() == "mine"
+
+
+def test_an_analysis_that_fails_leaves_the_finished_one_whole(finished):
+    before = contents(finished)
+    new = finished / "samples" / REPLACEMENT
+    shutil.copytree(finished / "samples", new)
+    (new / "ppo_samples.json").write_text("[]")
+    with pytest.raises(RecipeError, match="has no samples"):
+        analyse(finished)
+    assert before.items() <= contents(finished).items()
+
+
+def test_new_samples_and_results_take_the_place_of_the_finished_ones_together(finished):
+    new = finished / "samples" / REPLACEMENT
+    shutil.copytree(finished / "samples", new)
+    text = (new / "ppo_samples.json").read_text().replace('"response": "', '"response": "so ')
+    (new / "ppo_samples.json").write_text(text)
+    (finished / "results" / "reward_model.png").write_bytes(b"of an older evaluation")
+    analyse(finished)
+    assert (finished / "samples" / "ppo_samples.json").read_text() == text
+    assert not new.exists()
+    assert not (finished / "results" / "reward_model.png").exists()
+    assert not list(finished.rglob(REPLACEMENT))
+
+
+def test_what_was_complete_and_not_in_place_is_put_there_by_the_same_command(finished):
+    wanted = contents(finished)
+    results = finished / "results"
+    shutil.copytree(results, results / REPLACEMENT)
+    (finished / "ANALYSIS.md").replace(results / REPLACEMENT / "ANALYSIS.md")
+    (results / RECORD).unlink()
+    (results / "report.html").unlink()
+    assert open_evaluation(finished, overwrite=False)
+    assert contents(finished) == wanted
+    with pytest.raises(RecipeError, match="holds a finished evaluation"):
+        open_evaluation(finished, overwrite=False)
+    assert not open_evaluation(finished, overwrite=True)
+
+
+def test_samples_are_collected_beside_those_of_a_finished_evaluation(finished):
+    samples = finished / "samples"
+    old = samples / "journal" / "base.jsonl"
+    Journal(old, {"seed": 1}).append({"number": 1})
+    before = old.read_bytes()
+    folder = collecting_folder(finished)
+    assert folder == samples / REPLACEMENT
+    same = Journal(folder / "same.jsonl", {"seed": 1}, overwrite=True, finished=old)
+    assert same.pieces == [{"number": 1}]
+    other = Journal(folder / "other.jsonl", {"seed": 2}, overwrite=True, finished=old)
+    other.append({"number": 2})
+    assert other.pieces == [{"number": 2}]
+    assert old.read_bytes() == before
+    (finished / "results" / RECORD).unlink()
+    assert collecting_folder(finished) == samples

@@ -7,7 +7,8 @@ accelerate launch --config_file accelerate_configs/single.yaml \
 from trl import DPOConfig, DPOTrainer, ModelConfig, get_quantization_config
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
-from rlhf_recipes.models import base_path, init_kwargs, lora_config, open_tokenizer
+from rlhf_recipes.checks import Inputs
+from rlhf_recipes.models import base_path, init_kwargs, lora_config
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.training import Run
@@ -19,7 +20,8 @@ def main() -> None:
     """Train the policy on the pairs; the base with the adapter off is the reference."""
     recipe, training, model = parse_recipe(*ARGUMENTS)
     dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
-    plan = training_plan("dpo", recipe, training, model, dataset)
+    inputs = Inputs("dpo", recipe, training, model, dataset)
+    plan = training_plan(inputs)
     if recipe.plan:
         print(plan)
         return
@@ -30,9 +32,7 @@ def main() -> None:
         args=training,
         train_dataset=dataset["train"],
         eval_dataset=dataset["validation"],
-        processing_class=open_tokenizer(
-            model.model_name_or_path, recipe.chat_template, model.model_revision
-        ),
+        processing_class=inputs.tokenizer,
         peft_config=lora_config(model),
         quantization_config=get_quantization_config(model),
     )

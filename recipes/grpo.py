@@ -6,9 +6,9 @@ accelerate launch --config_file accelerate_configs/single.yaml \
 
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_quantization_config
 
-from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
-from rlhf_recipes.models import Precision, base_path, init_kwargs, lora_config, open_tokenizer
+from rlhf_recipes.checks import Inputs
+from rlhf_recipes.models import Precision, base_path, init_kwargs, lora_config
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared, unique_prompts
 from rlhf_recipes.rewards import RewardModel, load_reward_func
@@ -22,7 +22,8 @@ def main() -> None:
     """Train the policy on groups of its own completions, scored by the reward adapter."""
     recipe, reward, training, model = parse_recipe(*ARGUMENTS)
     dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
-    plan = training_plan("grpo", recipe, training, model, dataset, reward)
+    inputs = Inputs("grpo", recipe, training, model, dataset, reward)
+    plan = training_plan(inputs)
     if recipe.plan:
         print(plan)
         return
@@ -30,13 +31,12 @@ def main() -> None:
     training.model_init_kwargs = init_kwargs(model)
     quantization = get_quantization_config(model)
     rewards = [load_reward_func(path) for path in reward.reward_funcs or ()]
-    if reward.reward_model_path is not None:
-        adapter = read_adapter(reward.reward_model_path)
+    if inputs.reward_model is not None:
         reward_model = RewardModel.load(
-            adapter,
+            inputs.reward_model,
             prefix_sharing=recipe.prefix_sharing,
             attn_implementation=model.attn_implementation,
-            **(adapter.precision or Precision.read(vars(model))).kwargs(),
+            **(inputs.reward_model.precision or Precision.read(vars(model))).kwargs(),
         )
         rewards.insert(0, reward_model.to(training.device))
     trainer = GRPOTrainer(
@@ -45,9 +45,7 @@ def main() -> None:
         reward_funcs=rewards,  # type: ignore[arg-type]
         args=training,
         train_dataset=unique_prompts(dataset["train"]),
-        processing_class=open_tokenizer(
-            model.model_name_or_path, recipe.chat_template, model.model_revision
-        ),
+        processing_class=inputs.tokenizer,
         peft_config=lora_config(model),
         quantization_config=quantization,
         rollout_func=rollout_func_for(training),

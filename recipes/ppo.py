@@ -7,7 +7,8 @@ accelerate launch --config_file accelerate_configs/single.yaml \
 from trl import ModelConfig, get_quantization_config
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
-from rlhf_recipes.models import init_kwargs, lora_config, open_base, open_tokenizer
+from rlhf_recipes.checks import Inputs
+from rlhf_recipes.models import init_kwargs, lora_config, open_base
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
@@ -22,7 +23,8 @@ def main() -> None:
     """Train policy and value on rollouts of the policy, scored by the reward adapter."""
     recipe, reward, training, model = parse_recipe(*ARGUMENTS)
     dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
-    plan = training_plan("ppo", recipe, training, model, dataset, reward)
+    inputs = Inputs("ppo", recipe, training, model, dataset, reward)
+    plan = training_plan(inputs)
     if recipe.plan:
         print(plan)
         return
@@ -39,11 +41,10 @@ def main() -> None:
         args=training,
         train_dataset=prompts,
         eval_dataset=held_out,
-        processing_class=open_tokenizer(
-            model.model_name_or_path, recipe.chat_template, model.model_revision
-        ),
+        processing_class=inputs.tokenizer,
         peft_config=lora_config(model),
-        reward_model_path=reward.reward_model_path,
+        reward_model_path=inputs.reward_model,
+        sft_model=inputs.start,
         reward_funcs=[load_reward_func(path) for path in reward.reward_funcs or ()],
         prefix_sharing=recipe.prefix_sharing,
     )

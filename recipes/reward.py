@@ -7,8 +7,9 @@ accelerate launch --config_file accelerate_configs/single.yaml \
 from trl import ModelConfig, RewardConfig, RewardTrainer, get_quantization_config
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
+from rlhf_recipes.checks import Inputs
 from rlhf_recipes.evaluation.review import review_reward_model
-from rlhf_recipes.models import base_path, init_kwargs, lora_config, open_tokenizer
+from rlhf_recipes.models import base_path, init_kwargs, lora_config
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.training import Run
@@ -20,7 +21,8 @@ def main() -> None:
     """Train the reward model, then score the validation pairs and look into the wrong ones."""
     recipe, training, model = parse_recipe(*ARGUMENTS)
     dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
-    plan = training_plan("reward", recipe, training, model, dataset)
+    inputs = Inputs("reward", recipe, training, model, dataset)
+    plan = training_plan(inputs)
     if recipe.plan:
         print(plan)
         return
@@ -31,9 +33,7 @@ def main() -> None:
         args=training,
         train_dataset=dataset["train"],
         eval_dataset=dataset["validation"],
-        processing_class=open_tokenizer(
-            model.model_name_or_path, recipe.chat_template, model.model_revision
-        ),
+        processing_class=inputs.tokenizer,
         peft_config=lora_config(model),
         quantization_config=get_quantization_config(model),
     )

@@ -143,9 +143,10 @@ def read_adapter(source: "str | Path | Adapter") -> Adapter:
             "folder that a finished training stage wrote, or copy the file again."
         ) from error
     weights, copies, head = _sorted_out(folder, tensors)
+    name = str(settings.get("base_model_name_or_path"))
     return Adapter(
         folder=folder,
-        base=Base(str(settings["base_model_name_or_path"]), settings.get("revision")),
+        base=Base(name, None if Path(name).is_dir() else settings.get("revision")),
         precision=_precision(folder),
         config=config,
         weights=weights,

@@ -5,17 +5,21 @@ together and their sentences are shown together; a group runs once the groups be
 nothing, so that a check may use what they made sure of. No check loads weights.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
+from rlhf_recipes.adapters import Adapter, read_adapter
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.models import open_tokenizer
+from rlhf_recipes.models import Base, Precision, open_tokenizer
+from rlhf_recipes.vocabulary import check_same_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,6 +54,22 @@ class Inputs:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, opened once for all checks."""
         return open_tokenizer(self.base, self.recipe.chat_template, self.model.model_revision)
+
+    @cached_property
+    def reward_model(self) -> Adapter | None:
+        """The reward adapter, read once; a plan may be asked for before there is one."""
+        return self._adapter(self.reward.reward_model_path if self.reward else None)
+
+    @cached_property
+    def start(self) -> Adapter | None:
+        """The adapter that PPO's policy starts from, read once."""
+        return self._adapter(getattr(self.training, "sft_model_path", None))
+
+    def _adapter(self, folder: str | None) -> Adapter | None:
+        missing = folder is not None and not Path(folder, "adapter_config.json").is_file()
+        if folder is None or (missing and self.recipe.plan):
+            return None
+        return read_adapter(folder)
 
 
 Check = Callable[[Inputs], None]
@@ -93,8 +113,49 @@ def check_tokenizer_opens(inputs: Inputs) -> None:
     _ = inputs.tokenizer
 
 
+def check_reward_model(inputs: Inputs) -> None:
+    """Refuse what is no reward model, and in PPO one that cannot be a role beside the policy."""
+    adapter = inputs.reward_model
+    if adapter is None:
+        return
+    adapter.check_head()
+    if inputs.stage == "ppo":
+        _check_role(inputs, adapter, "reward_model_path")
+
+
+def check_start(inputs: Inputs) -> None:
+    """Refuse a start of the policy that is of another base, or writes no text."""
+    if inputs.start is not None:
+        inputs.start.check_policy()
+        _check_role(inputs, inputs.start, "sft_model_path")
+
+
+def _check_role(inputs: Inputs, adapter: Adapter, key: str) -> None:
+    """Refuse an adapter that read other text, or another base, than the policy will."""
+    adapter.check_base(Base.of(inputs.model))
+    if adapter.has_tokenizer:
+        check_same_tokenizer(
+            inputs.tokenizer,
+            adapter.tokenizer(),
+            (f"`{inputs.base}`", f"`{key}` ({adapter.folder})"),
+            "All roles of PPO read the same token ids, so this one would read other text than in "
+            "its training.",
+        )
+    precision = Precision.read(vars(inputs.model))
+    if adapter.precision not in (None, precision):
+        logging.getLogger(__name__).warning(
+            "The base is held in %s, and `%s` (%s) was trained on one in %s: its outputs are those "
+            "of a slightly different model.",
+            precision,
+            key,
+            adapter.folder,
+            adapter.precision,
+        )
+
+
 GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
     ((check_adapters, ALL),),  # what the recipe says
     ((check_tokenizer_opens, ALL),),  # the files that it names
+    ((check_reward_model, ("grpo", "ppo")), (check_start, ("ppo",))),
     (),  # the data, read with these files
 )

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import PeftConfig, get_peft_model
@@ -16,7 +15,7 @@ from transformers import (
 )
 from trl import ModelConfig
 
-from rlhf_recipes.adapters import Adapter, read_adapter
+from rlhf_recipes.adapters import Adapter
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import Base, lora_config, open_config
 
@@ -41,7 +40,7 @@ class Parameters:
 
 
 def stage_parameters(
-    stage: str, model: ModelConfig, reward_model_path: str | None = None
+    stage: str, model: ModelConfig, reward_model: Adapter | None = None
 ) -> tuple[PreTrainedModel, Parameters]:
     """A training stage's base without weights, and its counts.
 
@@ -63,7 +62,7 @@ def stage_parameters(
     adapters = _count(wrapped.parameters()) - size
     if stage != "ppo":
         return base, Parameters(size, adapters, trainable)
-    scorer, head = _scorer(lora, reward_model_path, base.config.hidden_size)
+    scorer, head = _scorer(lora, reward_model, base.config.hidden_size)
     merged = _count(
         module.get_base_layer().weight  # type: ignore[misc]  # PEFT's layers are loosely typed
         for module in wrapped.modules()
@@ -96,11 +95,10 @@ def meta_model(base: Base, scored: bool = False) -> PreTrainedModel:
         return kind.from_config(config)  # type: ignore[no-any-return]  # the Auto classes
 
 
-def _scorer(lora: PeftConfig, folder: str | None, width: int) -> tuple[PeftConfig, int]:
+def _scorer(lora: PeftConfig, adapter: Adapter | None, width: int) -> tuple[PeftConfig, int]:
     """The reward model's LoRA and the size of its head; those it would have if it is not there."""
-    if folder is None or not (Path(folder) / "adapter_config.json").is_file():
+    if adapter is None:
         return lora, width
-    adapter = read_adapter(folder)
     return copy.deepcopy(adapter.config), sum(t.numel() for t in adapter.head.values())
 
 

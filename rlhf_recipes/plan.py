@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
-from trl import ModelConfig
 
 from rlhf_recipes.adapters import read_adapter
-from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.checks import Inputs, check_training
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.identity import read_adapters
@@ -75,26 +73,18 @@ class Plan:
         return format_plan(self)
 
 
-def training_plan(
-    stage: str,
-    recipe: RecipeArguments,
-    training: Any,
-    model: ModelConfig,
-    dataset: "Mapping[str, Dataset]",
-    reward: RewardArguments | None = None,
-) -> Plan:
+def training_plan(inputs: Inputs) -> Plan:
     """Check what a training stage is given, and count what it comes to.
 
-    A run calls this too: what `--plan` refuses, the run refuses in the same words. The arguments
-    are those of `Inputs`.
+    A run calls this too: what `--plan` refuses, the run refuses in the same words.
     """
-    inputs = Inputs(stage, recipe, training, model, dataset, reward)
     check_training(inputs)
+    stage, training, model, dataset = inputs.stage, inputs.training, inputs.model, inputs.dataset
     if stage in ("grpo", "ppo"):
         prompts = training_prompts(stage, dataset["train"], training)
         rows = {"train": prompt_rows(prompts, inputs.tokenizer, training.max_completion_length)}
     else:
-        ruler = TokenRuler(inputs.base, recipe.chat_template, model.model_revision)
+        ruler = TokenRuler(inputs.base, inputs.recipe.chat_template, model.model_revision)
         rows = {
             split: pair_rows(stage, dataset[split], ruler, training.max_length)
             for split in ("train", "validation")
@@ -102,8 +92,7 @@ def training_plan(
     epoch = micro_batches(stage, rows["train"].used, training)
     steps = optimiser_steps(stage, epoch, training)
     completions = completion_count(stage, epoch, steps, training)
-    reward_model_path = reward.reward_model_path if reward is not None else None
-    meta, parameters = stage_parameters(stage, model, reward_model_path)
+    meta, parameters = stage_parameters(stage, model, inputs.reward_model)
     pushed_to = training.hub_model_id or repo_name(Path(training.output_dir))
     return Plan(
         stage=stage,

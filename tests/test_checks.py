@@ -1,15 +1,25 @@
 """What cannot work is refused at the start, by `--plan` and by the run in the same words."""
 
 import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig
 from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.checks import ALL, Inputs, check_training
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models import lora_config, open_base, open_tokenizer
+from rlhf_recipes.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
-from rlhf_recipes.preferences import load_prepared
+from rlhf_recipes.ppo.trainer import PPOTrainer
+from rlhf_recipes.preferences import load_prepared, unique_prompts
+from rlhf_recipes.roles import Roles
 
 CONFIGS = {"reward": RewardConfig, "dpo": DPOConfig, "grpo": GRPOConfig, "ppo": PPOConfig}
 
@@ -54,3 +64,95 @@ def test_problems_are_told_together_and_files_are_not_opened_before_values_are_r
     with pytest.raises(RecipeError) as refused:
         check_training(wrong)
     assert "none" not in str(refused.value)
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    """A policy's and a reward model's folder, as runs leave them."""
+    roles = Roles(open_base("tiny"))
+    for name in ("sft", "reward"):
+        roles.attach(name, LoraConfig(r=2, target_modules=["q_proj"]), trainable=False)
+        if name == "reward":
+            roles.attach_head(name, torch.ones(1, 32), None, trainable=False)
+        roles.save_role(name, tmp_path / name)
+        open_tokenizer("tiny").save_pretrained(tmp_path / name)
+    return tmp_path
+
+
+def with_adapters(data, folder, stage="ppo", sft="sft", reward="reward", **recipe):
+    training = {"sft_model_path": str(folder / sft)} if stage == "ppo" else {}
+    given = inputs(stage, data, folder, max_completion_length=8, **training)
+    return replace(
+        given,
+        recipe=RecipeArguments(**recipe),
+        reward=RewardArguments(reward_model_path=str(folder / reward)),
+    )
+
+
+def test_adapters_are_read_once_on_the_way_to_ppo(data, adapters, monkeypatch):
+    """Plan, checks and trainer share what was read: the files may be gone before it is built."""
+    reads = []
+
+    def counted(path):
+        reads.append(path.name)
+        with path.open("rb") as file:
+            return file.read()
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    given = with_adapters(data, adapters)
+    training_plan(given)
+    for name in ("sft", "reward"):
+        shutil.rmtree(adapters / name)
+    trainer = PPOTrainer(
+        model=open_base("tiny"),
+        args=given.training,
+        train_dataset=unique_prompts(data["train"]),
+        processing_class=given.tokenizer,
+        peft_config=lora_config(given.model),
+        reward_model_path=given.reward_model,
+        sft_model=given.start,
+    )
+    for role in ("policy", "reference", "reward", "value"):
+        assert trainer.roles.adapter_config(role).r == 2
+    assert sorted(reads) == ["adapter_config.json"] * 2 + ["adapter_model.safetensors"] * 2
+
+
+def test_adapters_that_cannot_be_roles_are_refused_before_weights(data, adapters):
+    with pytest.raises(RecipeError, match="without a scalar head"):
+        check_training(with_adapters(data, adapters, reward="sft"))
+    with pytest.raises(RecipeError, match="writes no text"):
+        check_training(with_adapters(data, adapters, sft="reward"))
+    with pytest.raises(RecipeError, match="without a scalar head"):
+        check_training(with_adapters(data, adapters, stage="grpo", reward="sft"))
+    file = adapters / "reward" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"revision": "v2"}))
+    check_training(with_adapters(data, adapters))  # a folder has no revisions
+    elsewhere = {"base_model_name_or_path": "someone/else", "revision": "v2"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | elsewhere))
+    with pytest.raises(RecipeError, match=r"trained on `someone/else` at revision `v2`, but"):
+        check_training(with_adapters(data, adapters))
+
+
+def test_a_template_that_ppo_s_roles_do_not_share_is_refused(data, adapters):
+    template = adapters / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(RecipeError, match="chat templates") as refused:
+        check_training(with_adapters(data, adapters, chat_template=str(template)))
+    assert "reward_model_path" in str(refused.value) and "sft_model_path" in str(refused.value)
+    check_training(with_adapters(data, adapters, stage="grpo", chat_template=str(template)))
+
+
+def test_a_base_held_in_another_way_than_the_reward_model_s_is_told(data, adapters, caplog):
+    (adapters / "reward" / "recipe.yaml").write_text("dtype: bfloat16\nload_in_4bit: true\n")
+    with caplog.at_level(logging.WARNING):
+        check_training(with_adapters(data, adapters))
+    assert "float32, and `reward_model_path`" in caplog.text
+    assert "trained on one in bfloat16, quantized to 4 bits (nf4)" in caplog.text
+
+
+def test_a_plan_may_come_before_the_reward_model(data, adapters):
+    given = with_adapters(data, adapters, reward="none", plan=True)
+    training_plan(given)
+    assert given.reward_model is None
+    with pytest.raises(RecipeError, match="holds no adapter"):
+        training_plan(with_adapters(data, adapters, reward="none"))

@@ -85,7 +85,7 @@ def test_ppo_counts_policy_value_and_reward_on_one_base(base, tmp_path, reward_r
     roles.attach_saved("reward", folder, trainable=False)
     width = roles.base.config.hidden_size
     roles.attach_head("value", torch.zeros(1, width), torch.zeros(1), trainable=True)
-    _, counted = stage_parameters("ppo", model, str(folder))
+    _, counted = stage_parameters("ppo", model, read_adapter(folder))
     assert (counted.total, counted.trainable) == numbers(roles)
 
 
@@ -103,8 +103,7 @@ def test_a_reward_model_that_is_not_there_yet_is_taken_to_be_like_the_policy(bas
     model = ModelConfig(
         model_name_or_path=base, use_peft=True, lora_r=3, lora_target_modules=["all-linear"]
     )
-    there = stage_parameters("ppo", model, str(save_reward(base, tmp_path / "reward", 3)))
-    assert stage_parameters("ppo", model, str(tmp_path / "none"))[1] == there[1]
+    there = stage_parameters("ppo", model, read_adapter(save_reward(base, tmp_path, 3)))
     assert stage_parameters("ppo", model)[1] == there[1]
 
 

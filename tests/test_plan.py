@@ -19,6 +19,7 @@ from trl import (
 )
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
+from rlhf_recipes.checks import Inputs
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
@@ -39,6 +40,10 @@ CONFIGS = {"reward": RewardConfig, "dpo": DPOConfig, "grpo": GRPOConfig, "ppo": 
 
 def message(role, content):
     return [{"role": role, "content": content}]
+
+
+def planned(*given):
+    return training_plan(Inputs(*given))
 
 
 @pytest.fixture
@@ -171,9 +176,7 @@ def test_steps_rows_and_parameters_are_those_of_the_trainer(
     data, reward_model, tmp_path, stage, keywords
 ):
     training = arguments(stage, tmp_path, **keywords)
-    plan = training_plan(
-        stage, RecipeArguments(), training, lora(stage), data, scores(reward_model)
-    )
+    plan = planned(stage, RecipeArguments(), training, lora(stage), data, scores(reward_model))
     trainer = trainer_of(stage, training, data, reward_model, calls=[])
     loader = trainer.get_train_dataloader()
     assert plan.steps == trainer.set_initial_training_values(training, loader)[6]
@@ -203,7 +206,7 @@ def test_completions_are_those_that_grpo_samples(data, tmp_path, keywords):
         max_completion_length=3,
         **keywords,
     )
-    plan = training_plan("grpo", RecipeArguments(), training, lora("grpo"), data)
+    plan = planned("grpo", RecipeArguments(), training, lora("grpo"), data)
     calls: list[int] = []
     trainer_of("grpo", training, data, None, calls).train()
     assert plan.completions == sum(calls)
@@ -225,7 +228,7 @@ def test_completions_are_those_that_ppo_samples(
         log_completions=False,
         **keywords,
     )
-    plan = training_plan("ppo", RecipeArguments(), training, lora("ppo"), data)
+    plan = planned("ppo", RecipeArguments(), training, lora("ppo"), data)
     trainer = trainer_of("ppo", training, data, reward_model)
     collect, sampled = trainer.worker.collect, []
 
@@ -254,7 +257,7 @@ def test_rows_are_shared_among_processes_as_accelerate_does(rows, drop_last):
 def test_the_reward_stage_leaves_out_pairs_with_a_long_answer(data, tmp_path):
     # An answer of 200 letters is in 2 of 23 training rows and 1 of 11 for validation.
     training = arguments("reward", tmp_path, max_length=150)
-    plan = training_plan("reward", RecipeArguments(), training, lora("reward"), data)
+    plan = planned("reward", RecipeArguments(), training, lora("reward"), data)
     assert {s: (r.used, r.left_out) for s, r in plan.rows.items()} == {
         "train": (21, 2),
         "validation": (10, 1),
@@ -264,13 +267,13 @@ def test_the_reward_stage_leaves_out_pairs_with_a_long_answer(data, tmp_path):
 
 def test_dpo_cuts_a_long_answer_and_keeps_the_pair(data, tmp_path):
     training = arguments("dpo", tmp_path, max_length=150)
-    rows = training_plan("dpo", RecipeArguments(), training, lora("dpo"), data).rows["train"]
+    rows = planned("dpo", RecipeArguments(), training, lora("dpo"), data).rows["train"]
     assert (rows.used, rows.left_out, rows.longest) == (23, 0, 150)
 
 
 def test_the_longest_row_of_ppo_is_a_prompt_and_a_whole_completion(data, tmp_path):
     training = arguments("ppo", tmp_path, per_device_train_batch_size=2, max_completion_length=9)
-    rows = training_plan("ppo", RecipeArguments(), training, lora("ppo"), data).rows
+    rows = planned("ppo", RecipeArguments(), training, lora("ppo"), data).rows
     # The longest prompt has 23 letters. Around them: <|im_start|> and `user`, a line break,
     # <|im_end|> and a line break, <|im_start|> and `assistant`, a line break.
     assert rows["train"].longest == 23 + (1 + 4 + 1) + 2 + (1 + 9 + 1) + 9
@@ -280,31 +283,31 @@ def test_a_repeated_prompt_is_sampled_on_once(data, tmp_path):
     twice = {"train": concatenate_datasets([data["train"], data["train"]])}
     for stage in ("grpo", "ppo"):
         training = arguments(stage, tmp_path)
-        plan = training_plan(stage, RecipeArguments(), training, lora(stage), twice)
+        plan = planned(stage, RecipeArguments(), training, lora(stage), twice)
         assert plan.rows["train"].used == 23
 
 
 def test_nothing_left_to_train_on_is_told(data, tmp_path):
     training = arguments("reward", tmp_path, max_length=5)
     with pytest.raises(RecipeError, match="`max_length` is 5 tokens, and none of 23 pairs fits"):
-        training_plan("reward", RecipeArguments(), training, lora("reward"), data)
+        planned("reward", RecipeArguments(), training, lora("reward"), data)
     training = arguments("ppo", tmp_path, per_device_train_batch_size=24)
     with pytest.raises(RecipeError, match=r"There are 23 training rows, .* takes 24"):
-        training_plan("ppo", RecipeArguments(), training, lora("ppo"), data)
+        planned("ppo", RecipeArguments(), training, lora("ppo"), data)
 
 
 def test_planning_writes_nothing(data, reward_model, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for stage in CONFIGS:
         training = arguments(stage, tmp_path)
-        training_plan(stage, RecipeArguments(), training, lora(stage), data, scores(reward_model))
+        planned(stage, RecipeArguments(), training, lora(stage), data, scores(reward_model))
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_memory_grows_with_what_it_is_made_of(data, tmp_path):
     def memory(stage, model=None, **keywords):
         training = arguments(stage, tmp_path, **keywords)
-        plan = training_plan(stage, RecipeArguments(), training, model or lora(stage), data)
+        plan = planned(stage, RecipeArguments(), training, model or lora(stage), data)
         return plan.memory
 
     small, large = (memory("dpo", per_device_train_batch_size=n) for n in (2, 4))
@@ -331,7 +334,7 @@ def test_the_text_fits_80_columns_and_calls_memory_an_estimate(data, tmp_path):
         gradient_accumulation_steps=3,
         max_length=150,
     )
-    plan = training_plan("reward", RecipeArguments(), training, lora("reward"), data)
+    plan = planned("reward", RecipeArguments(), training, lora("reward"), data)
     lines = str(plan).splitlines()
     assert max(len(line) for line in lines) <= 80
     # The longest row: 23 letters with <|im_start|>, `user`, a line break, <|im_end|>, a line break
@@ -375,7 +378,7 @@ def test_an_evaluation_samples_every_model_on_the_same_prompts(data, reward_mode
 def test_a_plan_is_a_value(data, tmp_path):
     training = arguments("dpo", tmp_path)
     first, second = (
-        training_plan("dpo", RecipeArguments(), training, lora("dpo"), data) for _ in range(2)
+        planned("dpo", RecipeArguments(), training, lora("dpo"), data) for _ in range(2)
     )
     assert first == second
     assert first.batch == (training.per_device_train_batch_size, 1, 1)

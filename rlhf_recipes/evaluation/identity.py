@@ -205,6 +205,8 @@ def _chosen_precision(arguments: EvaluationArguments, adapters: Adapters) -> Pre
             "`load_in_4bit` or `load_in_8bit`."
         )
     unanimous = vars(next(iter(trained.values()))) if len(set(trained.values())) == 1 else {}
+    if asked.get("load_in_8bit") or asked.get("load_in_4bit"):
+        unanimous = {**unanimous, "load_in_8bit": False, "load_in_4bit": False}
     chosen = Precision.read({**unanimous, **asked})
     for name, precision in trained.items():
         if precision != chosen:

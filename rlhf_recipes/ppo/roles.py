@@ -3,7 +3,7 @@
 import torch
 from peft import LoraConfig, PeftConfig
 
-from rlhf_recipes.adapters import read_adapter
+from rlhf_recipes.adapters import Adapter, read_adapter
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.logits import check_logits, head_width
 from rlhf_recipes.models import Base
@@ -14,9 +14,9 @@ POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
 
 def attach_roles(
     roles: Roles,
-    reward_model_path: str | None,
+    reward_model: str | Adapter | None,
     peft_config: PeftConfig | None,
-    sft_model_path: str | None,
+    sft_model: str | Adapter | None,
 ) -> None:
     """Give a bare base policy and value, which train, and reward and reference, which do not.
 
@@ -26,8 +26,8 @@ def attach_roles(
     """
     check_logits(roles.base)
     base = Base(str(roles.base.name_or_path), peft_config.revision if peft_config else None)
-    if sft_model_path is not None:
-        start = read_adapter(sft_model_path)
+    if sft_model is not None:
+        start = read_adapter(sft_model)
         start.check_base(base)
         start.check_policy()
         roles.attach_saved(POLICY, start, trainable=True)
@@ -39,8 +39,8 @@ def attach_roles(
             "PPO trains LoRA adapters on a frozen base, and the recipe has `use_peft: false`. "
             "Set `use_peft: true`, or start from an adapter with `sft_model_path`."
         )
-    if reward_model_path is not None:
-        reward = read_adapter(reward_model_path)
+    if reward_model is not None:
+        reward = read_adapter(reward_model)
         reward.check_base(base)
         reward.check_head()
         roles.attach_saved(REWARD, reward, trainable=False)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from rlhf_recipes.adapters import Adapter
 from rlhf_recipes.ppo.checkpoint import RolesTrainer
 from rlhf_recipes.ppo.checks import check_run, stop_at
 from rlhf_recipes.ppo.config import PPOConfig
@@ -43,10 +44,11 @@ class PPOTrainer(RolesTrainer):
             its other columns.
         processing_class: The tokenizer, with the chat template for conversations.
         peft_config: LoRA of the policy, unless `args.sft_model_path` gives it an adapter.
-        reward_model_path: Folder of a reward adapter trained on that base: the first reward
+        reward_model_path: A reward adapter, or its folder, trained on that base: the first reward
             function, and what the value role starts from. Without one the value starts at 0.
         reward_funcs: Further reward functions, as GRPOTrainer takes them.
         eval_dataset: Prompts for `evaluate`, as `train_dataset`.
+        sft_model: The adapter of `args.sft_model_path`, where it was read already.
         prefix_sharing: Whether completions of one prompt share its computation.
     """
 
@@ -59,17 +61,19 @@ class PPOTrainer(RolesTrainer):
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         peft_config: PeftConfig | None = None,
-        reward_model_path: str | None = None,
+        reward_model_path: str | Adapter | None = None,
         reward_funcs: Sequence[RewardFunc] = (),
         eval_dataset: Dataset | None = None,
         *,
+        sft_model: Adapter | None = None,
         prefix_sharing: bool = True,
         **kwargs: Any,
     ) -> None:
         check_run(args, model, processing_class, train_dataset, eval_dataset)
         set_seed(args.seed)  # before LoRA's weights are drawn, as TRL's trainers do
         self.roles = Roles(model, prefix_sharing=prefix_sharing)
-        attach_roles(self.roles, reward_model_path, peft_config, args.sft_model_path)
+        start = sft_model or args.sft_model_path
+        attach_roles(self.roles, reward_model_path, peft_config, start)
         self.schedule = Schedule(args, len(train_dataset))
         if args.total_episodes is not None:
             args.max_steps = self.schedule.steps(args.total_episodes)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -306,9 +307,8 @@ def test_fewer_prompts_than_a_rollout_takes_is_an_error(tmp_path, reward_folder)
 
 
 def test_a_reward_model_of_another_base_is_an_error(tmp_path, reward_folder):
-    folder = tmp_path / "other"
-    folder.mkdir()
-    config = json.loads((Path(reward_folder) / "adapter_config.json").read_text())
+    folder = Path(shutil.copytree(reward_folder, tmp_path / "other"))
+    config = json.loads((folder / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "someone/else"
     (folder / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(RecipeError, match="was trained on `someone/else`"):

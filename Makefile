@@ -25,15 +25,28 @@ DPO = $(OUT)/models/dpo_model/run.json
 JUDGE_MODEL = $(OUT)/judge/models/reward_model/run.json
 RESULTS = $(OUT)/results/evaluation_results.json
 
-BASE = $(if $(MODEL),--model_name_or_path $(MODEL))
+# make and the shell read these characters as their own, and make splits names at spaces.
+SPECIAL := ' " ` \ $$ ; & | < > * ? [ ] { } ~ % : ! \#
+refuse = $(error $1 is `$(value $1)`: make cannot work with a name that has a space or one of $(SPECIAL). \
+	Give another name, such as a link to it)
+plain = $(if $(word 2,$(value $1))$(strip $(foreach c,$(SPECIAL),$(findstring $c,$(value $1)))),$(call refuse,$1))
+$(foreach name,OUT RECIPE ACCELERATE JUDGE HUB_USER,$(call plain,$(name)))
+$(foreach name,MODEL DATASET,$(if $(findstring $$,$(value $(name))),$(call refuse,$(name))))
+quoted = '$(subst ','\'',$1)'
+
+BASE = $(if $(MODEL),--model_name_or_path $(call quoted,$(MODEL)))
 SCORES = --reward_model_path $(OUT)/models/reward_model
 GOLD = $(if $(JUDGE)$(wildcard $(JUDGE_MODEL)),--gold_model_path $(patsubst %/run.json,%,$(JUDGE_MODEL)))
-LAUNCH = $(BIN)/accelerate launch --quiet --config_file $(ACCELERATE)
+# One process needs no launcher, and then nothing stands between it and Ctrl-C.
+LAUNCH = $(BIN)/python $(if $(filter-out %/single.yaml,$(ACCELERATE)),-m rlhf_recipes.launch --quiet --config_file $(ACCELERATE))
+CHECK = $(BIN)/python -m rlhf_recipes.completeness $(OUT)
 CPU = $(if $(findstring cpu_ddp,$(ACCELERATE)),--use_cpu)
 
 .DEFAULT_GOAL = help
 .NOTPARALLEL:
-.PHONY: help install demo data reward judge ppo grpo dpo evaluate all push test check format bench docker
+# What a stage has finished is never deleted, not even by Ctrl-C.
+.PRECIOUS: $(DATA) $(REWARD) $(PPO) $(GRPO) $(DPO) $(JUDGE_MODEL) $(RESULTS)
+.PHONY: FORCE help install demo data reward judge ppo grpo dpo evaluate all push test check format bench docker
 
 help: ## This list
 	@echo 'make TARGET [RECIPE=$(RECIPE)] [OUT=$(OUT)] [ACCELERATE=$(ACCELERATE)]'
@@ -60,7 +73,11 @@ dpo: $(DPO) ## Train a policy with DPO on the preferences themselves
 evaluate: $(RESULTS) ## Compare base, PPO, GRPO and DPO on held-out prompts
 
 all: $(RESULTS) ## Every stage that has not finished yet
-	@echo '$(OUT) is complete: $(OUT)/results/report.html (another recipe or dataset needs another OUT=)'
+	@$(CHECK)
+	@echo '(another recipe or dataset needs another OUT=)'
+
+reward ppo grpo dpo evaluate:
+	@$(CHECK) $@
 
 push: | $(INSTALLED) ## Push the finished adapters to the Hub, private: HUB_USER=name
 	$(if $(HUB_USER),,$(error Say whose account the adapters go to: make push HUB_USER=name))
@@ -79,7 +96,7 @@ format: $(TOOLS) ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix
 
 bench: $(INSTALLED) $(if $(filter ppo,$(STAGE)),$(PEER)) ## Time stages against their peers: STAGE=dpo [DATASET=preference data]
-	$(BIN)/python -m benchmarks.bench $(STAGE) $(if $(DATASET),--dataset_name $(DATASET)) $(ARGS)
+	$(BIN)/python -m benchmarks.bench $(STAGE) $(if $(DATASET),--dataset_name $(call quoted,$(DATASET))) $(ARGS)
 
 docker: ## Build the container image rlhf_recipes
 	docker build --tag rlhf_recipes .
@@ -87,25 +104,38 @@ docker: ## Build the container image rlhf_recipes
 # Nothing here may wait for a Hub that is not there.
 demo test: export HF_HUB_OFFLINE = 1
 
+# Stages wait for each other's files and not for their times, which a copy of the folder changes;
+# whether they belong together is for CHECK to say. `--overwrite` makes a finished one again.
+forced = $(if $(findstring --overwrite,$(ARGS) $(ARGS_$1)),FORCE)
+$(DATA): $(call forced,data)
+$(REWARD): $(call forced,reward)
+$(PPO): $(call forced,ppo)
+$(GRPO): $(call forced,grpo)
+$(DPO): $(call forced,dpo)
+$(JUDGE_MODEL): $(call forced,judge)
+$(RESULTS): $(call forced,evaluate)
+
 $(DATA): | $(INSTALLED)
 	$(BIN)/python recipes/prepare_data.py --config $(RECIPE)/prepare_data.yaml --output_dir $(OUT) \
-		$(if $(DATASET),--dataset_name $(DATASET)) $(if $(JUDGE),--judge_fraction $(JUDGE)) \
+		$(if $(DATASET),--dataset_name $(call quoted,$(DATASET))) $(if $(JUDGE),--judge_fraction $(JUDGE)) \
 		$(BASE) $(ARGS) $(ARGS_data)
 
-$(REWARD) $(PPO) $(GRPO) $(DPO): $(OUT)/models/%_model/run.json: $(DATA) | $(INSTALLED)
+$(REWARD) $(PPO) $(GRPO) $(DPO): $(OUT)/models/%_model/run.json: | $(DATA) $(INSTALLED)
+	$(if $(filter ppo grpo,$*),@$(CHECK) reward)
 	$(LAUNCH) recipes/$*.py --config $(RECIPE)/$*.yaml --output_dir $(@D) \
 		--dataset_name $(OUT)/data $(if $(filter ppo grpo,$*),$(SCORES)) $(BASE) $(CPU) $(ARGS) $(ARGS_$*)
 
-$(PPO) $(GRPO): $(REWARD)
+$(PPO) $(GRPO): | $(REWARD)
 
 # A workspace of its own, so that nothing of the proxy's is replaced.
-$(JUDGE_MODEL): $(DATA) | $(INSTALLED)
+$(JUDGE_MODEL): | $(DATA) $(INSTALLED)
 	@test -f $(OUT)/judge/data/run.json || { echo '$(OUT)/data has no prompts left for a judge. Prepare it anew: \
 	make judge JUDGE=0.5 with another OUT=, or remove $(OUT)/data first'; exit 2; }
 	$(LAUNCH) recipes/reward.py --config $(RECIPE)/reward.yaml --output_dir $(@D) \
 		--dataset_name $(OUT)/judge/data $(BASE) $(CPU) $(ARGS) $(ARGS_judge)
 
-$(RESULTS): $(PPO) $(GRPO) $(DPO) $(if $(JUDGE),$(JUDGE_MODEL)) | $(INSTALLED)
+$(RESULTS): | $(PPO) $(GRPO) $(DPO) $(if $(JUDGE),$(JUDGE_MODEL)) $(INSTALLED)
+	@$(CHECK) reward ppo grpo dpo
 	$(BIN)/python recipes/evaluate.py --config $(RECIPE)/evaluate.yaml --output_dir $(OUT) \
 		--dataset_name $(OUT)/data $(SCORES) $(GOLD) $(ARGS) $(ARGS_evaluate)
 

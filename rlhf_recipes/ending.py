@@ -58,6 +58,8 @@ def ended_by_a_sentence() -> Iterator[None]:
 
 def _exit(status: int, sentence: str, error: BaseException | None = None) -> None:
     notes = getattr(error, "__notes__", [])
+    if error is not None and not notes:
+        notes = ["What had been finished is kept, and the same command goes on from there."]
     sys.stderr.write(printable(" ".join([sentence, *notes])) + "\n")
     raise SystemExit(status) from None
 

@@ -1,0 +1,172 @@
+"""The Makefile, run by make itself, with stages that only write their records."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+STAGE = """#!{python}
+import json, os, sys, time
+from pathlib import Path
+arguments = sys.argv[1:]
+if "rlhf_recipes.completeness" in arguments:
+    os.execv({python!r}, [{python!r}, *arguments])
+folder = Path(arguments[arguments.index("--output_dir") + 1])
+stage = Path(arguments[0]).stem
+with open(os.environ["STAGES_LOG"], "a") as log:
+    log.write(json.dumps([stage, *arguments]) + "\\n")
+record = {{"dataset_fingerprint": "d1", "created": "2026-01-01"}}
+if stage == "prepare_data":
+    files = {{"data/run.json": record}}
+elif stage == "evaluate":
+    names = "failure_analysis.json report.html evaluation_results.json".split()
+    files = {{f"results/{{name}}": {{}} for name in names}} | {{"ANALYSIS.md": {{}}}}
+    facts = {{"dataset_fingerprint": "d1", "run": {{"created": "2026-01-02"}}}}
+    files["samples/collection.json"] = facts
+else:
+    model = str(folder.parent / "reward_model")
+    record |= {{"fingerprint": stage, "recipe": {{"reward_model_path": model}}}}
+    files = {{"run.json": record}}
+    if stage in ("ppo", "grpo"):
+        files["run.json"]["inputs"] = {{"reward_model_path": "reward"}}
+for name, content in files.items():
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+if os.environ.get("HANG_IN") == stage:
+    print("written", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def make(root, tmp_path):
+    """A function that starts make with these arguments, and the log of what stages it ran."""
+    binaries = tmp_path / "bin"
+    binaries.mkdir()
+    (binaries / "python").write_text(STAGE.format(python=sys.executable))
+    (binaries / "python").chmod(0o755)
+    (binaries / ".installed").touch()
+
+    def start(*arguments, **environment):
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        process = subprocess.Popen(
+            [
+                *("make", f"BIN={binaries}", f"INSTALLED={binaries}/.installed"),
+                *(f"OUT={tmp_path}/out", *arguments),
+            ],
+            cwd=root,
+            env=os.environ | {"STAGES_LOG": str(log)} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        return process, log
+
+    return start
+
+
+def finish(started):
+    """The status of make, all it said, and the stages it ran."""
+    process, log = started
+    out, err = process.communicate(timeout=60)
+    lines = log.read_text().splitlines() if log.exists() else []
+    return process.returncode, out + err, [json.loads(line)[0] for line in lines]
+
+
+ALL = ["prepare_data", "reward", "ppo", "grpo", "dpo", "evaluate"]
+
+
+def test_every_stage_runs_once_and_all_is_then_complete(make, tmp_path):
+    status, said, stages = finish(make("all"))
+    assert (status, stages) == (0, ALL), said
+    assert f"{tmp_path}/out is complete" in said
+    assert finish(make("all"))[2] == []
+
+
+def test_control_c_deletes_no_finished_record(make, tmp_path):
+    process, log = make("reward", HANG_IN="reward")
+    assert process.stdout is not None
+    while "written" not in process.stdout.readline():
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    status, _, stages = finish((process, log))
+    assert status != 0
+    assert stages == ["prepare_data", "reward"]
+    assert (tmp_path / "out" / "models" / "reward_model" / "run.json").exists()
+    assert finish(make("reward"))[2] == []
+
+
+def test_a_copied_folder_or_a_touched_file_is_no_reason_to_run_a_stage(make, tmp_path):
+    finish(make("all"))
+    out = tmp_path / "out"
+    os.utime(out / "data" / "run.json")
+    status, said, stages = finish(make("all"))
+    assert (status, stages) == (0, []), said
+    shutil.copytree(out, tmp_path / "copy", copy_function=shutil.copy)
+    status, said, stages = finish(make("all", f"OUT={tmp_path}/copy"))
+    assert (status, stages) == (0, []), said
+
+
+def test_data_prepared_anew_is_noticed_by_its_fingerprint(make, tmp_path):
+    finish(make("all"))
+    (tmp_path / "out" / "data" / "run.json").write_text('{"dataset_fingerprint": "d2"}')
+    for target in ("all", "dpo"):
+        status, said, stages = finish(make(target))
+        assert status == 2
+        assert stages == []
+        assert "dpo was trained on other data than" in said
+        assert "make dpo ARGS_dpo=--overwrite" in said
+        assert "complete:" not in said
+
+
+def test_a_policy_of_another_reward_model_and_an_old_evaluation_are_noticed(make, tmp_path):
+    finish(make("all"))
+    record = tmp_path / "out" / "models" / "reward_model" / "run.json"
+    changed = json.loads(record.read_text()) | {"fingerprint": "new", "created": "2026-02-01"}
+    record.write_text(json.dumps(changed))
+    status, said, _ = finish(make("all"))
+    assert status == 2
+    assert "ppo was trained against another reward model" in said
+    assert "The evaluation is older than reward" in said
+    assert "dpo was" not in said
+
+
+def test_without_its_report_nothing_is_called_complete(make, tmp_path):
+    finish(make("all"))
+    (tmp_path / "out" / "results" / "report.html").unlink()
+    status, said, _ = finish(make("all"))
+    assert status == 2
+    assert "results/report.html cannot be found" in said
+    assert "is complete" not in said
+
+
+def test_overwrite_runs_the_stage_it_is_given_to(make):
+    finish(make("all"))
+    assert finish(make("ppo", "ARGS_ppo=--overwrite"))[2] == ["ppo"]
+    assert finish(make("reward", "ARGS=--overwrite"))[2] == ["prepare_data", "reward"]
+
+
+@pytest.mark.parametrize("name", ["OUT", "RECIPE", "ACCELERATE", "JUDGE"])
+@pytest.mark.parametrize("value", ["my folder", "a$b", "a;b", "it's", "50%"])
+def test_names_that_make_cannot_work_with_are_refused(make, name, value):
+    status, said, stages = finish(make("all", f"{name}={value}"))
+    assert status == 2
+    assert f"{name} is `{value}`" in said
+    assert stages == []
+
+
+def test_a_dataset_and_a_model_may_have_spaces_in_their_names(make):
+    started = make("data", "DATASET=my pairs/it's.jsonl", "MODEL=my base")
+    assert finish(started)[0] == 0
+    (line,) = started[1].read_text().splitlines()
+    assert "my pairs/it's.jsonl" in json.loads(line)
+    assert "my base" in json.loads(line)
+    status, said, _ = finish(make("data", "DATASET=a$b"))
+    assert status == 2
+    assert "DATASET is `a$b`" in said

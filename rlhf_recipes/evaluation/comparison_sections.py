@@ -36,14 +36,23 @@ def win_rates_section(results: Results) -> Section:
         for metric in metrics_of(results)
         for name, each in results["controls"].items()
     ]
-    columns = ["comparison", "by", "win rate", "won", "tied", "lost", "p", "Holm p"]
-    note = f"{INTERVALS} A tie counts one half. p: exact sign test on the prompts not tied; with "
-    note += "several samples a prompt, sign-flip test on the shares won."
+    columns = ["comparison", "by", "win rate", "pairs won", "tied", "lost", "prompts won"]
+    columns += ["tied", "lost", "p", "Holm p"]
+    note = f"{INTERVALS} Pairs: a completion of each side to one prompt; the win rate is the "
+    note += "fraction of pairs won, a tie one half, and a prompt is won if more than half of its "
+    note += "pairs are. Verdicts that cannot be read are left out. p: exact sign test on the "
+    note += "prompts not tied; with several completions per prompt, sign-flip test."
     primary = results["config"]["primary"]
     lines = []
     for name, pair in results["pairwise"].items():
         first, _, second = name.partition(" vs ")
         lines.append(say.comparison_sentence(first, second, pair[primary], primary))
+    lines += [
+        say.comparison_sentence(name, "base", model["win_rate"][judge], judge)
+        for judge in results["config"]["judges"]
+        for name, model in policies_of(results).items()
+        if model["win_rate"][judge]
+    ]
     picture = Picture("win_rates.png", "Forest plot of win rates with 95% intervals and a 50% line")
     return Section(
         "Win rates", [picture, Text(lines), Table(columns, rows, note), _adjusted(results)]
@@ -73,7 +82,9 @@ def _adjusted(results: Results) -> Table:
 
 
 def _win_row(name: str, metric: str, win: Results) -> list[str]:
-    counts = [str(win["wins"]), str(win["ties"]), str(win["losses"])]
+    kinds = ("wins", "ties", "losses")
+    counts = ["" if win["pairs"] is None else str(win["pairs"][kind]) for kind in kinds]
+    counts += [str(win[kind]) for kind in kinds]
     tests = [p_value(win["p"]), p_value(win["p_holm"])]
     return [name, metric, rate(win["value"], win["ci"]), *counts, *tests]
 
@@ -81,6 +92,7 @@ def _win_row(name: str, metric: str, win: Results) -> list[str]:
 def frontier_section(results: Results) -> Section:
     """What each policy gains, and what it pays for it in KL."""
     metrics, primary = metrics_of(results), results["config"]["primary"]
+    prompts = results["config"]["n_prompts"]
     blocks: list[Block] = []
     rows = [
         [name, number(m["kl"]["seq"]), span(m["kl"]["ci"]), number(m["kl"]["token"])]
@@ -88,10 +100,11 @@ def frontier_section(results: Results) -> Section:
         for name, m in results["models"].items()
     ]
     lines = [
-        say.frontier_sentence(name, m["kl"], m["frontier"][primary], primary)
+        say.frontier_sentence(name, m["kl"], m["frontier"][primary], primary, prompts)
         for name, m in policies_of(results).items()
     ]
-    lines += [say.matched_sentence(p, primary) for p in results["frontier"][primary]["matched"]]
+    matched = results["frontier"][primary]["matched"]
+    lines += [say.matched_sentence(pair, primary, prompts) for pair in matched]
     lines += [
         say.seeds_sentence(name, family["between_seeds"], primary)
         for name, family in results["families"].items()
@@ -161,7 +174,11 @@ def over_optimisation_section(results: Results) -> Section:
     found = results["over_optimisation"]
     if found is None:
         return Section("Proxy against gold")
-    lines = [say.over_optimisation_sentence(n, found["policies"][n]) for n in policies_of(results)]
+    prompts = results["config"]["n_prompts"]
+    lines = [
+        say.over_optimisation_sentence(name, found["policies"][name], prompts)
+        for name in policies_of(results)
+    ]
     base = found["spearman_base"], found["spearman_base_given_length"]
     rows = [["base", *map(say.correlation, base), "", "", ""]]
     rows += [
@@ -175,9 +192,8 @@ def over_optimisation_section(results: Results) -> Section:
         ]
         for name, p in found["policies"].items()
     ]
-    lines += [say.fit_sentence(family, fit) for family, fit in found["fits"].items()]
     columns = ["model", "Spearman, proxy with gold", "given length"]
     columns += ["proxy gain", "gold gain", "gap"]
-    note = f"{INTERVALS} Gains in standard deviations of base. Over-optimised: the proxy's "
-    note += "interval lies above 0 and gold's below."
+    note = f"{INTERVALS} Gains in standard deviations of base. Over-optimized: the proxy's "
+    note += "interval lies above 0 and gold's below, both with a Holm-corrected p under 0.05."
     return Section("Proxy against gold", [Text(lines), Table(columns, rows, note)])

@@ -6,11 +6,11 @@ from itertools import combinations
 import numpy as np
 
 from rlhf_recipes.evaluation.best_of_n import best_of_n, best_of_n_kl, best_of_n_wins
+from rlhf_recipes.evaluation.claims import Claim, win_claim
 from rlhf_recipes.evaluation.kl import kl_summary
 from rlhf_recipes.evaluation.length_control import length_controlled
 from rlhf_recipes.evaluation.samples import CONTROL, Collection, ModelSamples, Results
 from rlhf_recipes.evaluation.statistics import (
-    ALPHA,
     Array,
     correct,
     mean_interval,
@@ -19,18 +19,9 @@ from rlhf_recipes.evaluation.statistics import (
 from rlhf_recipes.evaluation.verdicts import judged_win_rate
 from rlhf_recipes.evaluation.win_rate import soft_win_rate, summary, win_rate, win_scores
 
-BETTER, WORSE, UNDECIDED = "better", "worse", "no detectable difference"
 # One text scored in two batches differs in the last bits, and that is no win.
 TIE = 1e-5
 BEST_OF_N_FROM = 4
-
-
-def verdict(rate: Results) -> str:
-    """What may be said of a win rate: a direction only if Holm's p and the interval both agree."""
-    low, high = rate["ci"]
-    if rate["p_holm"] >= ALPHA or low <= 0.5 <= high:
-        return UNDECIDED
-    return BETTER if rate["value"] > 0.5 else WORSE
 
 
 def win_rates(model: ModelSamples, collection: Collection) -> Results:
@@ -106,6 +97,7 @@ def controls(collection: Collection) -> Results:
     """What must come out if the pipeline is right, one control without and one with an effect.
 
     `control`: base sampled again shows no detectable difference to itself, and a KL of exactly 0.
+    It passes only if every metric and judge could have shown one; `passed` is null otherwise.
     `best_of_n`: base's best of n by the proxy must beat base sampled again, by the proxy; without
     ties it does so in n/(n+1) of the cases.
     """
@@ -117,14 +109,20 @@ def controls(collection: Collection) -> Results:
         if judged := judged_win_rate(verdicts, control):
             rates[judge] = judged
     correct(list(rates.values()))
-    failed = [name for name, rate in rates.items() if verdict(rate) != UNDECIDED]
+    claims = {name: win_claim(rate) for name, rate in rates.items()}
+    failed = [name for name, found in claims.items() if found in (Claim.ABOVE, Claim.BELOW)]
     failed += ["kl"] if control.values("kl").any() else []
+    undecided = [n for n, found in claims.items() if found in (Claim.TOO_FEW, Claim.UNREADABLE)]
+    for judge, verdicts in collection.verdicts.items():
+        asked = any(verdict["model"] == CONTROL for verdict in verdicts)
+        undecided += [judge] * (asked and judge not in rates)
     found: Results = {
         CONTROL: {
             "win_rate": {"gold": None, **rates},
             "kl": kl_summary(control),
             "failed_on": failed,
-            "passed": not failed,
+            "undecided_on": undecided,
+            "passed": False if failed else None if undecided else True,
         }
     }
     if sizes := best_of_n_sizes(collection):
@@ -139,12 +137,13 @@ def _positive_control(
     wins = {m: best_of_n_wins(proxy, base.scores(m), control.scores(m), n, TIE) for m in metrics}
     rates = {metric: summary(won, single=False) for metric, won in wins.items()}
     correct(list(rates.values()))
+    found = win_claim(rates["proxy"])
     return {
         "n": n,
         "expected": n / (n + 1),
         "win_rate": {"gold": None, **rates},
         "kl": {"seq": best_of_n_kl(n), "upper_bound": True},
-        "passed": verdict(rates["proxy"]) == BETTER,
+        "passed": None if found == Claim.TOO_FEW else found == Claim.ABOVE,
     }
 
 

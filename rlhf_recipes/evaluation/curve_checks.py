@@ -10,6 +10,7 @@ from rlhf_recipes.evaluation.statistics import SEED, Array, Interval, percentile
 
 DRAWS = 999
 FEWEST = 8
+UNDETECTED = "none detectable"
 
 Curves = Mapping[str, tuple[list[float], list[float]]]
 
@@ -68,12 +69,12 @@ def slope_interval(x: Array, y: Array) -> tuple[float, Interval]:
 
 
 def _trend(name: str, x: Array, y: Array) -> dict[str, Any]:
-    """Still rising, falling, or on a plateau over the last quarter, at least eight values."""
+    """Rising, falling or neither detectably over the last quarter, at least eight values."""
     facts: dict[str, Any] = {
         "check": "trend",
         "quantity": name,
         "rule": f"slope over the last quarter, at least {FEWEST} values; interval by block "
-        "bootstrap; a plateau where it covers 0",
+        "bootstrap; no trend is detectable where it covers 0",
     }
     if len(y) < FEWEST:
         return facts | dict.fromkeys(("value", "ci", "outcome", "raised"))
@@ -81,7 +82,7 @@ def _trend(name: str, x: Array, y: Array) -> dict[str, Any]:
     slope, ci = slope_interval(x[-last:], y[-last:])
     # Rounding leaves the slope of a constant at the last bits.
     still = 1e-12 * (float(np.abs(y).max()) or 1.0)
-    outcome = "rising" if ci.low > still else "falling" if ci.high < -still else "plateau"
+    outcome = "rising" if ci.low > still else "falling" if ci.high < -still else UNDETECTED
     # A run that still learns was stopped too early; a loss learns by falling.
     learning = "falling" if name == "loss" else "rising"
     return facts | {"value": slope, "ci": ci, "outcome": outcome, "raised": outcome == learning}

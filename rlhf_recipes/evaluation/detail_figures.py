@@ -20,7 +20,7 @@ def kl_figure(results: Results, collection: Collection, path: Path) -> bool:
     text = caption(
         collection,
         "Left: exact KL at each position, mean over the responses that reach it (five or more), "
-        "band: 95% interval. Right: each response; line: means by third of length.",
+        "band: 95% interval. Right: each completion.",
     )
     with figure(path, 10.4, 4.6, text) as canvas:
         left, right = canvas.subplots(1, 2)
@@ -30,9 +30,6 @@ def kl_figure(results: Results, collection: Collection, path: Path) -> bool:
             lengths, spent = model.values("n_tokens").ravel(), model.values("kl").ravel()
             tint = tints[model.name]
             right.plot(lengths, spent, "o", color=tint, markersize=3, alpha=0.3, markeredgewidth=0)
-            thirds = kl["by_length"]["thirds"]
-            middles = [np.mean(third["tokens"]) for third in thirds]
-            right.plot(middles, [third["kl"] for third in thirds], "-", color=tint, linewidth=2.2)
         left.set_ylim(bottom=0)
         left.set_title("KL by position")
         left.set_xlabel("token position in the response")

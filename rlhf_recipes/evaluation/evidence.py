@@ -46,7 +46,7 @@ def failures_section(results: Results, failures: Results) -> Section:
     ]
     meaning = [f"`{detector}`: {found['definition']}." for detector, found in failures.items()]
     note = f"{INTERVALS} Share of responses on which a rule fires."
-    blocks: list[Block] = [Text(say.failure_sentences(failures))]
+    blocks: list[Block] = [Text(say.failure_sentences(failures, results["config"]["n_prompts"]))]
     blocks += [Table(["failure", *names], rows, note), Text(meaning)]
     blocks += [Text(["Examples, by sample id:"], bullets=False), Text(examples)] if examples else []
     return Section("Failures", blocks)

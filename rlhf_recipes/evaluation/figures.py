@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from rlhf_recipes.evaluation.claims import Claim, win_claim
 from rlhf_recipes.evaluation.samples import Collection, Results, reward_of
 from rlhf_recipes.evaluation.statistics import SEED
 
@@ -89,8 +90,9 @@ def win_rates_figure(results: Results, collection: Collection, path: Path) -> No
     tints = colours(results)
     text = caption(
         collection,
-        "Share of prompts won, a tie one half; bars: 95% intervals; filled: excludes 50%. At equal "
-        "length: logistic adjustment, on the metric that claims are made on.",
+        "Fraction of completion pairs won, a tie one half; bars: 95% intervals; filled: off 50% "
+        "by the interval and the corrected test. At equal length: logistic adjustment, on the "
+        "metric that claims are made on; it has no test and is never filled.",
     )
     height = 1.6 + 0.36 * len(rows)
     with figure(path, 5.2 * len(metrics) + 1, height, text) as canvas:
@@ -136,7 +138,9 @@ def _forest_groups(results: Results) -> list[list[tuple[str, Results]]]:
 def _forest_row(axes: Axes, position: int, rate: Results, tint: str) -> None:
     value, (low, high) = 100 * rate["value"], (100 * rate["ci"][0], 100 * rate["ci"][1])
     axes.plot([low, high], [position] * 2, color=tint, linewidth=2.2, solid_capstyle="round")
-    fill = tint if not low <= 50 <= high else "white"
+    # The adjusted rate has no test of its own.
+    tested = "p_holm" in rate
+    fill = tint if tested and win_claim(rate) in (Claim.ABOVE, Claim.BELOW) else "white"
     axes.plot(value, position, "o", color=tint, markerfacecolor=fill, markersize=7.5)
     axes.annotate(
         f"{value:.0f}  [{low:.0f}, {high:.0f}]",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_recipes.evaluation.claims import FEWEST_PROMPTS
 from rlhf_recipes.evaluation.samples import Collection, Results
 from rlhf_recipes.evaluation.statistics import (
     CONFIDENCE,
@@ -32,15 +33,17 @@ def dominance(kl: Array, reward: Array) -> NDArray[np.bool_]:
     return np.asarray((less_kl <= 0) & (more_reward >= 0) & strict)
 
 
-def frontier_probability(kl: Array, reward: Array) -> list[float]:
-    """Each model's share of bootstrap draws of the prompts, taken jointly, in which it is on it.
+def frontier_probability(kl: Array, reward: Array) -> tuple[Array, Array]:
+    """Fraction of joint bootstrap draws of the prompts in which each model is on the frontier.
+
+    Also returns the fraction in which model a dominates model b, at [a, b].
 
     Args:
         kl: Shape (models, prompts), as is reward; the reference is one of the models.
     """
     draws = prompt_draws(kl.shape[1])
-    beaten = dominance(draws @ kl.T, draws @ reward.T).any(axis=1)
-    return [float(p) for p in 1 - beaten.mean(axis=0)]
+    beats = dominance(draws @ kl.T, draws @ reward.T)
+    return 1 - beats.any(axis=1).mean(axis=0), beats.mean(axis=0)
 
 
 def within_prompt_sd(rewards: Array) -> float | None:
@@ -98,16 +101,18 @@ def matched_difference(
 def add_frontiers(models: Results, collection: Collection) -> Results:
     """Each model's `frontier` by metric, added to its results; returns what concerns them all.
 
-    A model is `dominated` if at least 95% of the bootstrap draws of the prompts say so. The ceiling
-    is the gain in standard deviations of base per √KL that no policy can exceed if rewards are
-    sub-Gaussian: √2 sd_within / sd. `matched` compares families of several checkpoints at the
-    largest KL that both reach.
+    A model is `dominated` if at least 95% of the bootstrap draws, of at least ten prompts, say so,
+    and `dominated_by` each model of which as many draws say so. The ceiling is the gain in standard
+    deviations of base per √KL that no policy can exceed if rewards are sub-Gaussian:
+    √2 sd_within / sd. `matched` compares families of several checkpoints at the largest KL that
+    both reach.
     """
     found: Results = {}
     names = list(models)
     for entry in models.values():
         entry["frontier"] = {"gold": None}
     kl = np.array([m.values("kl").mean(axis=1) for m in collection.models.values()])
+    enough = kl.shape[1] >= FEWEST_PROMPTS
     for metric in collection.metrics:
         reward = np.array([m.scores(metric).mean(axis=1) for m in collection.models.values()])
         rewards = collection.base.scores(metric)
@@ -116,12 +121,14 @@ def add_frontiers(models: Results, collection: Collection) -> Results:
             rewards = np.concatenate([rewards, collection.control.scores(metric)], axis=1)
         deviation = within_prompt_sd(rewards)
         beats = dominance(kl.mean(axis=1), reward.mean(axis=1))
-        for i, probability in enumerate(frontier_probability(kl, reward)):
+        on_front, dominating = frontier_probability(kl, reward)
+        for i, probability in enumerate(map(float, on_front)):
+            certain = np.flatnonzero(dominating[:, i] >= CONFIDENCE)
             models[names[i]]["frontier"][metric] = {
                 "on_front": not beats[:, i].any(),
-                "dominated_by": [names[j] for j in np.flatnonzero(beats[:, i])],
+                "dominated_by": [names[j] for j in certain if enough],
                 "probability": probability,
-                "dominated": 1 - probability >= CONFIDENCE,
+                "dominated": enough and 1 - probability >= CONFIDENCE,
                 "efficiency": _efficiency(reward[i] - reward[0], kl[i], deviation),
             }
         found[metric] = {

@@ -6,7 +6,6 @@ A judge that scores one answer by itself, a reward adapter or a Python function,
 import json
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,15 +19,12 @@ from tqdm.auto import tqdm
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.journal import Journal
+from rlhf_recipes.evaluation.judge_replies import preference
 
 ATTEMPTS = 6
 LONGEST_DELAY = 60.0
 TIMEOUT = 120.0
 RETRIED = {408, 409, 425, 429}  # and every status from 500 on
-VERDICT = re.compile(
-    r"(?:\W*(?:final|verdict|answer|winner|is|the)\b)*\W*(A|B|TIE)\W*", re.IGNORECASE
-)
-PREFERENCE = {"A": 1.0, "B": 0.0, "TIE": 0.5}
 
 INSTRUCTION = """\
 You compare two answers to one prompt. The better answer is the one that is {criterion}. \
@@ -107,13 +103,6 @@ class ChatJudge:
         )
 
 
-def preference(text: str) -> float | None:
-    """What a reply's last line says: A 1, B 0, TIE 1/2, anything else None."""
-    lines = text.strip().splitlines()
-    found = VERDICT.fullmatch(lines[-1]) if lines else None
-    return PREFERENCE[found[1].upper()] if found else None
-
-
 def _delay(response: httpx2.Response | None, longest: float) -> float:
     asked = "" if response is None else response.headers.get("Retry-After", "")
     if asked.isdigit():
@@ -170,15 +159,17 @@ def compare(judge: Judge, prompt: str, own: str, other: str) -> dict[str, Any]:
 
     Two readings that disagree are a tie (MT-Bench, https://huggingface.co/papers/2306.05685), so a
     judge that always prefers the first answer has a win rate of 1/2. `first` and `second` are what
-    it said of `own` when shown first and second. A reply that cannot be read makes the verdict a
-    tie that is not `readable`.
+    it said of `own` when shown first and second. If a reply cannot be read, the verdict is missing:
+    it is not `readable` and has no outcome.
     """
     shown_first, shown_second = judge(prompt, own, other), judge(prompt, other, own)
     first = shown_first.preference
     second = None if shown_second.preference is None else 1 - shown_second.preference
+    readable = first is not None and second is not None
+    agreed = first if first == second else 0.5
     return {
-        "outcome": first if first is not None and first == second else 0.5,
-        "readable": first is not None and second is not None,
+        "outcome": agreed if readable else None,
+        "readable": readable,
         "first": first,
         "second": second,
         "replies": [shown_first.text, shown_second.text],

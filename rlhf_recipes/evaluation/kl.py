@@ -40,7 +40,7 @@ def kl_summary(model: ModelSamples) -> dict[str, Any]:
         "estimator": ESTIMATOR,
         "capped": float(np.mean([record.get("finish") == "length" for record in model.flat])),
         "by_position": kl_by_position(model),
-        "by_length": kl_by_length(model),
+        "by_length": rank_correlation(exact[:, 0], model.values("n_tokens")[:, 0]),
     }
 
 
@@ -70,23 +70,3 @@ def kl_by_position(model: ModelSamples) -> dict[str, Any] | None:
         "n": n.tolist(),
         "ci": [pair if count > 1 else None for pair, count in zip(ends, prompts, strict=True)],
     }
-
-
-def kl_by_length(model: ModelSamples) -> dict[str, Any]:
-    """Whether longer responses carry more KL: rank correlation, and means by third of length.
-
-    The correlation is over prompts (first sample), the thirds over all responses.
-    """
-    kl, tokens = model.values("kl"), model.values("n_tokens")
-    order = np.argsort(tokens.ravel(), kind="stable")
-    parts = [(tokens.ravel()[i], kl.ravel()[i]) for i in np.array_split(order, 3) if len(i)]
-    thirds = [
-        {
-            "tokens": [int(lengths.min()), int(lengths.max())],
-            "n": len(lengths),
-            "kl": float(spent.mean()),
-            "per_token": float(spent.sum() / max(lengths.sum(), 1)),
-        }
-        for lengths, spent in parts
-    ]
-    return {"spearman": rank_correlation(kl[:, 0], tokens[:, 0]), "thirds": thirds}

@@ -5,14 +5,18 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from rlhf_recipes.evaluation.statistics import Array, percentiles, prompt_draws, wilson
+from rlhf_recipes.evaluation.statistics import (
+    Array,
+    Interval,
+    percentiles,
+    prompt_draws,
+    wilson,
+)
 
 RIDGE = 1e-4
 NEWTON_STEPS = 25
 LARGEST_STEP = 4.0
 CONVERGED = 1e-10
-# AlpacaEval calls a change of 10 points between the two rates extreme.
-EXTREME = 0.1
 OVERLAP = 0.05
 
 
@@ -25,8 +29,9 @@ def length_controlled(scores: Array, length_difference: Array) -> dict[str, Any]
     needs many models. rms is not centred, so the rates of A over B and of B over A sum to 1. The
     interval refits on bootstrap draws of the prompts, where AlpacaEval takes the fit as certain.
     30 of 40 wins at +d and 5 of 20 at -d are 0.583 raw and 0.5 at equal length. A regression
-    adjustment: it does not prove what length caused. `extreme` says that it moved the rate by more
-    than 10 points, `overlaps` that neither side is longer on over 95% of the prompts.
+    adjustment: it does not prove what length caused. `shift` is the adjusted minus the raw rate,
+    with its interval from the same draws; `overlaps` says that neither side is longer on over 95%
+    of the prompts.
 
     Args:
         scores: Wins per prompt in [0, 1], shape (prompts,).
@@ -39,12 +44,14 @@ def length_controlled(scores: Array, length_difference: Array) -> dict[str, Any]
     tilt = np.tanh(length_difference / scale) if scale > 0 else np.zeros(len(scores))
     n = len(scores)
     if np.ptp(scores) == 0:  # nothing to adjust, and nothing that draws could differ in
-        fit = {"value": raw, "ci": wilson(raw, n), "length_effect": 0.0, "extreme": False}
-        return found | fit
-    theta, phi = _fit(scores, tilt, np.vstack([np.ones(n), prompt_draws(n)]))
-    value = float(expit(theta[0]))
-    fit = {"value": value, "ci": percentiles(expit(theta[1:])), "length_effect": float(phi[0])}
-    return found | fit | {"extreme": abs(value - raw) > EXTREME}
+        still = {"value": 0.0, "ci": Interval(0.0, 0.0)}
+        return found | {"value": raw, "ci": wilson(raw, n), "length_effect": 0.0, "shift": still}
+    draws = prompt_draws(n)
+    theta, phi = _fit(scores, tilt, np.vstack([np.ones(n), draws]))
+    value, drawn = float(expit(theta[0])), expit(theta[1:])
+    shift = {"value": value - raw, "ci": percentiles(drawn - draws @ scores / n)}
+    fit = {"value": value, "ci": percentiles(drawn), "length_effect": float(phi[0])}
+    return found | fit | {"shift": shift}
 
 
 def _fit(scores: Array, tilt: Array, weights: Array) -> tuple[Array, Array]:

@@ -15,6 +15,7 @@ from rlhf_recipes.evaluation.blocks import Section, Table
 from rlhf_recipes.evaluation.figures import colours
 from rlhf_recipes.evaluation.samples import reward_of
 from rlhf_recipes.evaluation.sentences import number, percent, percent_span
+from rlhf_recipes.terminal import UNPRINTABLE, printable
 
 Results = dict[str, Any]
 
@@ -28,10 +29,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_markdown(sections: list[Section]) -> str:
-    """ANALYSIS.md. Texts of models stand in fences longer than any in them, so they stay inert."""
+    """ANALYSIS.md. Texts of models stand in fences longer than any in them, so they stay inert.
+
+    Control characters are escaped: what shows the file on a terminal obeys none of them.
+    """
     environment = _environment(autoescape=False)
     environment.filters |= {"cell": lambda text: text.replace("|", "\\|"), "fenced": _fenced}
-    return environment.get_template("ANALYSIS.md.j2").render(title=TITLE, sections=sections)
+    text = environment.get_template("ANALYSIS.md.j2").render(title=TITLE, sections=sections)
+    return printable(text)
 
 
 def render_html(sections: list[Section], results: Results, figures: Path) -> str:
@@ -50,7 +55,7 @@ def render_html(sections: list[Section], results: Results, figures: Path) -> str
         "numeric_columns": _numeric_columns,
     }
     environment.filters |= filters
-    return environment.get_template("report.html.j2").render(
+    text = environment.get_template("report.html.j2").render(
         title=TITLE,
         sections=sections,
         config=results["config"],
@@ -60,6 +65,7 @@ def render_html(sections: list[Section], results: Results, figures: Path) -> str
         script=Markup(script),
         policy=POLICY.format(digest=digest),
     )
+    return printable(text)
 
 
 def closing_table(results: Results) -> str:
@@ -130,9 +136,9 @@ def _code(text: str, samples: Results) -> str:
 
 
 def _inert_json(data: Results) -> Markup:
-    """JSON without a character that could end or begin an element."""
+    """JSON without a control character, or one that could end or begin an element."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    unsafe = r"[<>&\u2028\u2029]"
+    unsafe = rf"[<>&\u2028\u2029]|{UNPRINTABLE.pattern}"
     return Markup(re.sub(unsafe, lambda found: f"\\u{ord(found[0]):04x}", text))
 
 

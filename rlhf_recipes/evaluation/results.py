@@ -5,7 +5,8 @@ from scipy import stats
 
 from rlhf_recipes.evaluation import comparisons, statistics
 from rlhf_recipes.evaluation.caveats import caveats
-from rlhf_recipes.evaluation.comparisons import pairwise, verdict, win_rates
+from rlhf_recipes.evaluation.claims import FEWEST_PROMPTS, FEWEST_READABLE, verdict
+from rlhf_recipes.evaluation.comparisons import pairwise, win_rates
 from rlhf_recipes.evaluation.diversity import diversity
 from rlhf_recipes.evaluation.failures import failed, failure_analysis, flags
 from rlhf_recipes.evaluation.frontier import add_frontiers
@@ -21,7 +22,7 @@ from rlhf_recipes.evaluation.statistics import (
 )
 from rlhf_recipes.evaluation.verdicts import judge_quality
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SHARES = (0.55, 0.6, 0.7)
 
 
@@ -90,6 +91,8 @@ def _config(collection: Collection) -> Results:
         "prompts_needed": {str(share): prompts_needed(share) for share in SHARES},
         "null_win_rate": 0.5,
         "tie_up_to": comparisons.TIE,
+        "fewest_prompts": FEWEST_PROMPTS,
+        "fewest_readable": FEWEST_READABLE,
         "resamples": statistics.RESAMPLES,
         "frontier_draws": statistics.DRAWS,
         "seed": statistics.SEED,

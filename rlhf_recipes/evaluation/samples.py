@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ class Collection:
     """All models' samples on one prompt set, and the facts written when they were collected.
 
     Base comes first, then the policies, each family together in the order of its steps.
-    verdicts[judge] holds what a pairwise judge said of responses against base's.
+    verdicts[judge] holds what a pairwise judge said of responses against base's. `repeated` counts
+    the prompts that were left out because they are another one but for case and spaces.
     """
 
     facts: dict[str, Any]
@@ -69,6 +70,7 @@ class Collection:
     control: ModelSamples | None
     metrics: tuple[str, ...]
     verdicts: dict[str, list[Record]] = field(default_factory=dict)
+    repeated: int = 0
 
     @property
     def base(self) -> ModelSamples:
@@ -145,12 +147,34 @@ def read_samples(folder: Path) -> Collection:
         for name in names
     }
     _require_one_prompt_set(models)
+    kept = _different_prompts(models[BASE])
+    repeated = len(models[BASE].records) - len(kept)
+    models = {
+        name: replace(model, records=[r for r in model.records if r[0]["prompt_id"] in kept])
+        for name, model in models.items()
+    }
     verdicts = {
-        path.stem.removeprefix("verdicts_"): _read(path)
+        path.stem.removeprefix("verdicts_"): [v for v in _read(path) if v["prompt_id"] in kept]
         for path in sorted(folder.glob("verdicts_*.json"))
     }
     metrics = _metrics(models)
-    return Collection(facts, models, models.pop(CONTROL, None), metrics, verdicts)
+    return Collection(facts, models, models.pop(CONTROL, None), metrics, verdicts, repeated)
+
+
+def _different_prompts(base: ModelSamples) -> set[int]:
+    """Ids of the prompts, the first of those that differ only in case and spaces.
+
+    Intervals take prompts as independent; a prompt that counts twice makes them too narrow.
+    """
+    first: dict[str, int] = {}
+    for row in base.records:
+        first.setdefault(" ".join(row[0]["prompt"].casefold().split()), row[0]["prompt_id"])
+    if len(first) == 1:
+        raise RecipeError(
+            "There are samples for one prompt only. Intervals and tests are over prompts and need "
+            "at least two, better 100. Raise the number of evaluation prompts."
+        )
+    return set(first.values())
 
 
 def _run_of(name: str, step: int | None, names: list[str], families: dict[str, str]) -> str:
@@ -239,11 +263,6 @@ def _require_one_prompt_set(models: dict[str, ModelSamples]) -> None:
                 "in all). Only answers to the same prompts can be compared. Collect all models "
                 "again with `make evaluate`."
             )
-    if len(base) == 1:
-        raise RecipeError(
-            "There are samples for one prompt only. Intervals and tests are over prompts and need "
-            "at least two, better 100. Raise the number of evaluation prompts."
-        )
 
 
 def _metrics(models: dict[str, ModelSamples]) -> tuple[str, ...]:

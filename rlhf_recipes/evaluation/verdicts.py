@@ -10,15 +10,28 @@ from rlhf_recipes.evaluation.win_rate import summary
 
 
 def judged_win_rate(verdicts: Sequence[Record], model: ModelSamples) -> Results | None:
-    """The win rate over base by a judge's verdicts, None unless every prompt has one."""
+    """The win rate over base by a judge's readable verdicts; None unless every prompt was judged.
+
+    A verdict that cannot be read is missing, not a tie: prompts without a readable one are left
+    out. With several verdicts per prompt, a prompt counts as often as it has readable ones, so that
+    `value` is the mean over these. None, too, if fewer than two prompts have one.
+    """
     outcomes: dict[int, list[float]] = {row[0]["prompt_id"]: [] for row in model.records}
+    asked = dict.fromkeys(outcomes, 0)
     for verdict in verdicts:
         if verdict["model"] == model.name:
-            outcomes[verdict["prompt_id"]].append(verdict["outcome"])
-    if not all(outcomes.values()):
+            asked[verdict["prompt_id"]] += 1
+            outcomes[verdict["prompt_id"]] += [verdict["outcome"]] * bool(verdict["readable"])
+    read = [said for said in outcomes.values() if said]
+    if not all(asked.values()) or len(read) < 2:
         return None
-    single = all(len(said) == 1 for said in outcomes.values())
-    return summary(np.array([np.mean(said) for said in outcomes.values()]), single=single)
+    sizes = np.array([len(said) for said in read])
+    means = np.array([np.mean(said) for said in read])
+    weighted = 0.5 + sizes / sizes.mean() * (means - 0.5)
+    single = max(asked.values()) == 1
+    rate = summary(weighted, single=single, outcomes=np.concatenate([np.array(r) for r in read]))
+    n, of = int(sizes.sum()), sum(asked.values())
+    return rate | {"readable": {"n": n, "of": of, "fraction": n / of}}
 
 
 def judge_quality(
@@ -26,8 +39,8 @@ def judge_quality(
 ) -> Results:
     """How a judge behaves, over all its verdicts.
 
-    readable: share with a readable reply to both orders. consistent: share of those on which the
-    orders agree. first: share of readable replies for the answer shown first, a tie one half; a
+    readable: fraction with a readable reply to both orders. consistent: fraction of those on which
+    the orders agree. first: share of readable replies for the answer shown first, a tie one half; a
     judge that always prefers it has first = 1 and consistent = 0, and a win rate of one half.
     kappa: Cohen's, of win, tie and loss with those of gold, if there is gold.
     """
@@ -61,7 +74,7 @@ def _agreement(verdicts: Sequence[Record], collection: Collection, epsilon: floa
         for r in model.flat
     }
     outcomes, gaps = [], []
-    for v in verdicts:
+    for v in (v for v in verdicts if v["readable"]):
         place = v["prompt_id"], v["sample_index"]
         if (v["model"], *place) in gold and (v["against"], *place) in gold:
             outcomes.append(v["outcome"])

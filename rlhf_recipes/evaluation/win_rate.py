@@ -43,24 +43,27 @@ def win_rate(rewards: Array, reference: Array, epsilon: float = 0.0) -> dict[str
 
     One sample a side: Wilson's interval at the tie-adjusted n, and the exact sign test on wins and
     losses. More: BCa bootstrap over prompts (Wilson where it is undefined), and the sign-flip test
-    of the scores' distance from one half. wins, ties and losses count prompts. Six wins, two ties,
-    two losses give 0.7. The rates of A over B and of B over A sum to 1.
+    of the scores' distance from one half. wins, ties and losses count prompts, `pairs` the pairs of
+    responses: value = (wins + ties / 2) / n of these. Six wins, two ties, two losses give 0.7. The
+    rates of A over B and of B over A sum to 1.
 
     >>> ahead = np.array([[1.0], [1.0], [1.0], [0.0]])
     >>> behind = np.array([[0.0], [0.0], [1.0], [1.0]])
     >>> win_rate(ahead, behind)["value"]
     0.625
     """
+    outcomes = pair_scores(rewards, reference, epsilon)
     single = rewards.shape[1] * reference.shape[1] == 1
-    return summary(win_scores(rewards, reference, epsilon), single=single)
+    return summary(outcomes.mean(axis=(1, 2)), single=single, outcomes=outcomes)
 
 
-def summary(scores: Array, *, single: bool) -> dict[str, Any]:
-    """The win rate of one score per prompt in [0, 1], as `win_rate` describes it.
+def summary(scores: Array, *, single: bool, outcomes: Array | None = None) -> dict[str, Any]:
+    """The win rate of one score per prompt, as `win_rate` describes it.
 
     Args:
         scores: Shape (prompts,).
         single: Whether each score is one comparison: 0, 1/2 or 1.
+        outcomes: 0, 1/2 or 1 of each comparison, counted as `pairs`; their mean is that of scores.
     """
     n = len(scores)
     value = float(scores.mean())
@@ -71,17 +74,26 @@ def summary(scores: Array, *, single: bool) -> dict[str, Any]:
     bootstrap = varied and not single
     return {
         "value": value,
-        "ci": mean_interval(scores) if bootstrap else wilson(value, n_eff),
+        "ci": np.clip(mean_interval(scores), 0, 1).tolist() if bootstrap else wilson(value, n_eff),
         "method": "bootstrap" if bootstrap else "wilson",
         "n": n,
         "n_eff": n_eff,
         "wins": wins,
         "ties": ties,
         "losses": losses,
+        "pairs": None if outcomes is None else counts(outcomes),
+        "readable": None,
         "p": sign_test(wins, losses) if single else sign_flip_test(scores - 0.5),
         "test": "sign" if single else "sign flip",
         "detectable": detectable_effect(float(scores.std(ddof=1)), n) if varied else None,
     }
+
+
+def counts(outcomes: Array) -> dict[str, int]:
+    """How many comparisons there are, and how many were won, tied and lost."""
+    wins, losses = int((outcomes > 0.5).sum()), int((outcomes < 0.5).sum())
+    ties = int(outcomes.size) - wins - losses
+    return {"n": int(outcomes.size), "wins": wins, "ties": ties, "losses": losses}
 
 
 def soft_win_rate(rewards: Array, reference: Array) -> dict[str, Any]:

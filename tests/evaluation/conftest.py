@@ -44,7 +44,8 @@ EFFECTS = {
 
 
 def prompt_text(index: int) -> str:
-    return QUESTIONS[index % 8].format(SUBJECTS[(index // 8) % 8])
+    again = f" ({index})" if index >= 64 else ""
+    return QUESTIONS[index % 8].format(SUBJECTS[(index // 8) % 8]) + again
 
 
 def make_records(

@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_recipes.evaluation.comparisons import best_of_n_curve, controls, pairwise, verdict
+from rlhf_recipes.evaluation.claims import verdict
+from rlhf_recipes.evaluation.comparisons import best_of_n_curve, controls, pairwise
 from rlhf_recipes.evaluation.frontier import dominance
 from rlhf_recipes.evaluation.over_optimisation import over_optimisation
 from rlhf_recipes.evaluation.samples import read_samples
@@ -61,7 +62,8 @@ def test_seeds_say_how_much_a_run_is_worth(results):
     half = 4.3027 * np.std(gains, ddof=1) / 3**0.5
     assert found["between_seeds"]["gold"]["ci"][1] == pytest.approx(np.mean(gains) + half, rel=1e-4)
     assert results["families"]["ppo"]["between_seeds"] is None
-    assert not any("One training seed" in warning for warning in results["warnings"])
+    (warning,) = [warning for warning in results["warnings"] if "One training seed" in warning]
+    assert "One training seed of ppo, grpo:" in warning
 
 
 def test_an_extra_judge_and_verdicts_have_their_win_rates(results):
@@ -120,7 +122,8 @@ def test_the_frontier_is_that_of_the_points(results):
     for model in results["models"].values():
         found = model["frontier"]["gold"]
         assert found["dominated"] == (found["probability"] <= 0.05)
-        assert found["on_front"] == (found["dominated_by"] == [])
+        assert found["dominated"] or not found["dominated_by"]
+        assert not (found["on_front"] and found["dominated_by"])
     doubtful = [m["frontier"]["gold"]["probability"] for m in results["models"].values()]
     assert any(0.05 < probability < 1 for probability in doubtful)
     assert results["models"]["ppo-150"]["frontier"]["gold"]["dominated"]
@@ -168,14 +171,13 @@ def test_over_optimised_needs_both_intervals(results, collection, proxy, gold, e
     models = copy.deepcopy(results["models"])
     models["ppo-150"]["reward"]["gain"] = {"value": sum(proxy) / 2, "ci": proxy}
     models["ppo-150"]["gold"]["gain"] = {"value": sum(gold) / 2, "ci": gold}
+    for field in ("reward", "gold"):
+        models["ppo-150"][field]["difference"]["p_holm"] = 0.01
     found = over_optimisation(collection, models)
+    assert found["policies"]["ppo-25"]["over_optimised"] is None
     assert found["policies"]["ppo-150"]["over_optimised"] is expected
 
 
-def test_gaos_curve_is_fitted_to_five_checkpoints(results):
-    fits = results["over_optimisation"]["fits"]
-    assert set(fits) == {"ppo", "grpo"} and fits["ppo"]["checkpoints"] == 5
-    # Gold of ppo is largest at its second checkpoint, at √KL = √3.5, and gone at √11.
-    assert 1 < fits["ppo"]["peak"] < 3.4
+def test_a_proxy_that_rises_while_gold_falls_is_over_optimized(results):
     assert results["over_optimisation"]["policies"]["ppo-150"]["over_optimised"]
     assert not results["over_optimisation"]["policies"]["grpo-150"]["over_optimised"]

@@ -41,7 +41,10 @@ def test_probability_is_certain_for_clear_points_and_split_for_equal_ones():
     noise = rng.normal(0, 1, (4, 100))
     kl = np.array([np.zeros(100), np.full(100, 1.0), np.full(100, 2.0), np.full(100, 3.0)])
     reward = np.array([[0.0], [5.0], [5.0], [1.0]]) + noise
-    base, first, rival, clear_loser = frontier_probability(kl, reward)
+    (base, first, rival, clear_loser), dominating = frontier_probability(kl, reward)
+    # first and rival both dominate the last, and one of the two is enough.
+    assert dominating[1, 3] == 1 and dominating[0, 1] == 0
+    assert dominating[1, 2] == pytest.approx(1 - rival)
     assert base == 1 and first == 1 and clear_loser == 0
     assert 0.01 < rival < 0.99
 

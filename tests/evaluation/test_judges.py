@@ -15,7 +15,6 @@ from rlhf_recipes.evaluation.judges import (
     compare,
     endpoint,
     hub,
-    preference,
     record_verdicts,
 )
 from tests.evaluation.chat_server import ChatServer
@@ -57,30 +56,6 @@ def pairs(count):
     return list(zip(*sides, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("A", 1.0),
-        ("Because.\nB", 0.0),
-        ("tie\n", 0.5),
-        ("reason\n**A**", 1.0),
-        ("reason\n[[B]].", 0.0),
-        ("Verdict: TIE", 0.5),
-        ("The final verdict is: A", 1.0),
-        ("The winner is B.", 0.0),
-        ("", None),
-        ("A is better than B", None),
-        ("I cannot say.", None),
-        ("A\nbut B is nice too", None),
-        ("A or B", None),
-        ("AB", None),
-        ("A good answer", None),
-    ],
-)
-def test_a_verdict_is_the_last_line_and_nothing_else(text, value):
-    assert preference(text) == value
-
-
 def test_a_judge_that_always_says_first_wins_half_and_is_never_consistent():
     verdicts = [compare(lambda *_: Reply(1.0, "A"), "p", f"own {i}", "other") for i in range(10)]
     assert np.mean([v["outcome"] for v in verdicts]) == 0.5
@@ -99,12 +74,12 @@ def test_swapping_the_sides_turns_the_verdict_round():
 
 
 @pytest.mark.parametrize("unreadable", [0, 1])
-def test_a_reply_that_cannot_be_read_is_counted_and_not_dropped(unreadable):
+def test_a_reply_that_cannot_be_read_leaves_no_outcome(unreadable):
     replies = [Reply(1.0, "A"), Reply(0.0, "B")]
     replies[unreadable] = Reply(None, "hm")
     given = iter(replies)
     verdict = compare(lambda *_: next(given), "p", "own", "other")
-    assert (verdict["outcome"], verdict["readable"]) == (0.5, False)
+    assert (verdict["outcome"], verdict["readable"]) == (None, False)
     assert verdict["replies"][unreadable] == "hm"
 
 

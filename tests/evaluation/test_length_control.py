@@ -39,7 +39,9 @@ def test_a_win_by_length_alone_is_taken_back():
     chance = expit(1.5 * np.tanh(gap / np.sqrt(np.mean(gap**2))))
     found = length_controlled((rng.random(20_000) < chance).astype(float)[:4000], gap[:4000])
     assert found["raw"] > 0.6 and found["value"] == pytest.approx(0.5, abs=0.03)
-    assert found["extreme"] and found["length_effect"] == pytest.approx(1.5, abs=0.2)
+    assert found["shift"]["ci"][1] < 0
+    assert found["shift"]["value"] == pytest.approx(found["value"] - found["raw"])
+    assert found["length_effect"] == pytest.approx(1.5, abs=0.2)
 
 
 def test_it_is_the_logistic_regression_of_statsmodels():

@@ -4,20 +4,6 @@ import numpy as np
 import pytest
 
 from rlhf_recipes.evaluation import analyse
-from rlhf_recipes.evaluation.over_optimisation import fit_rl
-
-DISTANCE = np.array([0.5, 1.0, 2.0, 3.0, 5.0])
-
-
-def test_gaos_curve_for_rl_peaks_where_it_must():
-    # α = 1, β = .4: d* = exp(α/β - 1) = e^1.5 = 4.4817.
-    found = fit_rl(DISTANCE, DISTANCE * (1 - 0.4 * np.log(DISTANCE)))
-    assert (found["alpha"], found["beta"]) == pytest.approx((1, 0.4))
-    assert found["peak"] == pytest.approx(4.4817, abs=5e-5)
-
-
-def test_a_gain_that_only_rises_has_no_peak():
-    assert fit_rl(DISTANCE, DISTANCE * (1 + 0.1 * np.log(DISTANCE)))["peak"] is None
 
 
 def planted(records_of, name, words, prompts=60):
@@ -70,11 +56,11 @@ def test_the_padded_answers_are_suspects_and_too_long_and_the_report_says_so(sho
     assert pad["reward_hack_suspect"]["rate"] > 0.9 and pad["length_blow_up"]["rate"] > 0.9
     assert results["models"]["honest"]["failures"]["reward_hack_suspect"]["rate"] < 0.2
     text = (shortcut / "ANALYSIS.md").read_text()
-    assert "**pad** is over-optimised: the proxy rose and gold fell" in text
-    assert "**honest** is over-optimised" not in text
+    assert "**pad** is over-optimized: the proxy rose and gold fell" in text
+    assert "**honest** is over-optimized" not in text
 
 
 def test_the_soft_win_rate_and_the_warning_of_length_go_with_it(shortcut):
     results = json.loads((shortcut / "results" / "evaluation_results.json").read_text())
     assert results["models"]["pad"]["win_rate"]["soft"]["value"] > 0.9
-    assert any("pad: its answers are longer" in warning for warning in results["warnings"])
+    assert any("pad: its completions are longer" in warning for warning in results["warnings"])

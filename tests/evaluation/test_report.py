@@ -124,3 +124,20 @@ def test_closing_table_fits_a_terminal_and_says_what_matters(evaluated):
     rate = results["models"]["ppo"]["win_rate"]["gold"]
     assert f"{100 * rate['value']:.0f}% [{100 * rate['ci'][0]:.0f}, " in lines[3]
     assert lines[-1].endswith("report.html")
+
+
+def test_no_control_character_of_a_completion_reaches_the_report_raw(
+    tmp_path, records_of, collection_in
+):
+    """Colors, titles and cursor movements of a terminal, overrides of direction, a surrogate."""
+    hostile = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eright\x08\x7f"
+    models = {name: records_of(name, (0, 0, 1), 12, 1) for name in ("base", "ppo")}
+    for record in models["base"] + models["ppo"]:
+        record["response"] += hostile
+        record["prompt"] += hostile
+    output = collection_in(tmp_path / "out", models)
+    analyse(output)
+    for path in (output / "ANALYSIS.md", output / "results" / "report.html"):
+        text = path.read_text(encoding="utf-8")
+        assert "owned" in text
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)

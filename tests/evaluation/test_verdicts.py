@@ -8,7 +8,7 @@ from rlhf_recipes.evaluation.verdicts import cohens_kappa, judge_quality, judged
 def verdict(prompt, first, second, sample=0, model="dpo"):
     """As a judge leaves it: what it said of the model's answer shown first and shown second."""
     read = first is not None and second is not None
-    outcome = first if read and first == second else 0.5
+    outcome = None if not read else first if first == second else 0.5
     return {
         "prompt_id": prompt,
         "sample_index": sample,
@@ -59,12 +59,35 @@ def test_a_difference_in_the_last_bits_is_a_tie_for_gold_too():
     assert judge_quality(verdicts, collection_of(golds), 0.0)["kappa"] < 1
 
 
-def test_what_cannot_be_read_is_counted_as_a_tie():
+def test_what_cannot_be_read_is_missing_and_no_tie():
     verdicts = [verdict(0, 1.0, 1.0), verdict(1, None, 1.0), verdict(2, 1.0, 1.0), verdict(3, 0, 0)]
     collection = collection_of([1.0] * 4)
     assert judge_quality(verdicts, collection)["readable"] == 0.75
     rate = judged_win_rate(verdicts, collection.models["dpo"])
-    assert (rate["wins"], rate["ties"], rate["losses"]) == (2, 1, 1)
+    assert (rate["wins"], rate["ties"], rate["losses"], rate["n"]) == (2, 0, 1, 3)
+    assert rate["value"] == pytest.approx(2 / 3)
+    assert rate["readable"] == {"n": 3, "of": 4, "fraction": 0.75}
+
+
+def test_the_rate_is_over_the_readable_verdicts_of_all_prompts():
+    verdicts = [
+        verdict(0, 1, 1),
+        verdict(0, 1, 1, sample=1),
+        verdict(1, 0, 0),
+        verdict(1, None, 0, 1),
+    ]
+    rate = judged_win_rate(verdicts, collection_of([1.0, 1.0]).models["dpo"])
+    assert rate["value"] == pytest.approx(2 / 3)
+    assert rate["pairs"] == {"n": 3, "wins": 2, "ties": 0, "losses": 1}
+    assert 0 <= rate["ci"][0] <= rate["ci"][1] <= 1
+
+
+def test_a_judge_that_cannot_be_read_has_no_win_rate_and_no_passing_control():
+    verdicts = [verdict(i, None, None) for i in range(20)]
+    collection = collection_of([1.0] * 20)
+    assert judged_win_rate(verdicts, collection.models["dpo"]) is None
+    quality = judge_quality(verdicts, collection)
+    assert quality["readable"] == 0 and quality["kappa"] is None and quality["first"] is None
 
 
 def test_verdicts_are_means_by_prompt():

@@ -8,7 +8,8 @@ from trl import DPOConfig, DPOTrainer, ModelConfig, get_quantization_config
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
 from rlhf_recipes.checks import Inputs
-from rlhf_recipes.models import base_path, init_kwargs, lora_config
+from rlhf_recipes.lora import lora_config
+from rlhf_recipes.models import base_path, init_kwargs
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.training import Run

@@ -8,7 +8,8 @@ from trl import ModelConfig, get_quantization_config
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
 from rlhf_recipes.checks import Inputs
-from rlhf_recipes.models import init_kwargs, lora_config, open_base
+from rlhf_recipes.lora import lora_config
+from rlhf_recipes.models import init_kwargs, open_base
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer

@@ -9,7 +9,8 @@ from trl import ModelConfig, RewardConfig, RewardTrainer, get_quantization_confi
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
 from rlhf_recipes.checks import Inputs
 from rlhf_recipes.evaluation.review import review_reward_model
-from rlhf_recipes.models import base_path, init_kwargs, lora_config
+from rlhf_recipes.lora import lora_config
+from rlhf_recipes.models import base_path, init_kwargs
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.training import Run

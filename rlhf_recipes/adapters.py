@@ -1,6 +1,5 @@
 """A LoRA adapter folder, read once into an object that every stage is handed."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,27 +15,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.lora import DEFAULTS, HEAD_NAMES, check_lora
 from rlhf_recipes.models import Base, Precision, open_config, open_tokenizer
 from rlhf_recipes.vocabulary import check_vocabulary, set_padding
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-
-HEAD_NAMES = ("score", "classifier")
-"""What transformers calls the linear head of a sequence classifier."""
-
-READABLE = {
-    *("base_model_name_or_path", "revision", "task_type", "peft_type", "auto_mapping"),
-    *("peft_version", "inference_mode", "modules_to_save", "init_lora_weights", "loftq_config"),
-    *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "bias"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("fan_in_fan_out", "use_dora", "lora_bias", "eva_config", "qalora_group_size"),
-    *("megatron_core", "ensure_weight_tying"),
-}
-"""Settings of a LoRA that a role can have: each is a product added to a layer's output, or idle."""
-
-HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva")
-"""Ways to draw a LoRA's first weights that leave the base's as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,28 +176,8 @@ def _lora_config(folder: Path, settings: dict[str, Any]) -> LoraConfig:
             f"{folder} holds an adapter of type {kind}, and only LoRA adapters can be roles on a "
             "shared base. Train one with LoRA (`use_peft: true`)."
         )
-    defaults = {f.name: getattr(LoraConfig(), f.name, None) for f in dataclasses.fields(LoraConfig)}
-    others = {
-        name: value
-        for name, value in settings.items()
-        if name not in READABLE and value not in (None, False, [], {}, defaults.get(name))
-    }
-    # Modules that the classifier's own head explains are the only ones kept whole.
-    whole = sorted({*(settings.get("modules_to_save") or ())} - {*HEAD_NAMES})
-    others |= {"modules_to_save": whole} if whole else {}
-    others |= {"bias": settings["bias"]} if settings.get("bias", "none") != "none" else {}
-    if settings.get("init_lora_weights", True) not in HARMLESS_INITS:
-        others["init_lora_weights"] = settings["init_lora_weights"]
-    if others:
-        raise RecipeError(
-            f"The adapter in {folder} is more than LoRA: "
-            + ", ".join(f"`{name}: {value}`" for name, value in sorted(others.items()))
-            + ". All roles share one frozen base, and this would change it for all of them, or "
-            "not be applied. Train the adapter without that setting (to train whole layers, name "
-            "them in `lora_target_modules`), or merge it into a copy of the base with PEFT's "
-            "`merge_and_unload` and use that folder as `model_name_or_path`."
-        )
-    known = {name: value for name, value in settings.items() if name in defaults}
+    check_lora(settings, f"The adapter in {folder}")
+    known = {name: value for name, value in settings.items() if name in DEFAULTS}
     try:
         config = LoraConfig(**known)
     except (TypeError, ValueError) as error:

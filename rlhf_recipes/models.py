@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils.peft_utils import find_adapter_config_file
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_quantization_config
 
 from rlhf_recipes.embedded import embedded_base
 from rlhf_recipes.errors import RecipeError
@@ -117,20 +117,6 @@ def init_kwargs(model: ModelConfig) -> dict[str, Any]:
         "dtype": model.dtype or "float32",
         "attn_implementation": model.attn_implementation,
     }
-
-
-def lora_config(model: ModelConfig) -> LoraConfig:
-    """The LoRA that a recipe asks for, with the revision of its base."""
-    if model.lora_modules_to_save:
-        raise RecipeError(
-            f"`lora_modules_to_save` is {list(model.lora_modules_to_save)}, but later stages hold "
-            "this adapter as one role among others on a shared base, whose other weights must "
-            "stay as they are. Leave it out, or name those layers in `lora_target_modules`."
-        )
-    config = get_peft_config(model)
-    assert isinstance(config, LoraConfig), "every stage trains adapters"
-    config.revision = Base.of(model).revision
-    return config
 
 
 def open_config(name: str, revision: str | None = None) -> PretrainedConfig:

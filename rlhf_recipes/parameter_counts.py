@@ -17,7 +17,8 @@ from trl import ModelConfig
 
 from rlhf_recipes.adapters import Adapter
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.models import Base, lora_config, open_config
+from rlhf_recipes.lora import lora_config
+from rlhf_recipes.models import Base, open_config
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf_recipes.adapters import HEAD_NAMES, Adapter, read_adapter
+from rlhf_recipes.adapters import Adapter, read_adapter
 from rlhf_recipes.dropout import turn_off_dropout
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.logits import logits_of
 from rlhf_recipes.logprobs import TokenLogps, token_logps
+from rlhf_recipes.lora import HEAD_NAMES, check_lora
 from rlhf_recipes.merging import merged
 from rlhf_recipes.packing import packing_of
 from rlhf_recipes.prefix_sharing import packed_pass, takes_packed
@@ -66,12 +67,7 @@ class Roles(nn.Module):
 
     def attach(self, role: str, config: LoraConfig, *, trainable: bool) -> None:
         """Add a fresh adapter: B = 0, so the role starts as the base itself."""
-        if config.modules_to_save:
-            raise RecipeError(
-                f"`lora_modules_to_save` is {list(config.modules_to_save)}, but a role is LoRA "
-                "alone: all roles share every other weight of the base. Leave it out, or name "
-                "those layers in `lora_target_modules`."
-            )
+        check_lora(config.to_dict(), f"What `{role}` is to be")
         config.lora_dropout = 0.0
         # PEFT would read it from the model: the name the user gave.
         config.base_model_name_or_path = self.base.name_or_path
@@ -82,6 +78,7 @@ class Roles(nn.Module):
         self._fix_flags(trainable)
         self._activate(self.active)
         self.trunk_depth = lowest_adapted_layer(self.base)
+        self._check_base_unchanged(role)
 
     def attach_saved(self, role: str, source: str | Path | Adapter, *, trainable: bool) -> None:
         """Add an adapter, or that of a run folder, with its scalar head where it has one."""
@@ -117,7 +114,7 @@ class Roles(nn.Module):
                 raise RecipeError(self._does_not_fit(adapter, f"it has {what}, such as {names[0]}"))
         if adapter.head:
             self.heads[role].load_state_dict(dict(adapter.head))
-        self._check_base_unchanged(adapter)
+        self._check_base_unchanged(role)
 
     def _check_copies(self, adapter: Adapter) -> None:
         """Base weights that PEFT saved with an adapter must be those of this base."""
@@ -133,14 +130,14 @@ class Roles(nn.Module):
                     "`merge_and_unload` and use that folder as `model_name_or_path`."
                 )
 
-    def _check_base_unchanged(self, adapter: Adapter) -> None:
+    def _check_base_unchanged(self, role: str) -> None:
         """The shared base is the same, bit for bit, as before any adapter."""
         for name, weight in self._shared.items():
             if not torch.equal(_checksum(weight), self._checksums[weight].to(weight.device)):
                 raise RecipeError(
-                    f"Loading the adapter in {adapter.folder} changed the shared base "
-                    f"`{self.base.name_or_path}` (`{name}`), so that no role's outputs could be "
-                    "believed. Train it as plain LoRA."
+                    f"Attaching `{role}` changed the shared base `{self.base.name_or_path}` "
+                    f"(`{name}`), so that no role's outputs could be believed. Train that adapter "
+                    "as plain LoRA."
                 )
 
     def _does_not_fit(self, adapter: Adapter, reason: str) -> str:

@@ -37,6 +37,13 @@ def check_vocabulary(
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if rows is None:
         return
+    padding = getattr(config.get_text_config(), "pad_token_id", None)
+    if padding is not None and padding >= rows:
+        raise RecipeError(
+            f"The configuration of `{name}` has `pad_token_id` {padding}, and its model has "
+            f"{rows:,} embeddings, so it cannot be built. Set it in config.json to an id below "
+            "that, such as the end-of-sequence token's."
+        )
     beyond = {t: i for t, i in tokenizer.get_vocab().items() if i >= rows}
     if not beyond:
         return

@@ -14,7 +14,8 @@ from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.checks import ALL, Inputs, check_training
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.models import lora_config, open_base, open_tokenizer
+from rlhf_recipes.lora import lora_config
+from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer

@@ -20,12 +20,12 @@ from trl import ModelConfig
 
 from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.lora import lora_config
 from rlhf_recipes.models import (
     Base,
     Precision,
     base_path,
     init_kwargs,
-    lora_config,
     open_base,
     open_config,
     open_tokenizer,
@@ -270,7 +270,23 @@ def test_tokenizers_that_read_other_text_are_told_apart():
         check_same_tokenizer(first, other, ("a", "b"), "It matters.")
 
 
-def test_modules_that_would_be_saved_whole_are_refused_at_the_start():
-    model = ModelConfig("tiny", use_peft=True, lora_modules_to_save=["lm_head"])
-    with pytest.raises(RecipeError, match=r"`lora_modules_to_save` is \['lm_head'\]"):
-        lora_config(model)
+@pytest.mark.parametrize(
+    "keys", [{"lora_modules_to_save": ["lm_head"]}, {"lora_target_parameters": ["mlp.experts"]}]
+)
+def test_what_later_stages_would_not_open_is_refused_at_the_start(keys):
+    with pytest.raises(RecipeError, match=f"`{next(iter(keys)).removeprefix('lora_')}: "):
+        lora_config(ModelConfig("tiny", use_peft=True, **keys))
+
+
+def test_padding_beyond_the_embeddings_is_refused_before_weights(tiny):
+    file = tiny / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token_id": 259}))
+    with pytest.raises(RecipeError, match="`pad_token_id` 259, and its model has 259 embeddings"):
+        open_tokenizer(str(tiny))
+
+
+def test_an_adapter_of_the_hub_is_told_for_what_it_is(hub):
+    adapter(hub / "snapshots" / COMMITS["main"])
+    (hub / "snapshots" / COMMITS["main"] / "config.json").unlink()
+    with pytest.raises(RecipeError, match=f"`{HUB_ID}` is an adapter, trained on "):
+        open_tokenizer(HUB_ID)

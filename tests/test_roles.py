@@ -243,5 +243,10 @@ def test_dropout_kept_as_a_number_is_off_too():
 
 
 def test_a_role_is_lora_alone():
-    with pytest.raises(RecipeError, match=r"`lora_modules_to_save` is \['lm_head'\]"):
+    with pytest.raises(RecipeError, match=r"`modules_to_save: \['lm_head'\]`"):
         Roles(open_base("tiny")).attach("policy", lora(modules_to_save=["lm_head"]), trainable=True)
+
+
+def test_a_first_draw_that_would_change_the_base_is_refused():
+    with pytest.raises(RecipeError, match="`init_lora_weights: pissa`"):
+        Roles(open_base("tiny")).attach("policy", lora(init_lora_weights="pissa"), trainable=True)

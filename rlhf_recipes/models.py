@@ -22,6 +22,7 @@ from trl import ModelConfig, get_quantization_config
 
 from rlhf_recipes.embedded import embedded_base
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.sharding import unsharded
 from rlhf_recipes.vocabulary import check_vocabulary, set_padding
 
 
@@ -151,9 +152,10 @@ def open_base(name: str, **kwargs: Any) -> PreTrainedModel:
     """The causal language model of that name, float32 unless told otherwise, in evaluation mode."""
     open_config(name, kwargs.get("revision"))
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base_path(name), **{"dtype": "float32", **kwargs}
-        )
+        with unsharded():
+            model = AutoModelForCausalLM.from_pretrained(
+                base_path(name), **{"dtype": "float32", **kwargs}
+            )
     except (OSError, ValueError) as error:
         raise RecipeError(_cannot_open("model", name, error)) from error
     model.eval()

@@ -19,6 +19,7 @@ from rlhf_recipes.adapters import Adapter
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.lora import lora_config
 from rlhf_recipes.models import Base, open_config
+from rlhf_recipes.sharding import unsharded
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def meta_model(base: Base, scored: bool = False) -> PreTrainedModel:
     config = open_config(base.name, base.revision)
     config.num_labels = 1
     kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
-    with torch.device("meta"):
+    with unsharded(), torch.device("meta"):
         return kind.from_config(config)  # type: ignore[no-any-return]  # the Auto classes
 
 

@@ -7,12 +7,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from peft import PeftModel
 from trl import GRPOConfig, GRPOTrainer
 
 from rlhf_recipes.merging import merged
 from rlhf_recipes.sampling import Prompt, prompt_ids, sample
+from rlhf_recipes.sharding import shards_weights
 
 OURS = {
     "top_p": 1.0,
@@ -43,7 +43,7 @@ def rollout_func_for(args: GRPOConfig) -> Callable[..., dict[str, Any]] | None:
     if args.max_completion_length is None:
         log.warning("TRL's own sampler is used: `max_completion_length` is None.")
         return None
-    if args.distributed_state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if shards_weights(args):
         log.warning("TRL's own sampler is used: the weights are spread over processes.")
         return None
     # It says that `rollout_func` may change; TRL is pinned, and the tests run it.

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,6 +13,7 @@ from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.episodes import Episodes
 from rlhf_recipes.preferences import prompt_text
 from rlhf_recipes.sampling import prompt_ids
+from rlhf_recipes.sharding import shards_weights
 
 
 def check_run(
@@ -43,8 +43,7 @@ def _refuse_sharding(args: PPOConfig) -> None:
     DeepSpeed steps the optimiser at every backward pass, and a PPO step has two; FSDP replaces the
     parameters that the roles switch, and sampling would wait for a process that has finished.
     """
-    sharded = (DistributedType.DEEPSPEED, DistributedType.FSDP)
-    if args.deepspeed or args.fsdp or args.distributed_state.distributed_type in sharded:
+    if shards_weights(args):
         raise RecipeError(
             "PPO does not run under DeepSpeed or FSDP. Use accelerate_configs/single.yaml or "
             "multi_gpu.yaml; a base too large for one GPU fits with `load_in_4bit: true`."

@@ -1,0 +1,28 @@
+import pytest
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl import GRPOConfig
+
+from rlhf_recipes.rollout import rollout_func_for
+from rlhf_recipes.sharding import shards_weights, unsharded
+
+ZERO_3 = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}
+
+
+def grpo(folder, **changes) -> GRPOConfig:
+    return GRPOConfig(output_dir=str(folder), bf16=False, use_cpu=True, **changes)
+
+
+@pytest.mark.parametrize("launched", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharding_is_known_before_accelerate_decides_it(launched, tmp_path, monkeypatch):
+    args = grpo(tmp_path)
+    assert not shards_weights(args)
+    assert rollout_func_for(args) is not None
+    monkeypatch.setenv(launched, "true")
+    assert shards_weights(args)
+    assert rollout_func_for(args) is None
+
+
+def test_nothing_is_changed_where_zero_3_is_off():
+    with unsharded():
+        assert not is_deepspeed_zero3_enabled()
+    assert not is_deepspeed_zero3_enabled()

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
-from transformers.integrations import (
+from transformers.integrations.deepspeed import (
     HfDeepSpeedConfig,
     deepspeed_config,
     is_deepspeed_zero3_enabled,

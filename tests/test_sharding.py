@@ -1,5 +1,5 @@
 import pytest
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl import GRPOConfig
 
 from rlhf_recipes.rollout import rollout_func_for

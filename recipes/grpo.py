@@ -9,7 +9,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_quantization_config
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
 from rlhf_recipes.checks import Inputs
 from rlhf_recipes.lora import lora_config
-from rlhf_recipes.models import Precision, base_path, init_kwargs
+from rlhf_recipes.models import base_path, init_kwargs
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared, unique_prompts
 from rlhf_recipes.rewards import RewardModel, load_reward_func
@@ -37,7 +37,7 @@ def main() -> None:
             inputs.reward_model,
             prefix_sharing=recipe.prefix_sharing,
             attn_implementation=model.attn_implementation,
-            **(inputs.reward_model.precision or Precision.read(vars(model))).kwargs(),
+            **inputs.reward_precision.kwargs(),
         )
         rewards.insert(0, reward_model.to(training.device))
     trainer = GRPOTrainer(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_recipes.ending import ended_by_a_sentence
 from rlhf_recipes.errors import RecipeError
@@ -83,6 +83,13 @@ class RewardArguments:
         metadata={
             "help": "Functions that score beside the reward model, each `path/to/file.py:name`, "
             "called with the texts of prompts and completions."
+        },
+    )
+    reward_precision: Literal["trained", "policy"] = field(
+        default="trained",
+        metadata={
+            "help": "GRPO: hold the reward model's base, dtype and quantization, as in its "
+            "training, or as the policy's. In PPO they share one."
         },
     )
 

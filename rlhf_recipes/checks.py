@@ -60,6 +60,16 @@ class Inputs:
         """The reward adapter, read once; a plan may be asked for before there is one."""
         return self._adapter(self.reward.reward_model_path if self.reward else None)
 
+    @property
+    def reward_precision(self) -> Precision:
+        """How the reward model's base is held: the policy's in PPO, else as the recipe says."""
+        policy = Precision.read(vars(self.model))
+        if self.reward is None or self.reward_model is None:
+            return policy
+        if self.stage == "ppo" or self.reward.reward_precision == "policy":
+            return policy
+        return self.reward_model.precision or policy
+
     @cached_property
     def start(self) -> Adapter | None:
         """The adapter that PPO's policy starts from, read once."""
@@ -119,6 +129,7 @@ def check_reward_model(inputs: Inputs) -> None:
     if adapter is None:
         return
     adapter.check_head()
+    _warn_of_precision(inputs.reward_precision, adapter, "reward_model_path")
     if inputs.stage == "ppo":
         _check_role(inputs, adapter, "reward_model_path")
 
@@ -127,6 +138,7 @@ def check_start(inputs: Inputs) -> None:
     """Refuse a start of the policy that is of another base, or writes no text."""
     if inputs.start is not None:
         inputs.start.check_policy()
+        _warn_of_precision(Precision.read(vars(inputs.model)), inputs.start, "sft_model_path")
         _check_role(inputs, inputs.start, "sft_model_path")
 
 
@@ -141,7 +153,9 @@ def _check_role(inputs: Inputs, adapter: Adapter, key: str) -> None:
             "All roles of PPO read the same token ids, so this one would read other text than in "
             "its training.",
         )
-    precision = Precision.read(vars(inputs.model))
+
+
+def _warn_of_precision(precision: Precision, adapter: Adapter, key: str) -> None:
     if adapter.precision not in (None, precision):
         logging.getLogger(__name__).warning(
             "The base is held in %s, and `%s` (%s) was trained on one in %s: its outputs are those "

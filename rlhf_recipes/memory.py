@@ -55,15 +55,18 @@ def training_memory(
     model: ModelConfig,
     training: Any,
     longest: int,
+    scorer: Precision,
 ) -> Memory:
     """The estimate for a training stage whose longest row has so many tokens.
 
-    GRPO loads the reward model on a base of its own. PEFT keeps adapters in float32.
+    GRPO loads the reward model on a base of its own, held as `scorer` says. PEFT keeps
+    adapters in float32.
     """
     sizes = architecture(base.config)
     size = item_bytes(model.dtype or "float32", base.config.dtype)
     bits = Precision.read(vars(model)).bits
-    bases = 1 + (stage == "grpo")
+    scorer_size = item_bytes(scorer.dtype, base.config.dtype)
+    scorers = weight_bytes(base, scorer_size, scorer.bits) if stage == "grpo" else 0
     rows = training.train_batch_size * (2 if stage in ("reward", "dpo") else 1)
     logits_rows = {"reward": 0, "dpo": longest}.get(
         stage, getattr(training, "max_completion_length", 0)
@@ -73,7 +76,7 @@ def training_memory(
         "grpo": lambda: training.generation_batch_size // training.world_size,
     }.get(stage, lambda: 0)()
     return Memory(
-        weights=bases * weight_bytes(base, size, bits),
+        weights=weight_bytes(base, size, bits) + scorers,
         adapters=parameters.adapters * FLOAT32,
         gradients=parameters.trainable * FLOAT32,
         optimiser=optimiser_bytes(parameters.trainable, training.optim, FLOAT32),

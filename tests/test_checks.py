@@ -15,7 +15,7 @@ from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.checks import ALL, Inputs, check_training
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.lora import lora_config
-from rlhf_recipes.models import open_base, open_tokenizer
+from rlhf_recipes.models import Precision, open_base, open_tokenizer
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
@@ -149,6 +149,17 @@ def test_a_base_held_in_another_way_than_the_reward_model_s_is_told(data, adapte
         check_training(with_adapters(data, adapters))
     assert "float32, and `reward_model_path`" in caplog.text
     assert "trained on one in bfloat16, quantized to 4 bits (nf4)" in caplog.text
+
+
+def test_grpo_holds_the_reward_model_s_base_as_it_was_trained_or_as_the_policy_s(data, adapters):
+    (adapters / "reward" / "recipe.yaml").write_text("dtype: bfloat16\nload_in_8bit: true\n")
+    given = with_adapters(data, adapters, stage="grpo")
+    assert given.reward_precision == Precision("bfloat16", load_in_8bit=True)
+    small = training_plan(given).memory.weights
+    asked = replace(given.reward, reward_precision="policy")
+    as_policy = replace(given, reward=asked)
+    assert as_policy.reward_precision == Precision()
+    assert training_plan(as_policy).memory.weights > small
 
 
 def test_a_plan_may_come_before_the_reward_model(data, adapters):

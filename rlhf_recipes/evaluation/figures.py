@@ -106,7 +106,7 @@ def win_rates_figure(results: Results, collection: Collection, path: Path) -> No
             for position, (label, rates) in enumerate(rows):
                 if rates.get(metric):
                     tint = tints.get(label.split(" ")[0], MUTED)
-                    _forest_row(axes, position, rates[metric], tint)
+                    draw_rate(axes, position, rates[metric], tint)
             axes.set_yticks(range(len(rows)), [label for label, _ in rows])
             axes.set_ylim(len(rows) - 0.4, -0.6)
             axes.set_xlim(0, 100)
@@ -135,7 +135,8 @@ def _forest_groups(results: Results) -> list[list[tuple[str, Results]]]:
     return [group for group in groups if group]
 
 
-def _forest_row(axes: Axes, position: int, rate: Results, tint: str) -> None:
+def draw_rate(axes: Axes, position: int, rate: Results, tint: str) -> None:
+    """One row of the forest plot: filled where the sentences name a direction."""
     value, (low, high) = 100 * rate["value"], (100 * rate["ci"][0], 100 * rate["ci"][1])
     axes.plot([low, high], [position] * 2, color=tint, linewidth=2.2, solid_capstyle="round")
     # The adjusted rate has no test of its own.

@@ -18,6 +18,7 @@ NEWTON_STEPS = 25
 LARGEST_STEP = 4.0
 CONVERGED = 1e-10
 OVERLAP = 0.05
+SEPARATED = 0.01
 
 
 def length_controlled(scores: Array, length_difference: Array) -> dict[str, Any]:
@@ -50,7 +51,11 @@ def length_controlled(scores: Array, length_difference: Array) -> dict[str, Any]
     theta, phi = _fit(scores, tilt, np.vstack([np.ones(n), draws]))
     value, drawn = float(expit(theta[0])), expit(theta[1:])
     shift = {"value": value - raw, "ci": percentiles(drawn - draws @ scores / n)}
-    fit = {"value": value, "ci": percentiles(drawn), "length_effect": float(phi[0])}
+    interval = percentiles(drawn)
+    if interval.high - interval.low < SEPARATED:
+        # Length tells wins from losses without an error, and so it does on every draw.
+        interval = wilson(value, n)
+    fit = {"value": value, "ci": interval, "length_effect": float(phi[0])}
     return found | fit | {"shift": shift}
 
 

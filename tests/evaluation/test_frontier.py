@@ -97,3 +97,14 @@ def test_equal_paths_do_not_differ():
     kl, gain = np.array([[1.0], [4.0]]) + np.zeros((2, 60)), rng.normal(1, 1, (2, 60))
     _, gap, ends, p = matched_difference((kl, kl), (gain, gain))
     assert (gap, p) == (0, 1) and ends == (0, 0)
+
+
+def test_a_model_can_be_dominated_for_certain_and_by_no_single_one():
+    # On each draw one of two rivals is ahead of the third model, and now it is this, now that one.
+    rng = np.random.default_rng(2)
+    swing = rng.normal(0, 1, 100)
+    kl = np.array([np.zeros(100), np.full(100, 1.0), np.full(100, 1.0), np.full(100, 2.0)])
+    reward = np.array([np.full(100, -9.0), swing - swing.mean(), swing.mean() - swing, 0 * swing])
+    on_front, dominating = frontier_probability(kl, reward)
+    assert on_front[3] < 0.05
+    assert (dominating[:, 3] < 0.95).all() and (dominating[1:3, 3] > 0.05).all()

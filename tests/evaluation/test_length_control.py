@@ -84,3 +84,10 @@ def test_answers_that_are_always_longer_do_not_overlap():
     assert not length_controlled(scores, rng.uniform(1, 9, 40))["overlaps"]
     assert not length_controlled(scores, np.where(np.arange(40) < 1, -1.0, 1.0))["overlaps"]
     assert length_controlled(scores, np.where(np.arange(40) < 2, -1.0, 1.0))["overlaps"]
+
+
+def test_a_separated_fit_does_not_claim_certainty():
+    # Every longer answer wins and every shorter one loses, but for the lead at equal length.
+    gap = np.array([-3.0, -2.0, -1.5, 1.0, 2.0, 3.0] * 6)
+    found = length_controlled((gap > -1.7).astype(float), gap)
+    assert found["ci"][1] - found["ci"][0] > 0.05

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from rlhf_recipes.arguments import parse_recipe, run
+from rlhf_recipes.folders import hold
 from rlhf_recipes.preferences import DataArguments
 from rlhf_recipes.preferences.preparation import check_writable, prepare, size_table, write_prepared
 
@@ -23,6 +24,7 @@ def main() -> None:
     if arguments.plan:
         print(f"{size_table(prepare(arguments))}\n\nWould write {outputs}")
         return
+    hold(out)
     check_writable(arguments)
     prepared = prepare(arguments)
     write_prepared(prepared, arguments)

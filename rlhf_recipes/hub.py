@@ -8,6 +8,7 @@ the adapter; checkpoints, optimiser state and sampled completions stay on the ma
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from safetensors import SafetensorError, safe_open
 
 from rlhf_recipes.arguments import run
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.model_card import card_text, public_base
-from rlhf_recipes.records import workspace, write_text
+from rlhf_recipes.records import read_json, workspace, write_text
 
 PUSHED = (
     "adapter_config.json",
@@ -42,8 +45,9 @@ PUSHED = (
 """What is pushed of a run folder; `value` is PPO's second adapter, with its head."""
 
 
-REWRITTEN = ("README.md", "adapter_config.json", "recipe.yaml", "run.json")
-"""Those of them that are written for the Hub: names in place of this machine's paths."""
+STRUCTURED = (".json", ".yaml")
+TEXTS = (*STRUCTURED, ".md", ".jinja")
+VOCABULARY = "tokenizer.json"  # has tokens alone, and those must stay as they are
 
 
 class Upload(NamedTuple):
@@ -79,6 +83,8 @@ def push(run_folder: Path, repo_id: str, private: bool = True, token: str | None
     record = _read_run(run_folder)
     if not _has_own_card(run_folder):
         write_card(run_folder, record, run_folder.name)
+    for weights in sorted({*run_folder.glob("*.safetensors"), *run_folder.glob("value/*.safet*")}):
+        _check_weights(weights)
     api = HfApi(token=token, library_name="rlhf_recipes")
     with _hub_errors(run_folder, repo_id):
         url = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -118,8 +124,34 @@ def _read_run(run_folder: Path) -> dict[str, Any]:
                 f"{run_folder} has no {name}, so it is not the folder of a finished training run. "
                 "Finish the run first, or name another folder."
             )
-    record: dict[str, Any] = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
+    if not list(run_folder.glob("adapter_model*.safetensors")):
+        raise RecipeError(
+            f"{run_folder} has no adapter_model.safetensors: its weights are lost, so there is "
+            "nothing to push. Bring the file back, or train again with `--overwrite`."
+        )
+    record: dict[str, Any] = read_json(run_folder / "run.json")
     return record
+
+
+def _check_weights(path: Path) -> None:
+    """Raise RecipeError unless the file has tensors, all of them finite."""
+    found = ""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            bad = [name for name in names if not file.get_tensor(name).isfinite().all()]
+    except SafetensorError as error:
+        found = f"is {path.stat().st_size} bytes that cannot be read ({error})"
+    else:
+        if not names:
+            found = "has no tensors in it"
+        elif bad:
+            found = f"has NaN or infinity in {len(bad)} of its {len(names)} tensors, as {bad[0]}"
+    if found:
+        raise RecipeError(
+            f"{path} {found}, so it was not pushed. Bring back a copy of the file, or train again "
+            "with `--overwrite`."
+        )
 
 
 def _has_own_card(run_folder: Path) -> bool:
@@ -129,24 +161,54 @@ def _has_own_card(run_folder: Path) -> bool:
 
 
 def _uploads(run_folder: Path, repo_id: str) -> list[Upload]:
-    """The files to push. Their texts name neither the base nor the workspace by a local path."""
-    config = json.loads((run_folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base, shared = config["base_model_name_or_path"], workspace(run_folder).absolute()
-    public_names = {
-        base: public_base(base),  # first: a base may lie in the workspace
-        str(shared): shared.name,
-        f'adapter = "{run_folder.name}"': f'adapter = "{repo_id}"',
-    }
+    """The files to push. Their texts have no path of this machine."""
+    base = read_json(run_folder / "adapter_config.json")["base_model_name_or_path"]
     uploads = []
     for path in sorted({path for pattern in PUSHED for path in run_folder.glob(pattern)}):
         content: Path | bytes = path
-        if path.name in REWRITTEN:
-            text = path.read_text(encoding="utf-8")
-            for local, public in public_names.items():
-                text = text.replace(local, public)
+        if path.suffix in TEXTS and path.name != VOCABULARY:
+            text = _public_text(path, base, workspace(run_folder))
+            text = text.replace(f'adapter = "{run_folder.name}"', f'adapter = "{repo_id}"')
             content = text.encode()
         uploads.append(Upload(path.relative_to(run_folder).as_posix(), content))
     return uploads
+
+
+def _public_text(path: Path, base: str, shared: Path) -> str:
+    """A text file as it may leave this machine: with names in place of paths."""
+    text = path.read_text(encoding="utf-8")
+    places = {base: public_base(base)}  # first: a base may lie in the workspace
+    for folder in (shared.absolute(), shared.resolve()):
+        places[str(folder)] = shared.resolve().name
+    if path.suffix in STRUCTURED:
+        is_json = path.suffix == ".json"
+        data = json.loads(text) if is_json else yaml.safe_load(text)
+        public = _public_value(data, places)
+        if public != data:
+            written = json.dumps(public, indent=2, ensure_ascii=False)
+            text = written if is_json else yaml.safe_dump(public, sort_keys=False)
+    places |= {str(Path.cwd()): Path.cwd().name, str(Path.home()): "~"}
+    for place, name in places.items():
+        if Path(place).is_absolute() and place != "/":
+            text = re.sub(rf"{re.escape(place)}(?![\w.-])", lambda _, name=name: name, text)
+    return text
+
+
+def _public_value(value: Any, places: Mapping[str, str]) -> Any:
+    """A value of JSON or YAML: an absolute path is told by its name, or within the workspace."""
+    if isinstance(value, dict):
+        return {key: _public_value(item, places) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_public_value(item, places) for item in value]
+    if not isinstance(value, str) or value in places:
+        return places.get(value, value) if isinstance(value, str) else value
+    path = Path(value)
+    if "\n" in value or not path.is_absolute() or len(path.parts) < 3:
+        return value
+    for place, name in places.items():
+        if path.is_relative_to(place):
+            return str(Path(name) / path.relative_to(place))
+    return path.name
 
 
 @contextmanager
@@ -161,6 +223,12 @@ def _hub_errors(run_folder: Path, repo_id: str) -> Iterator[None]:
         ) from error
     except HFValidationError as error:
         raise RecipeError(f"`{repo_id}` cannot name a repository: {error} {kept}") from error
+    except (json.JSONDecodeError, KeyError) as error:
+        raise RecipeError(
+            f"{repo_id} cannot be pushed: what answers at {constants.ENDPOINT} is not the Hub, but "
+            "perhaps the login page of this network. Open a web page in a browser and log in, or "
+            f"look at HF_ENDPOINT if it is set. {kept}"
+        ) from error
     except HfHubHTTPError as error:
         raise RecipeError(f"{_refusal(repo_id, error)} {kept}") from error
     except (httpx2.TransportError, OSError, RuntimeError) as error:

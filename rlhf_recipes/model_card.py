@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from rlhf_recipes.embedded import DEMO_BASE, DEMO_FOLDER
+from rlhf_recipes.terminal import printable
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_NOTE = (
@@ -139,7 +140,7 @@ def card_text(run_folder: Path, record: Mapping[str, Any], name: str) -> str:
 
 def public_base(base: str) -> str:
     """The name of a base that may leave this machine: its Hub id, or its folder's name alone."""
-    return hub_id(base) or Path(base).name
+    return hub_id(base) or printable(Path(base).name)
 
 
 def hub_id(name: str) -> str | None:
@@ -191,4 +192,9 @@ def _facts(record: Mapping[str, Any], source: str | None) -> dict[str, str]:
         "git commit": record.get("git_commit"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
-    return {name: str(value) for name, value in facts.items() if value not in (None, "")}
+    return {name: _cell(str(value)) for name, value in facts.items() if value not in (None, "")}
+
+
+def _cell(text: str) -> str:
+    """A text in a cell of a Markdown table: on one line, and without control characters."""
+    return printable(" ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")

@@ -28,6 +28,7 @@ class FakeHub(ThreadingHTTPServer):
         self.repos = {}
         self.blobs = {}
         self.requests = []
+        self.captive = None  # the status of a login page that answers in its place
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self):
@@ -100,7 +101,25 @@ class Handler(BaseHTTPRequestHandler):
         "/commit/": FakeHub.commit,
     }
 
+    def handle_captive(self):
+        """Answer as a network that wants a login first; whether it does."""
+        if self.server.captive is None:
+            return False
+        self.body()
+        page = b"<html><body>Please log in to this network.</body></html>"
+        away = self.server.captive == 302 and self.path != "/login"
+        self.send_response(302 if away else 200 if self.path == "/login" else self.server.captive)
+        if away:
+            self.send_header("Location", f"{self.server.url}/login")
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+        return True
+
     def do_GET(self):
+        if self.handle_captive():
+            return
         self.answer(*self.server.show(self.path))
 
     def do_PUT(self):
@@ -108,6 +127,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {})
 
     def do_POST(self):
+        if self.handle_captive():
+            return
         body = self.body()
         self.server.requests.append(self.path)
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")

@@ -11,6 +11,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard, constants
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -66,6 +67,10 @@ def make_run(out, stage="ppo", base="HuggingFaceTB/SmolLM2-135M", source="Anthro
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
+        if path.suffix == ".safetensors":
+            save_file({"lora_A": torch.ones(2, 2)}, path)
+        elif path.suffix == ".json":
+            path.write_text("{}")
     (folder / "README.md").unlink()
     data.mkdir(exist_ok=True)
     (data / "run.json").write_text(json.dumps({"recipe": {"dataset_name": source}}))
@@ -163,7 +168,8 @@ def test_a_run_is_pushed_in_private_without_its_checkpoints(hub, tmp_path):
     repo = hub.repos["jane/mine"]
     assert repo["private"] is True
     assert set(repo["files"]) == PUSHED
-    assert repo["files"]["adapter_model.safetensors"] == b"adapter_model.safetensors"
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    assert repo["files"]["adapter_model.safetensors"] == weights
     assert b'adapter = "jane/mine"' in repo["files"]["README.md"]
 
 
@@ -201,6 +207,79 @@ def test_no_path_of_this_machine_names_the_base_on_the_hub(hub, tmp_path):
     assert b"base_model:" not in files["README.md"]
     assert b"`my-base`" in files["README.md"]
     assert (folder / "adapter_config.json").read_bytes() == before
+
+
+def test_no_text_that_is_pushed_has_a_path_of_this_machine(hub, tmp_path, monkeypatch):
+    """Neither through a link to the workspace, nor from a tokenizer, nor from the home folder."""
+    base, out = tmp_path / "real" / "bases" / "my-base", tmp_path / "link"
+    (tmp_path / "real" / "out").mkdir(parents=True)
+    out.symlink_to(tmp_path / "real" / "out")
+    folder = make_run(out, base=str(base))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    tokenizer = {"name_or_path": str(base), "vocab_file": str(tmp_path / "elsewhere" / "vocab.txt")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"unk_token": "/"}))
+    record = json.loads((folder / "run.json").read_text())
+    record["recipe"]["reward_funcs"] = [f"{tmp_path}/home/rules.py:short"]
+    record["recipe"]["reward_model_path"] = str(out.resolve() / "models" / "reward_model")
+    (folder / "run.json").write_text(json.dumps(record))
+    write(folder)
+    note = f"\nMy notes: {tmp_path}/home/notes, {out}/log and {out.resolve()}/log."
+    (folder / "README.md").write_text((folder / "README.md").read_text() + note)
+    push(folder, "jane/mine")
+    files = hub.repos["jane/mine"]["files"]
+    assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
+    pushed = json.loads(files["tokenizer_config.json"])
+    assert pushed == {"name_or_path": "my-base", "vocab_file": "vocab.txt", "unk_token": "/"}
+    recipe = json.loads(files["run.json"])["recipe"]
+    assert recipe["reward_funcs"] == ["rules.py:short"]
+    assert recipe["reward_model_path"] == "out/models/reward_model"
+    assert b"My notes: ~/notes, out/log and out/log." in files["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("write_weights", "problem"),
+    [
+        (lambda path: path.write_bytes(b""), "is 0 bytes that cannot be read"),
+        (lambda path: path.write_bytes(b"half of a file"), "that cannot be read"),
+        (lambda path: save_file({}, path), "has no tensors"),
+        (
+            lambda path: save_file({"a": torch.full((2,), torch.nan)}, path),
+            "NaN or infinity in 1 of",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "value/adapter_model.safetensors"])
+def test_an_adapter_that_holds_nothing_is_not_pushed(hub, tmp_path, name, write_weights, problem):
+    folder = make_run(tmp_path)
+    write_weights(folder / name)
+    with pytest.raises(RecipeError, match=problem):
+        push(folder, "jane/mine")
+    assert hub.requests == []
+
+
+def test_a_run_without_its_weights_is_not_pushed(hub, tmp_path):
+    folder = make_run(tmp_path)
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(RecipeError, match="its weights are lost"):
+        push(folder, "jane/mine")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("status", [200, 302, 511])
+def test_the_login_page_of_a_network_is_not_taken_for_the_hub(hub, tmp_path, status):
+    hub.captive = status
+    with pytest.raises(RecipeError, match=r"(?s)cannot be pushed: .*Nothing is lost"):
+        push(make_run(tmp_path), "jane/mine")
+
+
+def test_control_characters_reach_no_card(tmp_path):
+    source = tmp_path / "pairs\x1b[2J|<b>.jsonl"
+    source.touch()
+    folder = make_run(tmp_path, source=str(source))
+    write(folder)
+    text = (folder / "README.md").read_text()
+    assert "\x1b" not in text
+    assert "pairs\\x1b[2J\\|&lt;b>.jsonl" in text
 
 
 def test_the_card_of_a_trainer_is_replaced_and_an_edited_one_of_ours_is_kept(hub, tmp_path):

@@ -92,8 +92,7 @@ def test_every_stage_runs_once_and_all_is_then_complete(make, tmp_path):
 def test_control_c_deletes_no_finished_record(make, tmp_path):
     process, log = make("reward", HANG_IN="reward")
     assert process.stdout is not None
-    while "written" not in process.stdout.readline():
-        pass
+    assert any("written" in line for line in process.stdout)
     os.killpg(process.pid, signal.SIGINT)
     status, _, stages = finish((process, log))
     assert status != 0

@@ -190,7 +190,7 @@ def _public_text(path: Path, base: str, shared: Path) -> str:
     places |= {str(Path.cwd()): Path.cwd().name, str(Path.home()): "~"}
     for place, name in places.items():
         if Path(place).is_absolute() and place != "/":
-            text = re.sub(rf"{re.escape(place)}(?![\w.-])", lambda _, name=name: name, text)
+            text = re.sub(rf"{re.escape(place)}(?![\w.-])", name.replace("\\", r"\\"), text)
     return text
 
 

@@ -4,12 +4,12 @@ accelerate launch --config_file accelerate_configs/single.yaml \
     recipes/dpo.py --config recipes/demo/dpo.yaml
 """
 
-from trl import DPOConfig, DPOTrainer, ModelConfig, get_quantization_config
+from trl import DPOConfig, DPOTrainer, ModelConfig
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
 from rlhf_recipes.checks import Inputs
 from rlhf_recipes.lora import lora_config
-from rlhf_recipes.models import base_path, init_kwargs
+from rlhf_recipes.models import open_language_model
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.training import Run
@@ -27,15 +27,13 @@ def main() -> None:
         print(plan)
         return
     stage = Run("dpo", recipe, training, model)
-    training.model_init_kwargs = init_kwargs(model)
     trainer = DPOTrainer(
-        model=base_path(model.model_name_or_path),
+        model=open_language_model(model),
         args=training,
         train_dataset=dataset["train"],
         eval_dataset=dataset["validation"],
         processing_class=inputs.tokenizer,
         peft_config=lora_config(model),
-        quantization_config=get_quantization_config(model),
     )
     stage.train_and_save(trainer)
 

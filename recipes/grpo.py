@@ -4,12 +4,12 @@ accelerate launch --config_file accelerate_configs/single.yaml \
     recipes/grpo.py --config recipes/demo/grpo.yaml
 """
 
-from trl import GRPOConfig, GRPOTrainer, ModelConfig, get_quantization_config
+from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
 from rlhf_recipes.checks import Inputs
 from rlhf_recipes.lora import lora_config
-from rlhf_recipes.models import base_path, init_kwargs
+from rlhf_recipes.models import open_language_model
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared, unique_prompts
 from rlhf_recipes.rewards import RewardModel, load_reward_func
@@ -29,8 +29,6 @@ def main() -> None:
         print(plan)
         return
     stage = Run("grpo", recipe, training, reward, model)
-    training.model_init_kwargs = init_kwargs(model)
-    quantization = get_quantization_config(model)
     rewards = [load_reward_func(path) for path in reward.reward_funcs or ()]
     if inputs.reward_model is not None:
         reward_model = RewardModel.load(
@@ -41,14 +39,13 @@ def main() -> None:
         )
         rewards.insert(0, reward_model.to(training.device))
     trainer = GRPOTrainer(
-        model=base_path(model.model_name_or_path),
+        model=open_language_model(model),
         # A list of floats is none of floats or None to a type checker.
         reward_funcs=rewards,  # type: ignore[arg-type]
         args=training,
         train_dataset=unique_prompts(dataset["train"]),
         processing_class=inputs.tokenizer,
         peft_config=lora_config(model),
-        quantization_config=quantization,
         rollout_func=rollout_func_for(training),
     )
     stage.train_and_save(trainer)

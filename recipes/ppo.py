@@ -4,12 +4,12 @@ accelerate launch --config_file accelerate_configs/single.yaml \
     recipes/ppo.py --config recipes/demo/ppo.yaml
 """
 
-from trl import ModelConfig, get_quantization_config
+from trl import ModelConfig
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
 from rlhf_recipes.checks import Inputs
 from rlhf_recipes.lora import lora_config
-from rlhf_recipes.models import init_kwargs, open_base
+from rlhf_recipes.models import open_language_model
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
@@ -34,11 +34,7 @@ def main() -> None:
         prompts, held_out = split_off(prompts, training.num_eval_prompts)
     stage = Run("ppo", recipe, training, reward, model)
     trainer = PPOTrainer(
-        model=open_base(
-            model.model_name_or_path,
-            **init_kwargs(model),
-            quantization_config=get_quantization_config(model),
-        ),
+        model=open_language_model(model),
         args=training,
         train_dataset=prompts,
         eval_dataset=held_out,

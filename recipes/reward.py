@@ -4,13 +4,13 @@ accelerate launch --config_file accelerate_configs/single.yaml \
     recipes/reward.py --config recipes/demo/reward.yaml
 """
 
-from trl import ModelConfig, RewardConfig, RewardTrainer, get_quantization_config
+from trl import ModelConfig, RewardConfig, RewardTrainer
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
 from rlhf_recipes.checks import Inputs
 from rlhf_recipes.evaluation.review import review_reward_model
 from rlhf_recipes.lora import lora_config
-from rlhf_recipes.models import base_path, init_kwargs
+from rlhf_recipes.models import open_classifier
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.training import Run
@@ -28,15 +28,13 @@ def main() -> None:
         print(plan)
         return
     stage = Run("reward", recipe, training, model)
-    training.model_init_kwargs = init_kwargs(model)
     trainer = RewardTrainer(
-        model=base_path(model.model_name_or_path),
+        model=open_classifier(model, training.seed),
         args=training,
         train_dataset=dataset["train"],
         eval_dataset=dataset["validation"],
         processing_class=inputs.tokenizer,
         peft_config=lora_config(model),
-        quantization_config=get_quantization_config(model),
     )
     # The folder says how its base is opened.
     how = {

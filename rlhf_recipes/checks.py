@@ -12,13 +12,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from rlhf_recipes.adapters import Adapter, read_adapter
+from rlhf_recipes.architectures import (
+    check_dropout,
+    check_router_loss,
+    check_sampler,
+    meta_model,
+)
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.models import Base, Precision, open_tokenizer
+from rlhf_recipes.models import Base, Precision, classifier_config, open_tokenizer
 from rlhf_recipes.vocabulary import check_same_tokenizer
 
 if TYPE_CHECKING:
@@ -80,6 +86,11 @@ class Inputs:
         if folder is None or (missing and self.recipe.plan):
             return None
         return read_adapter(folder)
+
+    @cached_property
+    def language_model(self) -> PreTrainedModel:
+        """The base without weights, built once for all checks."""
+        return meta_model(Base.of(self.model))
 
 
 Check = Callable[[Inputs], None]
@@ -167,9 +178,36 @@ def _warn_of_precision(precision: Precision, adapter: Adapter, key: str) -> None
         )
 
 
+def check_sampled(inputs: Inputs) -> None:
+    """Refuse a base that the sampler cannot continue token by token."""
+    check_sampler(inputs.language_model)
+
+
+def check_reward_class(inputs: Inputs) -> None:
+    """Refuse a base without a sequence classifier."""
+    classifier_config(inputs.base, inputs.model.model_revision)
+
+
+def check_experts(inputs: Inputs) -> None:
+    """Refuse a mixture of experts whose router loss TRL would add and cannot compute."""
+    check_router_loss(inputs.language_model, inputs.training.router_aux_loss_coef)
+
+
+def check_dropout_off(inputs: Inputs) -> None:
+    """Refuse a base with dropout where the recipe leaves it on."""
+    if not inputs.training.disable_dropout:
+        check_dropout(inputs.language_model)
+
+
 GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
     ((check_adapters, ALL),),  # what the recipe says
-    ((check_tokenizer_opens, ALL),),  # the files that it names
+    (
+        (check_tokenizer_opens, ALL),
+        (check_sampled, ALL),
+        (check_reward_class, ("reward",)),
+        (check_experts, ("dpo", "grpo")),
+        (check_dropout_off, ("grpo",)),
+    ),  # the files that it names
     ((check_reward_model, ("grpo", "ppo")), (check_start, ("ppo",))),
     (),  # the data, read with these files
 )

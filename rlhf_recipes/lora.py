@@ -17,7 +17,8 @@ ADDITIVE = {
     *("base_model_name_or_path", "revision", "task_type", "peft_type", "auto_mapping"),
     *("peft_version", "inference_mode", "modules_to_save", "init_lora_weights", "loftq_config"),
     *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "bias"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform"),
+    "layers_pattern",
     *("fan_in_fan_out", "use_dora", "lora_bias", "eva_config", "qalora_group_size"),
     *("megatron_core", "ensure_weight_tying"),
 }

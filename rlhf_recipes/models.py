@@ -10,12 +10,15 @@ from peft import LoraConfig
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    set_seed,
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 from trl import ModelConfig, get_quantization_config
@@ -148,18 +151,65 @@ def open_config(name: str, revision: str | None = None) -> PretrainedConfig:
     return config
 
 
+def classifier_config(name: str, revision: str | None = None) -> PretrainedConfig:
+    """The configuration of a base's sequence classifier, refused where there is no such class.
+
+    The classifier is of the decoder that the language model has. Checkpoints of Qwen3.5 hold a
+    vision tower as well, which AutoModelForCausalLM leaves out: a reward adapter trained with it
+    would fit no policy's base.
+    """
+    config = open_config(name, revision)
+    language_model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if language_model.config_class is config.sub_configs.get("text_config"):
+        config = config.get_text_config()
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise RecipeError(
+            f"`{name}` is of the architecture `{config.model_type}`, of which transformers has no "
+            "sequence classifier, so that no reward model can be trained on it. Take a base that "
+            "has one, such as Llama, Qwen or GPT-2. PPO and GRPO train this one on `reward_funcs`."
+        )
+    config.num_labels = 1
+    return config
+
+
+def open_classifier(model: ModelConfig, seed: int) -> PreTrainedModel:
+    """The base that a recipe names with a scalar head in place of its own, drawn with that seed."""
+    name = str(model.model_name_or_path)
+    kwargs = init_kwargs(model)
+    set_seed(seed)
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(  # type: ignore[no-any-return]
+            base_path(name),
+            config=classifier_config(name, kwargs["revision"]),
+            quantization_config=get_quantization_config(model),
+            **kwargs,
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(_cannot_open("model", name, error)) from error
+
+
+def open_language_model(model: ModelConfig) -> PreTrainedModel:
+    """The base that a recipe trains; under ZeRO-3 its weights are spread over the processes."""
+    quantization = get_quantization_config(model)
+    return _open_language_model(
+        str(model.model_name_or_path), quantization_config=quantization, **init_kwargs(model)
+    )
+
+
 def open_base(name: str, **kwargs: Any) -> PreTrainedModel:
-    """The causal language model of that name, float32 unless told otherwise, in evaluation mode."""
+    """The causal language model of that name, float32 unless told otherwise, whole."""
+    with unsharded():
+        return _open_language_model(name, **{"dtype": "float32", **kwargs})
+
+
+def _open_language_model(name: str, **kwargs: Any) -> PreTrainedModel:
     open_config(name, kwargs.get("revision"))
     try:
-        with unsharded():
-            model = AutoModelForCausalLM.from_pretrained(
-                base_path(name), **{"dtype": "float32", **kwargs}
-            )
+        model = AutoModelForCausalLM.from_pretrained(base_path(name), **kwargs)
     except (OSError, ValueError) as error:
         raise RecipeError(_cannot_open("model", name, error)) from error
     model.eval()
-    return model
+    return model  # type: ignore[no-any-return]  # the Auto classes
 
 
 def open_tokenizer(

@@ -5,21 +5,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 from trl import ModelConfig
 
 from rlhf_recipes.adapters import Adapter
+from rlhf_recipes.architectures import check_decoder, meta_classifier, meta_model
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.logits import head_width
 from rlhf_recipes.lora import lora_config
-from rlhf_recipes.models import Base, open_config
-from rlhf_recipes.sharding import unsharded
+from rlhf_recipes.models import Base
 
 
 @dataclass(frozen=True)
@@ -49,31 +46,25 @@ def stage_parameters(
     PPO has the policy's LoRA, and the reward model's twice: as the frozen reward and as the start
     of the trained value, whose head has a bias as well.
     """
-    base = meta_model(Base.of(model), stage == "reward")
+    base = meta_model(Base.of(model))
+    if stage == "reward":
+        classifier = meta_classifier(Base.of(model))
+        check_decoder(base, classifier)
+        base = classifier
     size = _count(base.parameters())
     lora = lora_config(model)
-    try:
-        with torch.device("meta"):
-            wrapped = get_peft_model(copy.deepcopy(base), lora)
-    except ValueError as error:  # PEFT names the modules it did not find
-        raise RecipeError(
-            f"LoRA does not fit `{model.model_name_or_path}`: {error} Name linear layers of the "
-            "base in `lora_target_modules`, or `all-linear`."
-        ) from error
+    wrapped = _with_lora(base, lora, str(model.model_name_or_path))
     trainable = _count(p for p in wrapped.parameters() if p.requires_grad)
     adapters = _count(wrapped.parameters()) - size
     if stage != "ppo":
         return base, Parameters(size, adapters, trainable)
-    scorer, head = _scorer(lora, reward_model, base.config.hidden_size)
-    merged = _count(
-        module.get_base_layer().weight  # type: ignore[misc]  # PEFT's layers are loosely typed
-        for module in wrapped.modules()
-        if isinstance(module, LoraLayer)
-    )
+    width = head_width(base)
+    scorer, head = _scorer(lora, reward_model, width)
+    merged = _merged(wrapped)
     with torch.device("meta"):
         wrapped.add_adapter("value", scorer)
     scorer_size = _count(wrapped.parameters()) - size - adapters
-    value, reward = scorer_size + base.config.hidden_size + 1, scorer_size + head
+    value, reward = scorer_size + width + 1, scorer_size + head
     return base, Parameters(size, adapters + value + reward, trainable + value, merged)
 
 
@@ -88,13 +79,28 @@ def evaluation_parameters(adapters: Sequence[Adapter]) -> tuple[PreTrainedModel,
     return base, Parameters(_count(base.parameters()), sizes, 0)
 
 
-def meta_model(base: Base, scored: bool = False) -> PreTrainedModel:
-    """A base by its configuration alone: a language model, or with a scalar head if `scored`."""
-    config = open_config(base.name, base.revision)
-    config.num_labels = 1
-    kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
-    with unsharded(), torch.device("meta"):
-        return kind.from_config(config)  # type: ignore[no-any-return]  # the Auto classes
+def _with_lora(base: PreTrainedModel, lora: PeftConfig, name: str) -> PeftModel:
+    """Wrap a copy of a base in LoRA, without weights; RecipeError where they do not fit."""
+    try:
+        with torch.device("meta"):
+            return get_peft_model(copy.deepcopy(base), lora)  # type: ignore[return-value]
+    except ValueError as error:  # PEFT says what it did not find, or cannot adapt
+        remedy = "Name linear layers of the base in `lora_target_modules`, or `all-linear`."
+        if "lora_dropout" in str(error):
+            remedy = (
+                "This architecture keeps what `lora_target_modules` names, its experts, in one "
+                "tensor, which PEFT adapts without dropout alone. Set `lora_dropout: 0`, or name "
+                "other layers."
+            )
+        raise RecipeError(f"LoRA does not fit `{name}`: {error} {remedy}") from error
+
+
+def _merged(wrapped: PeftModel) -> int:
+    """Count the weights under an adapter, or 0 where it cannot be merged: see `merging`."""
+    layers = [module for module in wrapped.modules() if isinstance(module, LoraLayer)]
+    weights = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
+    found = [weight for weight in weights if isinstance(weight, torch.Tensor)]
+    return sum(weight.numel() for weight in found) if len(found) == len(weights) else 0
 
 
 def _scorer(lora: PeftConfig, adapter: Adapter | None, width: int) -> tuple[PeftConfig, int]:

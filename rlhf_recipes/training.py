@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 
 from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.arguments import RecipeArguments, resolved_recipe
+from rlhf_recipes.dropout import turn_off_dropout
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation import training_curves_figure
 from rlhf_recipes.fingerprints import model_fingerprint, run_inputs
@@ -88,8 +89,7 @@ class Run:
     def _train_and_save(self, trainer: Trainer, review: Review | None) -> None:
         folder = self.folder.path
         trainer.add_callback(_LogFile(workspace(folder) / f"training_{self.stage}.log"))
-        if self.recipe.prefix_sharing:
-            _share_prefixes(trainer)
+        prepare_models(trainer, prefix_sharing=self.recipe.prefix_sharing)
         if trainer.is_world_process_zero():
             self.folder.begin(self.resolved, self.inputs)
         metrics = train(trainer, last_checkpoint(folder))
@@ -237,15 +237,23 @@ def peak_memory_gb() -> float:
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 
 
-def _share_prefixes(trainer: Trainer) -> None:
-    """In the model that a trainer of TRL trains, and in its reference where that is another one."""
-    if trainer.args.neftune_noise_alpha is not None:
+def prepare_models(trainer: Trainer, *, prefix_sharing: bool) -> None:
+    """Turn off dropout and share prefixes in what a trainer of TRL trains, and in its reference.
+
+    PPO's model is `Roles`, which does both itself.
+    """
+    models = (trainer.model, getattr(trainer, "ref_model", None))
+    noisy = getattr(trainer.args, "neftune_noise_alpha", None) is not None
+    if prefix_sharing and noisy:
         logging.getLogger(__name__).warning(
             "Prompts are not shared between rows: `neftune_noise_alpha` draws noise for each."
         )
-        return
-    for model in (trainer.model, getattr(trainer, "ref_model", None)):
-        if isinstance(model, PreTrainedModel | PeftModel):
+    for model in models:
+        if not isinstance(model, PreTrainedModel | PeftModel):
+            continue
+        if getattr(trainer.args, "disable_dropout", False):
+            turn_off_dropout(model)
+        if prefix_sharing and not noisy:
             share_prefixes(model)
 
 

@@ -10,9 +10,10 @@ from transformers import (
 from trl import ModelConfig, get_peft_config
 
 from rlhf_recipes.adapters import read_adapter
+from rlhf_recipes.architectures import meta_model
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import Base
-from rlhf_recipes.parameter_counts import evaluation_parameters, meta_model, stage_parameters
+from rlhf_recipes.parameter_counts import evaluation_parameters, stage_parameters
 from rlhf_recipes.roles import Roles
 
 # PEFT says that GPT-2's Conv1D stores its weight transposed, and goes on:

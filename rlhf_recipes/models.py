@@ -159,7 +159,7 @@ def classifier_config(name: str, revision: str | None = None) -> PretrainedConfi
     would fit no policy's base.
     """
     config = open_config(name, revision)
-    language_model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    language_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if language_model.config_class is config.sub_configs.get("text_config"):
         config = config.get_text_config()
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -209,7 +209,7 @@ def _open_language_model(name: str, **kwargs: Any) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise RecipeError(_cannot_open("model", name, error)) from error
     model.eval()
-    return model  # type: ignore[no-any-return]  # the Auto classes
+    return model
 
 
 def open_tokenizer(

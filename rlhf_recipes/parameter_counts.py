@@ -83,7 +83,7 @@ def _with_lora(base: PreTrainedModel, lora: PeftConfig, name: str) -> PeftModel:
     """Wrap a copy of a base in LoRA, without weights; RecipeError where they do not fit."""
     try:
         with torch.device("meta"):
-            return get_peft_model(copy.deepcopy(base), lora)  # type: ignore[return-value]
+            return get_peft_model(copy.deepcopy(base), lora)
     except ValueError as error:  # PEFT says what it did not find, or cannot adapt
         remedy = "Name linear layers of the base in `lora_target_modules`, or `all-linear`."
         if "lora_dropout" in str(error):

@@ -51,7 +51,12 @@ pytestmark = [
 
 PROMPTS = ["a", "what is a name?", "tell me all of it, and slowly please", "so so", "bb bb bb bb"]
 ANSWERS = ["yes it is", "no", "well then", "hm", "it is not so"]
-CONFIGS = {"reward": RewardConfig, "dpo": DPOConfig, "grpo": GRPOConfig, "ppo": PPOConfig}
+CONFIGS: dict[str, Any] = {
+    "reward": RewardConfig,
+    "dpo": DPOConfig,
+    "grpo": GRPOConfig,
+    "ppo": PPOConfig,
+}
 SAMPLING = {"num_generations": 2, "max_completion_length": 6}
 SETTINGS: dict[str, dict[str, Any]] = {
     "reward": {},

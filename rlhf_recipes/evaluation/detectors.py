@@ -18,6 +18,7 @@ REFUSAL_CHARACTERS = 200
 # Scripts written without spaces count character by character; everything else by word.
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"  # kana, Han, Thai
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_ASCII_SPACE, _ASCII_PLAIN = re.compile(r"\s+"), re.compile(r"[A-Za-z0-9\s]+")
 _ROLE = re.compile(r"^[ \t]*(?:Human|User|Assistant|System)\s*:", re.MULTILINE)
 _UNABLE = r"(?:can ?not|can't|won't|will not|unable|not able|not comfortable|must decline)"
 _REFUSAL = re.compile(
@@ -88,10 +89,12 @@ def echoes_prompt(prompt: str, text: str) -> bool:
 
 def is_degenerate(text: str) -> bool:
     """Whether over half of the characters are symbols or stand in words that mix scripts."""
-    seen = {c: n for c, n in Counter(text).items() if not c.isspace()}
-    total = sum(seen.values())
-    odd = sum(n for c, n in seen.items() if unicodedata.category(c)[0] not in "LMN")
-    if not text.isascii():
+    if text.isascii():
+        total, odd = (len(kind.sub("", text)) for kind in (_ASCII_SPACE, _ASCII_PLAIN))
+    else:
+        seen = {c: n for c, n in Counter(text).items() if not c.isspace()}
+        total = sum(seen.values())
+        odd = sum(n for c, n in seen.items() if unicodedata.category(c)[0] not in "LMN")
         odd += sum(len(word) for word in re.findall(r"[^\W\d_]{2,}", text) if _mixes_scripts(word))
     return total >= SYMBOL_CHARACTERS and odd / total > SYMBOL_SHARE
 

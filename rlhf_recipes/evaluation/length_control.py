@@ -48,23 +48,26 @@ def length_controlled(scores: Array, length_difference: Array) -> dict[str, Any]
         still = {"value": 0.0, "ci": Interval(0.0, 0.0)}
         return found | {"value": raw, "ci": wilson(raw, n), "length_effect": 0.0, "shift": still}
     draws = prompt_draws(n)
-    theta, phi = _fit(scores, tilt, np.vstack([np.ones(n), draws]))
-    value, drawn = float(expit(theta[0])), expit(theta[1:])
+    start = _fit(scores, tilt, np.ones((1, n)), (0.0, 0.0))
+    theta, phi = (float(side[0]) for side in start)
+    value, drawn = float(expit(theta)), expit(_fit(scores, tilt, draws, (theta, phi))[0])
     shift = {"value": value - raw, "ci": percentiles(drawn - draws @ scores / n)}
     interval = percentiles(drawn)
     if interval.high - interval.low < SEPARATED:
         # Length tells wins from losses without an error, and so it does on every draw.
         interval = wilson(value, n)
-    fit = {"value": value, "ci": interval, "length_effect": float(phi[0])}
+    fit = {"value": value, "ci": interval, "length_effect": phi}
     return found | fit | {"shift": shift}
 
 
-def _fit(scores: Array, tilt: Array, weights: Array) -> tuple[Array, Array]:
+def _fit(
+    scores: Array, tilt: Array, weights: Array, start: tuple[float, float]
+) -> tuple[Array, Array]:
     """θ and φ for each row of weights, by Newton's method; a slight ridge on φ alone.
 
     The ridge keeps φ finite where length separates wins from losses.
     """
-    theta, phi = np.zeros(len(weights)), np.zeros(len(weights))
+    theta, phi = (np.full(len(weights), value) for value in start)
     for _ in range(NEWTON_STEPS):
         chance = expit(theta[:, None] + phi[:, None] * tilt)
         gap, curve = weights * (scores - chance), weights * chance * (1 - chance)

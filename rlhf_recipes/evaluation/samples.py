@@ -36,14 +36,19 @@ class ModelSamples:
     family: str = ""
     checkpoint: int | None = None
     run: str = ""
+    _columns: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", self.family or self.name)
         object.__setattr__(self, "run", self.run or self.name)
 
     def values(self, field: str) -> Array:
-        """A field of every record, shape (prompts, samples)."""
-        return np.array([[r[field] for r in row] for row in self.records], dtype=np.float64)
+        """A field of every record, shape (prompts, samples), not to be written to."""
+        if field not in self._columns:
+            column = np.array([[r[field] for r in row] for row in self.records], dtype=np.float64)
+            column.setflags(write=False)
+            self._columns[field] = column
+        return self._columns[field]
 
     def scores(self, metric: str) -> Array:
         """The scores of every record by a metric, shape (prompts, samples)."""

@@ -36,7 +36,7 @@ class ModelSamples:
     family: str = ""
     checkpoint: int | None = None
     run: str = ""
-    _columns: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
+    columns: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", self.family or self.name)
@@ -44,11 +44,11 @@ class ModelSamples:
 
     def values(self, field: str) -> Array:
         """A field of every record, shape (prompts, samples), not to be written to."""
-        if field not in self._columns:
+        if field not in self.columns:
             column = np.array([[r[field] for r in row] for row in self.records], dtype=np.float64)
             column.setflags(write=False)
-            self._columns[field] = column
-        return self._columns[field]
+            self.columns[field] = column
+        return self.columns[field]
 
     def scores(self, metric: str) -> Array:
         """The scores of every record by a metric, shape (prompts, samples)."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from rlhf_recipes.arguments import parse_recipe, run
 from rlhf_recipes.folders import hold
 from rlhf_recipes.preferences import DataArguments
-from rlhf_recipes.preferences.preparation import check_writable, prepare, size_table, write_prepared
+from rlhf_recipes.preferences.preparation import check_writable, prepare, write_prepared
+from rlhf_recipes.preferences.summary import summary
 
 ARGUMENTS = (DataArguments,)
 
@@ -22,13 +23,13 @@ def main() -> None:
     if os.getenv("RANK", "0") != "0":  # of several launched processes one is enough
         return
     if arguments.plan:
-        print(f"{size_table(prepare(arguments))}\n\nWould write {outputs}")
+        print(f"{summary(prepare(arguments))}\n\nWould write {outputs}")
         return
     hold(out)
     check_writable(arguments)
     prepared = prepare(arguments)
     write_prepared(prepared, arguments)
-    print(f"{size_table(prepared)}\n\nWrote {outputs}")
+    print(f"{summary(prepared)}\n\nWrote {outputs}")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.preferences.files import read_json_lines
+from rlhf_recipes.preferences.containers import READABLE, read_json_lines
+from rlhf_recipes.preferences.formats import OURS
 from rlhf_recipes.preferences.shapes import prompt_text
 from rlhf_recipes.preferences.splits import first_turn_key, whole_groups
 
@@ -34,7 +35,15 @@ class DataArguments:
     """Where preference data comes from, and how much of it is used."""
 
     dataset_name: str = field(
-        metadata={"help": "Hub id, folder, or .jsonl, .jsonl.gz or .parquet file."}
+        metadata={"help": f"Hub id, folder, or file that ends in {READABLE}."}
+    )
+    columns: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Which columns of the data are prompt, system, input, chosen and rejected, "
+            "where they have other names: {question: prompt, answer.good: chosen}. A dot leads "
+            "into a column; null leaves a column out."
+        },
     )
     dataset_config: str | None = field(
         default=None, metadata={"help": "Configuration on the Hub, or sub-folder of the folder."}
@@ -108,10 +117,25 @@ class DataArguments:
                     f"`{name}` is {value}, which leaves one part of the prompts empty. "
                     "Give a share between 0 and 1, such as 0.1."
                 )
+        self._check_columns()
         if self.dataset_test_split == self.dataset_train_split:
             raise ValueError(
                 f"`dataset_test_split` is `{self.dataset_test_split}`, which is the training "
                 "split too. Name another split, or set it to null to hold out training prompts."
+            )
+
+    def _check_columns(self) -> None:
+        targets = [ours for ours in (self.columns or {}).values() if ours is not None]
+        unknown = [repr(ours) for ours in targets if ours not in OURS]
+        if unknown:
+            raise ValueError(
+                f"`columns` maps to {', '.join(unknown)}. A column of the data can be mapped to "
+                f"{', '.join(OURS)}, or to null to leave it out."
+            )
+        if len(set(targets)) < len(targets):
+            raise ValueError(
+                f"`columns` maps two columns to one: {self.columns}. Map one of them, or prepare "
+                "the parts of the data separately."
             )
 
 

@@ -122,7 +122,9 @@ def _draw_turns(ax: Axes, splits: Mapping[str, Any]) -> None:
 
 
 def _draw_dropped(ax: Axes, statistics: Mapping[str, Any]) -> None:
-    dropped = statistics["dropped"]
+    dropped = {
+        reason: row for reason, row in statistics["dropped"].items() if any(row["count"].values())
+    } or {"none": {"count": dict.fromkeys(SPLIT_COLORS, 0)}}
     names = [reason.replace("_", " ") for reason in dropped]
     total = np.zeros(len(dropped))
     for split, color in SPLIT_COLORS.items():

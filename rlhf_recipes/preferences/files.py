@@ -1,19 +1,15 @@
-"""The rows of a preference dataset as they stand on the Hub, in a folder or in a file.
+"""The splits of a preference dataset as they stand on the Hub, in a folder or in a file.
 
-What the rows mean is read in `preferences.shapes`.
+The rows of one file are read in `preferences.containers`; what they mean is in `formats`.
 """
 
-import gzip
-import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from rlhf_recipes.errors import RecipeError
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+from rlhf_recipes.preferences.containers import READABLE, data_suffix, read_rows
 
 # The words by which the Hub tells splits apart in file and folder names.
 _SPLIT_WORDS = {
@@ -21,6 +17,7 @@ _SPLIT_WORDS = {
     "test": "test|testing|eval|evaluation",
     "validation": "validation|valid|val|dev",
 }
+_NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
 class RawRow(NamedTuple):
@@ -29,6 +26,14 @@ class RawRow(NamedTuple):
     source: str
     place: str
     fields: Mapping[str, object]
+
+
+class Splits(NamedTuple):
+    """Training rows and, where the dataset has them, held-out rows; `unread` are other files."""
+
+    train: Iterable[RawRow]
+    test: Iterable[RawRow] | None
+    unread: tuple[str, ...] = ()
 
 
 class _Part(NamedTuple):
@@ -42,10 +47,11 @@ def read_splits(
     config: str | None = None,
     train_split: str = "train",
     test_split: str | None = "test",
-) -> tuple[list[RawRow], list[RawRow] | None]:
-    """The training rows and, where the dataset has them, the held-out rows.
+) -> Splits:
+    """Open the training rows and, where the dataset has them, the held-out rows.
 
-    If there is no split called `test`, one called `validation` serves.
+    If there is no split called `test`, one called `validation` serves. Rows are read as they are
+    asked for.
 
     Args:
         name: Hub id, folder, or file.
@@ -53,10 +59,12 @@ def read_splits(
         test_split: None to leave held-out rows alone even where there are some.
     """
     path = Path(name).expanduser()
+    unread: list[str] = []
     if path.is_dir():
-        splits = _folder_splits(path / config if config else path, {train_split, test_split})
+        folder = path / config if config else path
+        splits = _saved_splits(folder) or _folder_splits(folder, {train_split, test_split}, unread)
     elif path.is_file():
-        splits = {train_split: [_Part(_stem(path), path, path.name)]}
+        splits = {train_split: [_Part(_stem(path), _checked(path), path.name)]}
     else:
         splits = _hub_splits(name, config)
     if test_split == "test" and "test" not in splits:
@@ -67,103 +75,138 @@ def read_splits(
                 f"`{name}` has no split `{wanted}`; it has: {', '.join(splits) or 'none'}. "
                 "Set `dataset_train_split` and `dataset_test_split` to splits that are there."
             )
-    return _rows(splits[train_split]), None if test_split is None else _rows(splits[test_split])
+    unread += [
+        part.label
+        for split, parts in splits.items()
+        if split not in (train_split, test_split)
+        for part in parts
+    ]
+    test = None if test_split is None else _rows(splits[test_split])
+    return Splits(_rows(splits[train_split]), test, tuple(unread))
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
-    """Line numbers and objects of a .jsonl or .jsonl.gz file; blank lines are passed over."""
-    number = 0
-    try:
-        with _open_text(path) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise RecipeError(
-                        f"{path}, line {number}: holds {line.strip()[:40]!r}, which is not a JSON "
-                        "object. Write one object with the columns of a row on each line."
-                    )
-                yield number, row
-    except json.JSONDecodeError as error:
+def _rows(parts: list[_Part]) -> Iterator[RawRow]:
+    for part in parts:
+        rows: Iterable[tuple[int, Mapping[str, object]]]
+        rows = read_rows(part.data) if isinstance(part.data, Path) else enumerate(part.data, 1)
+        for number, fields in rows:
+            yield RawRow(part.source, f"{part.label}:{number}", fields)
+
+
+def _checked(path: Path) -> Path:
+    if not data_suffix(path.name):
         raise RecipeError(
-            f"{path}, line {number}: is not JSON ({error.msg}, column {error.colno}). "
-            "Repair or remove that line."
-        ) from error
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RecipeError(
-            f"{path} cannot be read after line {number} ({reason}). "
-            "Check that the file is complete, and fetch or write it again."
-        ) from error
-
-
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
-
-
-def _rows(parts: list[_Part]) -> list[RawRow]:
-    return [RawRow(part.source, place, row) for part in parts for place, row in _part_rows(part)]
-
-
-def _part_rows(part: _Part) -> Iterator[tuple[str, Mapping[str, object]]]:
-    rows: Iterator[tuple[int, Mapping[str, object]]]
-    if not isinstance(part.data, Path):
-        rows = enumerate(part.data, start=1)
-    elif part.data.suffix == ".parquet":
-        rows = enumerate(_read_parquet(part.data), start=1)
-    elif part.data.name.endswith(SUFFIXES):
-        rows = read_json_lines(part.data)
-    else:
-        raise RecipeError(
-            f"{part.data} is not a file that can be read as preference data. "
-            f"Give a file that ends in {', '.join(SUFFIXES)}, a folder of them, or a Hub id."
+            f"{path} is not a file that can be read as preference data. "
+            f"Give a file that ends in {READABLE}, a folder of them, or a Hub id."
         )
-    for number, row in rows:
-        yield f"{part.label}:{number}", row
+    return path
 
 
-def _read_parquet(path: Path) -> list[dict[str, object]]:
-    # Imported where it is used, like `datasets` below: it would slow down every script's start.
-    import pyarrow  # type: ignore[import-untyped]  # it ships no py.typed
-    import pyarrow.parquet  # type: ignore[import-untyped]
+def _saved_splits(folder: Path) -> dict[str, list[_Part]]:
+    """Splits that `save_to_disk` of datasets wrote; a dataset without splits is all training."""
+    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return {}
+    from datasets import Dataset, load_from_disk
 
     try:
-        return list(pyarrow.parquet.read_table(path).to_pylist())
-    except (OSError, pyarrow.ArrowException) as error:
+        saved = load_from_disk(folder)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise RecipeError(
-            f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}). "
-            "Check that the file is complete, and fetch or write it again."
+            f"{folder} cannot be read as what `save_to_disk` wrote ({reason}). "
+            "Check that the folder is complete, and copy or write it again."
         ) from error
+    source = folder.resolve().name
+    splits = {"train": saved} if isinstance(saved, Dataset) else saved
+    return {split: [_Part(source, data, split)] for split, data in splits.items()}
 
 
-def _folder_splits(folder: Path, wanted: set[str | None]) -> dict[str, list[_Part]]:
-    """Files of a folder and of its sub-folders by split; a sub-folder's name is their source."""
-    names = [f.relative_to(folder) for f in (*folder.glob("*"), *folder.glob("*/*"))]
+def _folder_splits(
+    folder: Path, wanted: set[str | None], unread: list[str]
+) -> dict[str, list[_Part]]:
+    """Files of a folder, at any depth, by split; a sub-folder's name is their source."""
+    names = [f.relative_to(folder) for f in folder.rglob("*")]
     files = [folder / name for name in sorted(names) if _is_data(folder, name)]
     if not files:
+        there = sorted({str(name.parts[0]) for name in names})[:8]
         raise RecipeError(
-            f"{folder} holds no data: there is no file ending in {', '.join(SUFFIXES)} in it or "
-            "in its sub-folders. Give the folder that holds the files."
+            f"{folder} holds no data: there is no file ending in {READABLE} in it or in its "
+            f"sub-folders. It holds: {', '.join(there) or 'nothing'}. "
+            "Give the folder that holds the files."
         )
-    splits: dict[str, list[_Part]] = {}
+    _check_written_once(folder, files)
+    splits: dict[str, dict[tuple[str, str], list[_Part]]] = {}
     for file in files:
         parent = "" if file.parent == folder else file.parent.name
-        own = parent in ("", "data") or _split_word(parent) is not None
-        source = folder.resolve().name if own else parent
+        no_source = parent in ("", "data") or _split_word(parent) is not None
+        source = folder.resolve().name if no_source else parent
         stem = re.sub(r"-\d+-of-\d+$", "", _stem(file))
         split = stem if stem in wanted else _split_word(stem) or _split_word(parent) or ""
-        splits.setdefault(split, []).append(_Part(source, file, str(file.relative_to(folder))))
+        part = _Part(source, file, str(file.relative_to(folder)))
+        group = (str(file.parent), re.sub(r"[-_.]?\d+$", "", stem))
+        splits.setdefault(split, {}).setdefault(group, []).append(part)
     # Files that name no split are the training data, unless other files claim to be that.
-    unnamed = splits.pop("", [])
-    return splits if "train" in splits or not unnamed else {"train": unnamed} | splits
+    unnamed = splits.pop("", {})
+    if "train" in splits:
+        unread += [part.label for parts in unnamed.values() for part in parts]
+    elif unnamed:
+        splits = {"train": unnamed} | splits
+        return {s: [p for parts in groups.values() for p in parts] for s, groups in splits.items()}
+    return {
+        split: _one_split(folder, split, groups, split in wanted, unread)
+        for split, groups in splits.items()
+    }
+
+
+def _one_split(
+    folder: Path,
+    split: str,
+    groups: Mapping[tuple[str, str], list[_Part]],
+    wanted: bool,
+    unread: list[str],
+) -> list[_Part]:
+    """The files of a split: of several stems in one folder, the one that is the split's name."""
+    by_folder: dict[str, dict[str, list[_Part]]] = {}
+    for (parent, stem), parts in groups.items():
+        by_folder.setdefault(parent, {})[stem] = parts
+    files: list[_Part] = []
+    for stems in by_folder.values():
+        if len(stems) == 1:
+            files += next(iter(stems.values()))
+        elif split in stems:
+            files += stems[split]
+            unread += [p.label for stem, parts in stems.items() if stem != split for p in parts]
+        elif wanted:
+            names = sorted(stems)
+            key = "dataset_test_split" if split in ("test", "validation") else "dataset_train_split"
+            raise RecipeError(
+                f"{folder} holds several splits that could be `{split}`: {', '.join(names)}. Set "
+                f"`{key}: {names[0]}` for one of them, or move each into a sub-folder of its own "
+                "to use them all."
+            )
+    return files
+
+
+def _check_written_once(folder: Path, files: list[Path]) -> None:
+    """Raise RecipeError if a file stands beside another of its name in another format."""
+    seen: dict[tuple[Path, str], Path] = {}
+    for file in files:
+        twin = seen.setdefault((file.parent, _stem(file)), file)
+        if twin != file:
+            raise RecipeError(
+                f"{folder} holds {twin.relative_to(folder)} beside {file.relative_to(folder)}, "
+                "which may be the same rows twice. Move one of them away, or give a file."
+            )
 
 
 def _is_data(folder: Path, name: Path) -> bool:
     hidden = any(part.startswith(".") for part in name.parts)
-    return name.name.endswith(SUFFIXES) and not hidden and (folder / name).is_file()
+    return (
+        bool(data_suffix(name.name))
+        and name.name not in _NO_DATA
+        and not hidden
+        and (folder / name).is_file()
+    )
 
 
 def _split_word(name: str) -> str | None:
@@ -174,14 +217,15 @@ def _split_word(name: str) -> str | None:
 
 
 def _stem(path: Path) -> str:
-    return next((path.name.removesuffix(s) for s in SUFFIXES if path.name.endswith(s)), path.stem)
+    suffix = data_suffix(path.name)
+    return path.name[: len(path.name) - len(suffix)] if suffix else path.stem
 
 
 def _hub_splits(name: str, config: str | None) -> dict[str, list[_Part]]:
-    if name.startswith(("/", ".", "~")) or name.endswith(SUFFIXES) or name.count("/") > 1:
+    if name.startswith(("/", ".", "~")) or data_suffix(name) or name.count("/") > 1:
         raise RecipeError(
             f"`dataset_name` is {name}, which does not exist. "
-            f"Give a folder, a file ending in {', '.join(SUFFIXES)}, or a Hub id."
+            f"Give a folder, a file ending in {READABLE}, or a Hub id."
         )
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 from rlhf_recipes.arguments import resolved_recipe
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences import DataArguments
-from rlhf_recipes.preferences.files import read_splits
+from rlhf_recipes.preferences.files import Splits, read_splits
+from rlhf_recipes.preferences.findings import Findings, count_repeats
+from rlhf_recipes.preferences.formats import Reader
 from rlhf_recipes.preferences.lengths import Ruler, TokenRuler, WordRuler
-from rlhf_recipes.preferences.shapes import REASONS, Pair, Reason
+from rlhf_recipes.preferences.shapes import NOT_MEASURED, REASONS, REMEDIES, Pair, Reason
 from rlhf_recipes.preferences.sieve import Dropped, Sieve
 from rlhf_recipes.preferences.splits import hold_out, in_balanced_order
 from rlhf_recipes.preferences.statistics import first_turn_counts, pair_statistics
@@ -31,14 +33,18 @@ class Prepared:
 
     `rows` and `usable` are the sizes of the splits before and after filtering; `pairs` may be
     fewer by `judge_fraction`, `max_train_samples` and `max_eval_samples`. `judge` has the pairs of
-    the training prompts that are kept for a judge.
+    the training prompts that are kept for a judge. `not_measured` counts the usable pairs that a
+    sample needed no lengths of, so that some of them may be too long.
     """
 
     pairs: dict[str, list[Pair]]
     judge: list[Pair]
     rows: dict[str, int]
     usable: dict[str, int]
+    not_measured: dict[str, int]
     dropped: dict[Reason, Dropped]
+    findings: Findings
+    example: tuple[str, str, str]
     length_unit: str
     duration_seconds: float
 
@@ -50,7 +56,7 @@ def prepare(arguments: DataArguments) -> Prepared:
     pool too: the training pool loses none. Without one, a part of the training pairs is held out.
     """
     start = time.perf_counter()
-    train, test = read_splits(
+    found = read_splits(
         arguments.dataset_name,
         arguments.dataset_config,
         arguments.dataset_train_split,
@@ -61,32 +67,82 @@ def prepare(arguments: DataArguments) -> Prepared:
         ruler = TokenRuler(
             arguments.model_name_or_path, arguments.chat_template, arguments.model_revision
         )
-    sieve = Sieve(ruler, arguments.max_length)
-    pool = {"train": sieve.usable(train, "train")}
-    if test is None:
-        splits = hold_out(pool["train"], arguments.validation_fraction, arguments.seed)
-        pool = dict(zip(SPLITS, splits, strict=True))
-    else:
-        pool["validation"] = sieve.unseen(sieve.usable(test, "validation"), pool["train"])
+    reader = Reader(arguments.columns)
+    sieve = Sieve(reader, ruler, arguments.max_length)
+    pool = _pool(found, sieve, arguments)
+    reader.check_mapping()
     _check_pool(arguments.dataset_name, pool, sieve)
-    usable = {split: len(pool[split]) for split in SPLITS}
+    repeats = count_repeats(pair for pairs in pool.values() for pair in pairs)
+    too_long = sieve.dropped["too_long"].count
+    usable = {split: len(pool[split]) + too_long[split] for split in SPLITS}
     judge: list[Pair] = []
     if arguments.judge_fraction is not None:
         pool["train"], judge = hold_out(pool["train"], arguments.judge_fraction, arguments.seed)
         _check_pool(arguments.dataset_name, {**pool, "a judge": judge}, sieve)
-    samples = (arguments.max_train_samples, arguments.max_eval_samples)
+    cut = next((p for pairs in pool.values() for p in pairs if p.cut), None)
+    pairs, not_measured = _samples(pool, sieve, arguments)
+    judged, _ = _sample(judge, "train", arguments.max_train_samples, sieve, arguments.seed)
+    _check_pool(arguments.dataset_name, pairs, sieve)
     return Prepared(
-        pairs={
-            split: in_balanced_order(pool[split], arguments.seed)[:count]
-            for split, count in zip(SPLITS, samples, strict=True)
-        },
-        judge=in_balanced_order(judge, arguments.seed)[: arguments.max_train_samples],
-        rows={"train": len(train), "validation": len(test or [])},
-        usable=usable,
+        pairs=pairs,
+        judge=judged,
+        rows=sieve.rows,
+        usable={split: usable[split] - too_long[split] for split in SPLITS},
+        not_measured=not_measured,
         dropped=sieve.dropped,
+        findings=Findings(
+            formats=reader.formats,
+            ignored_columns=sorted(reader.ignored),
+            unread_files=list(found.unread),
+            notes=sieve.notes,
+            cut=cut is not None,
+            **repeats,
+        ),
+        example=ruler.shown(pairs["train"][0]),
         length_unit=ruler.unit,
         duration_seconds=time.perf_counter() - start,
     )
+
+
+def _pool(found: Splits, sieve: Sieve, arguments: DataArguments) -> dict[str, list[Pair]]:
+    """The pairs of each split. They are measured here only if no sample is to be drawn."""
+    train = sieve.parsed(found.train, "train")
+    if arguments.max_train_samples is None:
+        train = sieve.fitting(train, "train")
+    if found.test is None:
+        splits = hold_out(train, arguments.validation_fraction, arguments.seed)
+        return dict(zip(SPLITS, splits, strict=True))
+    test = sieve.parsed(found.test, "validation")
+    if arguments.max_eval_samples is None:
+        test = sieve.fitting(test, "validation")
+    return {"train": train, "validation": sieve.unseen(test, train)}
+
+
+def _samples(
+    pool: Mapping[str, list[Pair]], sieve: Sieve, arguments: DataArguments
+) -> tuple[dict[str, list[Pair]], dict[str, int]]:
+    counts = {"train": arguments.max_train_samples, "validation": arguments.max_eval_samples}
+    drawn = {
+        split: _sample(pool[split], split, counts[split], sieve, arguments.seed) for split in SPLITS
+    }
+    pairs, not_measured = ({split: part[i] for split, part in drawn.items()} for i in (0, 1))
+    return pairs, not_measured  # type: ignore[return-value]
+
+
+def _sample(
+    pairs: Sequence[Pair], split: str, count: int | None, sieve: Sieve, seed: int
+) -> tuple[list[Pair], int]:
+    """The first pairs in balanced order that fit, and how many were not measured for them.
+
+    The order is drawn before lengths are known, so pairs that are too long drop out of a random
+    order: each stratum keeps the fraction of its pairs that fit, as if all had been measured.
+    """
+    ordered = in_balanced_order(pairs, seed)
+    if count is None:
+        if any(pair.lengths is NOT_MEASURED for pair in ordered):
+            ordered = sieve.fitting(ordered, split)
+        return ordered, 0
+    return sieve.first_fitting(ordered, count, split)
 
 
 def write_prepared(prepared: Prepared, arguments: DataArguments) -> None:
@@ -158,9 +214,11 @@ def dataset_statistics(prepared: Prepared, arguments: DataArguments) -> dict[str
                 "rows": prepared.rows[split],
                 "usable": prepared.usable[split],
                 "written": len(prepared.pairs[split]),
+                "not_measured": prepared.not_measured[split],
             }
             for split in SPLITS
         },
+        **prepared.findings.as_dict(),
         "judge_pairs": len(prepared.judge),
         "first_turns": first_turn_counts({**prepared.pairs, "judge": prepared.judge}),
         "dropped": {
@@ -177,7 +235,10 @@ def size_table(prepared: Prepared) -> str:
     lines += [
         (f"- {reason}", d.count) for reason, d in prepared.dropped.items() if any(d.count.values())
     ]
-    lines += [("usable", prepared.usable), ("written", {s: len(prepared.pairs[s]) for s in SPLITS})]
+    lines.append(("usable", prepared.usable))
+    if any(prepared.not_measured.values()):
+        lines.append(("- not measured", prepared.not_measured))
+    lines += [("written", {s: len(prepared.pairs[s]) for s in SPLITS})]
     if prepared.judge:
         lines.append(("for a judge", {"train": len(prepared.judge), "validation": 0}))
     turns = first_turn_counts(prepared.pairs)
@@ -209,11 +270,14 @@ def _stage(prepared: Prepared, arguments: DataArguments, folders: Mapping[str, l
         fingerprint = hashlib.sha256()
         written = {"train": train, "validation": prepared.pairs["validation"]}
         for split, pairs in written.items():
-            lines = [json.dumps(pair.as_row(), ensure_ascii=False) + "\n" for pair in pairs]
-            content = "".join(lines).encode()
-            fingerprint.update(content)
-            hashes[f"{folder}/{split}.jsonl"] = hashlib.sha256(content).hexdigest()
-            _staged(out / folder / f"{split}.jsonl").write_bytes(content)
+            sha256 = hashlib.sha256()
+            with _staged(out / folder / f"{split}.jsonl").open("wb") as file:
+                for pair in pairs:
+                    line = (json.dumps(pair.as_row(), ensure_ascii=False) + "\n").encode()
+                    file.write(line)
+                    fingerprint.update(line)
+                    sha256.update(line)
+            hashes[f"{folder}/{split}.jsonl"] = sha256.hexdigest()
         records[folder] = run_record(
             "data",
             resolved_recipe(arguments),
@@ -276,16 +340,13 @@ def _check_pool(name: str, pool: Mapping[str, list[Pair]], sieve: Sieve) -> None
     empty = [split for split, pairs in pool.items() if not pairs]
     if empty:
         reasons = [
-            f"- {reason}: {sum(d.count.values()):,} ({REASONS[reason]})"
+            f"- {reason}: {sum(d.count.values()):,} ({REASONS[reason]}). {REMEDIES.get(reason, '')}"
             for reason, d in sieve.dropped.items()
             if any(d.count.values())
         ]
         raise RecipeError(
             f"`{name}` leaves nothing for {' and '.join(empty)}. Rows left out:\n"
             + "\n".join(reasons or ["- none: there were too few rows to begin with"])
-            + "\nCheck the data. If too_long is the reason, raise `max_length`. If prompt_in_train "
-            "is, set `dataset_test_split` to null to hold out training prompts instead, and make "
-            "an instruction that stands in every row a system message."
         )
     plain = [p for pairs in pool.values() for p in pairs if isinstance(p.prompt, str)]
     total = sum(len(pairs) for pairs in pool.values())

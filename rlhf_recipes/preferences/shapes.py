@@ -1,20 +1,24 @@
-r"""One row of preference data, in any of the usual shapes -> prompt, chosen and rejected.
-
-Shapes: HH strings (`\n\nHuman: ... \n\nAssistant: ...`) and TRL's preference format, with the
-prompt apart or inside both texts, as plain text or as messages.
-"""
+"""What a preference pair is, why a row may not be one, and its texts for people to read."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Messages = list[dict[str, str]]
 Text = str | Messages
-_Parts = tuple[Text, Text, Text, int]  # prompt, chosen, rejected, turns
 
 Reason = Literal[
-    "empty", "identical", "no_common_prompt", "broken_roles", "too_long", "prompt_in_train"
+    "empty",
+    "identical",
+    "no_common_prompt",
+    "broken_roles",
+    "no_prompt",
+    "prompt_differs",
+    "not_text",
+    "no_preference",
+    "too_long",
+    "prompt_in_train",
 ]
 
 REASONS: dict[Reason, str] = {
@@ -22,13 +26,28 @@ REASONS: dict[Reason, str] = {
     "identical": "chosen and rejected are the same answer",
     "no_common_prompt": "chosen and rejected do not answer the same prompt",
     "broken_roles": "the turns do not alternate from user to assistant and end with an answer",
+    "no_prompt": "the prompt is missing, and the answers do not hold one",
+    "prompt_differs": "the prompt or system column differs from the answers' own first turns",
+    "not_text": "a turn is not text, or more than text: tool calls, reasoning, images, numbers, "
+    "lists, half a character (a lone surrogate)",
+    "no_preference": "the row prefers neither answer",
     "too_long": "the prompt with its longer answer is over max_length",
     "prompt_in_train": "a held-out row whose first user turn is also in a training row",
 }
 
+REMEDIES: dict[Reason, str] = {
+    "no_common_prompt": "Give the prompt a column of its own, called `prompt`.",
+    "broken_roles": "Write each row as turns that alternate from user to assistant.",
+    "no_prompt": "Fill the prompt in, or give the rows that have none as a dataset of their own.",
+    "prompt_differs": "If that column is not the prompt, leave it out: `columns: {prompt: null}`.",
+    "not_text": "Write numbers as text, and remove from the turns what the model should not see.",
+    "too_long": "Raise `max_length`.",
+    "prompt_in_train": "Set `dataset_test_split` to null to hold out training prompts instead, "
+    "and make an instruction that stands in every row a system message.",
+}
+"""What to do if rows are left out for a reason, where something can be done."""
+
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-_HH_START = re.compile(r"\s*Human:")
-_HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 _SPOKEN = re.compile(r"(?:\A|\n\n)(Human|Assistant|System): ")
 
 
@@ -53,7 +72,8 @@ class Pair:
     """Two answers to one prompt, messages or plain text, of which the first was preferred.
 
     `turns` counts the user's turns in the prompt, 1 for plain text. `place` is where the row
-    stands in the dataset as it was found.
+    stands in the dataset as it was found. `cut` says that the prompt is what plain answers have in
+    common, for want of a prompt of its own.
     """
 
     prompt: Text
@@ -63,6 +83,7 @@ class Pair:
     source: str
     place: str
     lengths: Lengths = NOT_MEASURED
+    cut: bool = False
 
     def as_row(self) -> dict[str, object]:
         """The pair as a line of a prepared file."""
@@ -103,126 +124,3 @@ def spoken_turns(text: str) -> list[tuple[str, str]]:
 def answer_text(answer: Text) -> str:
     """A chosen or rejected answer as text."""
     return answer if isinstance(answer, str) else answer[-1]["content"]
-
-
-def is_hh(rows: Iterable[Mapping[str, object]]) -> bool:
-    """Whether the rows that are text are HH strings: whether most of them begin with `Human:`."""
-    starts = [
-        _starts_hh(row.get("chosen")) or _starts_hh(row.get("prompt"))
-        for row in rows
-        if isinstance(row.get("chosen"), str)
-    ]
-    return 2 * sum(starts) > len(starts)
-
-
-def parse_pair(row: Mapping[str, object], hh: bool, source: str, place: str) -> Pair:
-    """The row as a pair, or UnusableRow with the reason why not.
-
-    HH texts and conversations are split between turns: the prompt is every turn before the last
-    one, and both texts must agree on it. Only plain text without a prompt is split inside: before
-    the first word in which the two differ.
-
-    Args:
-        hh: Whether the dataset's texts are HH strings.
-    """
-    prompt, chosen, rejected = (row.get(name) for name in ("prompt", "chosen", "rejected"))
-    if not chosen or not rejected:
-        raise UnusableRow("empty")
-    texts = isinstance(chosen, str) and isinstance(rejected, str)
-    if not texts or not (prompt is None or isinstance(prompt, str)):
-        parts = _conversation(_turns(prompt, chosen), _turns(prompt, rejected))
-    elif hh:
-        parts = _conversation(_hh_turns(prompt, str(chosen)), _hh_turns(prompt, str(rejected)))
-    else:
-        parts = _plain(prompt, str(chosen), str(rejected))
-    return Pair(*parts, source, place)
-
-
-def _starts_hh(text: object) -> bool:
-    return isinstance(text, str) and _HH_START.match(text) is not None
-
-
-def _hh_turns(prompt: str | None, text: str) -> Messages:
-    """The messages of an HH string; a prompt given apart is put in front if the text lacks it."""
-    if prompt is not None and not _starts_hh(text):
-        text = prompt + text
-    before, *parts = _HH_TURN.split(text)
-    if before.strip():
-        raise UnusableRow("broken_roles")
-    return [
-        {"role": HH_ROLES[role], "content": content.strip()}
-        for role, content in zip(parts[::2], parts[1::2], strict=True)
-    ]
-
-
-def _turns(prompt: object, completion: object) -> Messages:
-    """All messages of one side; a completion that starts with its own prompt needs no other."""
-    if isinstance(completion, str):
-        completion = [{"role": "assistant", "content": completion}]
-    answer = _messages(completion)
-    if answer[0]["role"] != "assistant" or prompt is None:
-        return answer
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}, *answer]
-    return [*_messages(prompt), *answer]
-
-
-def _messages(value: object) -> Messages:
-    if not isinstance(value, list) or not value:
-        raise UnusableRow("broken_roles")
-    messages = []
-    for message in value:
-        fields = message if isinstance(message, Mapping) else {}
-        role, content = fields.get("role"), fields.get("content")
-        if not isinstance(role, str):
-            raise UnusableRow("broken_roles")
-        if not isinstance(content, str):
-            raise UnusableRow("empty")
-        messages.append({"role": role, "content": content})
-    return messages
-
-
-def _conversation(chosen: Messages, rejected: Messages) -> _Parts:
-    if not _roles_alternate(chosen) or not _roles_alternate(rejected):
-        raise UnusableRow("broken_roles")
-    prompt = chosen[:-1]
-    if prompt != rejected[:-1]:
-        raise UnusableRow("no_common_prompt")
-    if not all(m["content"].strip() for m in [*chosen, rejected[-1]]):
-        raise UnusableRow("empty")
-    if chosen[-1]["content"].strip() == rejected[-1]["content"].strip():
-        raise UnusableRow("identical")
-    turns = sum(m["role"] == "user" for m in prompt)
-    return prompt, chosen[-1:], rejected[-1:], turns
-
-
-def _roles_alternate(messages: Messages) -> bool:
-    roles = [m["role"] for m in messages]
-    roles = roles[1:] if roles[:1] == ["system"] else roles
-    return len(roles) >= 2 and roles == ["user", "assistant"] * (len(roles) // 2)
-
-
-def _plain(prompt: str | None, chosen: str, rejected: str) -> _Parts:
-    if not chosen.strip() or not rejected.strip():
-        raise UnusableRow("empty")
-    if chosen.strip() == rejected.strip():
-        raise UnusableRow("identical")
-    if prompt is None:
-        size = _common_words(chosen, rejected)
-        prompt, chosen, rejected = chosen[:size], chosen[size:], rejected[size:]
-        if not prompt.strip():
-            raise UnusableRow("no_common_prompt")
-    if not all(text.strip() for text in (prompt, chosen, rejected)):
-        raise UnusableRow("empty")
-    return prompt, chosen, rejected, 1
-
-
-def _common_words(first: str, second: str) -> int:
-    """Characters of the longest common beginning that ends at a space in both texts."""
-    size = 0
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            break
-        if a.isspace():
-            size = index
-    return size

@@ -1,17 +1,22 @@
 """Rows of a dataset sifted into pairs that can be used, with a count of those left out and why."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from rlhf_recipes.errors import RecipeError
+from tqdm.auto import tqdm
+
 from rlhf_recipes.preferences.files import RawRow
+from rlhf_recipes.preferences.formats import Reader
 from rlhf_recipes.preferences.lengths import Ruler
-from rlhf_recipes.preferences.shapes import REASONS, Pair, Reason, UnusableRow, is_hh, parse_pair
+from rlhf_recipes.preferences.shapes import REASONS, Pair, Reason, UnusableRow, answer_text
 from rlhf_recipes.preferences.splits import first_turn_key
+from rlhf_recipes.preferences.turns import parse_pair
 
-COLUMNS = {"chosen", "rejected"}
 EXAMPLES_PER_REASON = 3
 EXAMPLE_CHARACTERS = 60
+ENOUGH_TO_TELL = 5  # rows that show a custom of the whole dataset if all of them have it
+LEAST_MEASURED = 256
+PATIENCE = 3  # seconds before progress is shown
 
 
 @dataclass
@@ -25,28 +30,54 @@ class Dropped:
 class Sieve:
     """Turns rows into pairs and keeps count of those it leaves out."""
 
-    def __init__(self, ruler: Ruler, max_length: int | None) -> None:
+    def __init__(self, reader: Reader, ruler: Ruler, max_length: int | None) -> None:
         self.dropped: dict[Reason, Dropped] = {reason: Dropped() for reason in REASONS}
+        self.rows = dict.fromkeys(("train", "validation"), 0)
+        self.notes: list[str] = []
+        self._reader = reader
         self._ruler = ruler
         self._max_length = max_length
 
-    def usable(self, rows: list[RawRow], split: str) -> list[Pair]:
-        """The pairs that can be used, with their lengths."""
-        _check_columns(rows)
-        hh = is_hh(row.fields for row in rows)
+    def parsed(self, rows: Iterable[RawRow], split: str) -> list[Pair]:
+        """The pairs that can be used if they are short enough; their lengths are not known yet."""
         pairs = []
-        for row in rows:
+        for row in tqdm(rows, desc=f"Reading {split}", unit=" rows", delay=PATIENCE):
+            self.rows[split] += 1
             try:
-                pairs.append(parse_pair(row.fields, hh, row.source, row.place))
+                values = self._reader(row.fields, row.place)
+                pairs.append(parse_pair(values, row.source, row.place, self._reader.ignored))
             except UnusableRow as unusable:
-                texts = row.fields["chosen"], row.fields["rejected"]
+                texts = (row.fields.get(name) for name in ("chosen", "rejected"))
                 self._drop(unusable.reason, split, row.place, *texts)
+        if self._reader.prompts:  # then a row without one is no text with its prompt inside
+            pairs = self._keep(pairs, lambda p: not p.cut, "no_prompt", split)
+        if len(pairs) >= ENOUGH_TO_TELL and all(map(_repeats_its_prompt, pairs)):
+            self.notes.append(
+                f"all answers of {split} begin with their own prompt, which is taken off them"
+            )
+            pairs = [_without_repetition(pair) for pair in pairs]
+        return pairs
+
+    def fitting(self, pairs: Sequence[Pair], split: str) -> list[Pair]:
+        """The pairs that are no longer than `max_length`; all get their lengths."""
         for pair, lengths in zip(pairs, self._ruler(pairs), strict=True):
             pair.lengths = lengths
         limit = self._max_length
         return self._keep(
             pairs, lambda p: limit is None or p.lengths.longest <= limit, "too_long", split
         )
+
+    def first_fitting(
+        self, pairs: Sequence[Pair], count: int, split: str
+    ) -> tuple[list[Pair], int]:
+        """The first pairs that fit, at most `count`, and the number that was not looked at."""
+        kept: list[Pair] = []
+        start = 0
+        while len(kept) < count and start < len(pairs):
+            batch = pairs[start : start + max(count - len(kept), LEAST_MEASURED)]
+            kept += self.fitting(batch, split)
+            start += len(batch)
+        return kept[:count], len(pairs) - start
 
     def unseen(self, pairs: list[Pair], train: list[Pair]) -> list[Pair]:
         """The validation pairs whose first user turn is in no training pair."""
@@ -56,7 +87,7 @@ class Sieve:
         )
 
     def _keep(
-        self, pairs: list[Pair], fits: Callable[[Pair], bool], reason: Reason, split: str
+        self, pairs: Sequence[Pair], fits: Callable[[Pair], bool], reason: Reason, split: str
     ) -> list[Pair]:
         kept = []
         for pair in pairs:
@@ -85,11 +116,13 @@ def _ending(text: object) -> str:
     return ending if len(ending) <= EXAMPLE_CHARACTERS else "…" + ending[-EXAMPLE_CHARACTERS:]
 
 
-def _check_columns(rows: list[RawRow]) -> None:
-    for row in rows:
-        if not row.fields.keys() >= COLUMNS:
-            raise RecipeError(
-                f"{row.place} has the columns {', '.join(map(repr, row.fields)) or 'none'}; "
-                "preference data needs 'chosen' and 'rejected', and may have 'prompt'. "
-                "Rename the columns, or give another dataset."
-            )
+def _repeats_its_prompt(pair: Pair) -> bool:
+    if not isinstance(pair.prompt, str) or pair.cut:
+        return False
+    texts = (answer_text(pair.chosen), answer_text(pair.rejected))
+    return all(text.startswith(pair.prompt) and text != pair.prompt for text in texts)
+
+
+def _without_repetition(pair: Pair) -> Pair:
+    size = len(pair.prompt)
+    return replace(pair, chosen=pair.chosen[size:], rejected=pair.rejected[size:])

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.lengths import TokenRuler, WordRuler
@@ -34,6 +34,9 @@ def word_model(tmp_path: Path) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="end"
     ).save_pretrained(tmp_path / "model")
+    LlamaConfig(vocab_size=3, architectures=["LlamaForCausalLM"]).save_pretrained(
+        tmp_path / "model"
+    )
     return tmp_path / "model"
 
 

@@ -201,7 +201,7 @@ def test_a_judge_needs_prompts_of_its_own(tmp_path: Path) -> None:
 def test_wrong_columns_are_named(tmp_path: Path) -> None:
     source = dataset(tmp_path / "raw", train=[{"question": "Hi", "answer": "Ho"}])
     with pytest.raises(
-        RecipeError, match=r"'question', 'answer'; .* needs 'chosen' and 'rejected'"
+        RecipeError, match=r"'question', 'answer', which.* needs 'chosen' and 'rejected'"
     ):
         prepare(DataArguments(str(source)))
 
@@ -296,7 +296,12 @@ def test_the_script_writes_plans_and_refuses(tmp_path: Path) -> None:
     written = prepare_data(*flags)
     assert written.returncode == 0, written.stderr
     statistics = json.loads((tmp_path / "out" / "dataset_stats.json").read_text())
-    assert statistics["sizes"]["train"] == {"rows": 20, "usable": 18, "written": 18}
+    assert statistics["sizes"]["train"] == {
+        "rows": 20,
+        "usable": 18,
+        "written": 18,
+        "not_measured": 0,
+    }
     assert (tmp_path / "out" / "dataset_distribution.png").stat().st_size > 10_000
 
     before = (tmp_path / "out" / "data" / "run.json").read_text()

@@ -2,28 +2,28 @@ from typing import Any
 
 import pytest
 
+from rlhf_recipes.preferences.formats import Reader
 from rlhf_recipes.preferences.shapes import (
     Pair,
     UnusableRow,
     answer_text,
-    is_hh,
-    parse_pair,
     prompt_text,
     spoken_turns,
 )
+from rlhf_recipes.preferences.turns import parse_pair
 
 USER = {"role": "user", "content": "Hi"}
 GOOD = {"role": "assistant", "content": "Hello!"}
 BAD = {"role": "assistant", "content": "What?"}
 
 
-def parse(row: dict[str, Any], hh: bool = False) -> Pair:
-    return parse_pair(row, hh, source="chat", place="train:1")
+def parse(row: dict[str, Any]) -> Pair:
+    return parse_pair(Reader()(row, "train:1"), source="chat", place="train:1", ignored=set())
 
 
-def reason(row: dict[str, Any], hh: bool = False) -> str:
+def reason(row: dict[str, Any]) -> str:
     with pytest.raises(UnusableRow) as unusable:
-        parse(row, hh)
+        parse(row)
     return unusable.value.reason
 
 
@@ -37,9 +37,7 @@ def hh_row(chosen: str, rejected: str) -> dict[str, Any]:
 
 def test_hh_is_split_at_the_last_assistant_turn_and_not_at_the_common_characters() -> None:
     """The answers begin alike ("I would"), which belongs to them and not to the prompt."""
-    pair = parse(
-        hh_row("H:Hi A:Yes? H:Why A:I would say so", "H:Hi A:Yes? H:Why A:I wouldn't"), True
-    )
+    pair = parse(hh_row("H:Hi A:Yes? H:Why A:I would say so", "H:Hi A:Yes? H:Why A:I wouldn't"))
     assert pair.prompt == [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Yes?"},
@@ -52,7 +50,7 @@ def test_hh_is_split_at_the_last_assistant_turn_and_not_at_the_common_characters
 
 
 def test_a_name_with_colon_inside_a_paragraph_is_not_a_turn() -> None:
-    pair = parse(hh_row("H:Hi A:Write\nHuman: yes", "H:Hi A:No"), True)
+    pair = parse(hh_row("H:Hi A:Write\nHuman: yes", "H:Hi A:No"))
     assert answer_text(pair.chosen) == "Write\nHuman: yes"
 
 
@@ -67,27 +65,24 @@ def test_a_name_with_colon_inside_a_paragraph_is_not_a_turn() -> None:
         ("H:Hi A:One A:Two", "H:Hi A:One A:Three", "broken_roles"),
         ("H:Hi A:One H:Bye", "H:Hi A:One H:No", "broken_roles"),
         ("A:Hi H:What A:One", "A:Hi H:What A:Two", "broken_roles"),
-        ("no turns", "none either", "broken_roles"),
+        ("no turns", "none either", "no_common_prompt"),
         ("", "H:Hi A:One", "empty"),
     ],
 )
 def test_unusable_hh_rows_are_told_apart(chosen: str, rejected: str, expected: str) -> None:
-    assert reason(hh_row(chosen, rejected), hh=True) == expected
+    assert reason(hh_row(chosen, rejected)) == expected
 
 
 def test_hh_with_the_prompt_apart_is_the_same_as_in_one_text() -> None:
-    whole = parse(hh_row("H:Hi A:One", "H:Hi A:Two"), True)
+    whole = parse(hh_row("H:Hi A:One", "H:Hi A:Two"))
     apart = {"prompt": "\n\nHuman: Hi\n\nAssistant:", "chosen": " One", "rejected": " Two"}
-    assert parse(apart, True) == whole
+    assert parse(apart) == whole
 
 
-def test_most_texts_decide_whether_rows_are_hh_strings() -> None:
-    hh, plain = hh_row("H:Hi A:One", "H:Hi A:Two"), {"chosen": "The Human: a tale", "rejected": "x"}
-    conversation = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
-    assert is_hh([hh, hh, plain])
-    assert is_hh([hh, conversation, conversation])
-    assert not is_hh([hh, plain, plain])
-    assert not is_hh([conversation])
+def test_each_row_tells_by_itself_whether_it_is_a_transcript() -> None:
+    plain = {"prompt": "Hi", "chosen": "Human: quoted words", "rejected": "x"}
+    assert parse(plain).prompt == "Hi"
+    assert parse(hh_row("H:Hi A:One", "H:Hi A:Two")).prompt == [USER]
 
 
 @pytest.mark.parametrize(
@@ -117,8 +112,8 @@ def test_a_system_message_stays_in_the_prompt_and_is_no_turn() -> None:
     [
         ({"chosen": [GOOD], "rejected": [BAD]}, "broken_roles"),
         ({"chosen": [USER, USER], "rejected": [USER, BAD]}, "broken_roles"),
-        ({"chosen": ["Hi"], "rejected": [USER, BAD]}, "broken_roles"),
-        ({"chosen": 3, "rejected": 4}, "broken_roles"),
+        ({"chosen": ["Hi", "Ho"], "rejected": [USER, BAD]}, "not_text"),
+        ({"chosen": 3, "rejected": 4}, "not_text"),
         ({"chosen": None, "rejected": [USER, BAD]}, "empty"),
         ({"chosen": [USER, {"role": "assistant", "content": None}], "rejected": [USER]}, "empty"),
         ({"chosen": [USER, GOOD], "rejected": [USER, GOOD]}, "identical"),
@@ -161,7 +156,7 @@ def test_plain_text_without_a_prompt_is_split_before_the_first_different_word(
         ({"chosen": "Same text", "rejected": "Same text"}, "identical"),
         ({"prompt": "Hi", "chosen": "One", "rejected": "One\n"}, "identical"),
         ({"prompt": "Hi", "chosen": "  ", "rejected": "One"}, "empty"),
-        ({"prompt": " ", "chosen": "One", "rejected": "Two"}, "empty"),
+        ({"prompt": " ", "chosen": "One", "rejected": "Two"}, "no_prompt"),
     ],
 )
 def test_unusable_plain_rows_are_told_apart(row: dict[str, Any], expected: str) -> None:

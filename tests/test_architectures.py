@@ -365,3 +365,13 @@ def test_roles_on_experts_are_models_of_their_own(model_type, folder_of, tmp_pat
         alone = PeftModel.from_pretrained(open_base(folder_of(moe)), tmp_path / role).eval()
         for row, own in zip(ids.tolist(), logps, strict=True):
             torch.testing.assert_close(own, plain_logps(alone, row[:7], row[7:]))
+
+
+def test_a_value_without_a_reward_model_has_the_width_of_the_last_hidden_states(
+    folder_of, tmp_path
+):
+    """OPT-350m projects them, to fewer than `hidden_size`."""
+    projected = next(tiny for tiny in ARCHITECTURES if "projected" in tiny.title)
+    given = inputs("ppo", folder_of(projected), tmp_path)
+    training_plan(given)
+    assert ppo_begins_at_ratio_1(given).roles.head("value").in_features == 16

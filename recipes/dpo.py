@@ -27,11 +27,12 @@ def main() -> None:
         print(plan)
         return
     stage = Run("dpo", recipe, training, model)
+    stage.tell(plan.rows, plan.notes)
     trainer = DPOTrainer(
         model=open_language_model(model),
         args=training,
-        train_dataset=dataset["train"],
-        eval_dataset=dataset["validation"],
+        train_dataset=dataset["train"].select(plan.rows["train"].kept),
+        eval_dataset=dataset["validation"].select(plan.rows["validation"].kept),
         processing_class=inputs.tokenizer,
         peft_config=lora_config(model),
     )

@@ -29,6 +29,7 @@ def main() -> None:
         print(plan)
         return
     stage = Run("grpo", recipe, training, reward, model)
+    stage.tell(plan.rows, plan.notes)
     rewards = [load_reward_func(path) for path in reward.reward_funcs or ()]
     if inputs.reward_model is not None:
         reward_model = RewardModel.load(

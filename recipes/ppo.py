@@ -33,6 +33,7 @@ def main() -> None:
     if training.eval_strategy != "no":  # not on the validation split, which is evaluate.py's
         prompts, held_out = split_off(prompts, training.num_eval_prompts)
     stage = Run("ppo", recipe, training, reward, model)
+    stage.tell(plan.rows, plan.notes)
     trainer = PPOTrainer(
         model=open_language_model(model),
         args=training,

@@ -4,6 +4,7 @@ Counts of rows, steps and parameters are exact; memory is estimated by the formu
 """
 
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,8 @@ from rlhf_recipes.hub import repo_name
 from rlhf_recipes.memory import Memory, evaluation_memory, training_memory
 from rlhf_recipes.parameter_counts import Parameters, evaluation_parameters, stage_parameters
 from rlhf_recipes.preferences import load_prepared, split_off, unique_prompts
-from rlhf_recipes.preferences.lengths import TokenRuler
-from rlhf_recipes.preferences.shapes import Pair
 from rlhf_recipes.sampling import prompt_ids
+from rlhf_recipes.truncation import Rows, fit_pairs, plain_text_notes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,18 +41,6 @@ EVALUATION_OUTPUTS = ("samples/*_samples.json", "results/ with report.html", "AN
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of a split in use, those left out for their length, and the longest in use in tokens.
-
-    The longest is what the model sees at most: a prompt and its answer, cut where it will be cut.
-    """
-
-    used: int
-    left_out: int
-    longest: int
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a stage comes to. Evaluation has no `batch` and no steps."""
 
@@ -68,6 +56,7 @@ class Plan:
     output_dir: str
     outputs: tuple[str, ...]
     pushed_to: str | None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return format_plan(self)
@@ -84,9 +73,8 @@ def training_plan(inputs: Inputs) -> Plan:
         prompts = training_prompts(stage, dataset["train"], training)
         rows = {"train": prompt_rows(prompts, inputs.tokenizer, training.max_completion_length)}
     else:
-        ruler = TokenRuler(inputs.base, inputs.recipe.chat_template, model.model_revision)
         rows = {
-            split: pair_rows(stage, dataset[split], ruler, training.max_length)
+            split: fit_pairs(stage, split, dataset[split], inputs.tokenizer, training)
             for split in ("train", "validation")
         }
     epoch = micro_batches(stage, rows["train"].used, training)
@@ -119,6 +107,7 @@ def training_plan(inputs: Inputs) -> Plan:
         output_dir=str(training.output_dir),
         outputs=RUN_OUTPUTS + STAGE_OUTPUTS.get(stage, ()),
         pushed_to=pushed_to if training.push_to_hub else None,
+        notes=plain_text_notes(dataset["train"], inputs.tokenizer),
     )
 
 
@@ -152,26 +141,6 @@ def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
     )
 
 
-def pair_rows(stage: str, split: "Dataset", ruler: TokenRuler, max_length: int | None) -> Rows:
-    """The pairs that TRL's trainer keeps.
-
-    RewardTrainer drops a pair of which either answer, with its prompt, is over `max_length`.
-    DPOTrainer cuts answers there and drops a pair whose prompt alone fills it.
-    """
-    limit = math.inf if max_length is None else max_length
-    lengths = ruler([Pair(**row, place="") for row in split])
-    if stage == "reward":
-        kept = [row.longest for row in lengths if row.longest <= limit]
-    else:
-        kept = [int(min(row.longest, limit)) for row in lengths if row.prompt < limit]
-    if not kept:
-        raise RecipeError(
-            f"`max_length` is {max_length} tokens, and none of {len(lengths)} pairs fits in it, so "
-            "there is nothing to train on. Raise `max_length`."
-        )
-    return Rows(len(kept), len(lengths) - len(kept), max(kept))
-
-
 def training_prompts(stage: str, split: "Dataset", training: Any) -> "Dataset":
     """What a stage samples on: every prompt, but for those PPO holds out for its evaluations."""
     prompts = unique_prompts(split)
@@ -185,7 +154,7 @@ def prompt_rows(
 ) -> Rows:
     """The prompts, none of which is left out, and the longest with a whole completion."""
     longest = max(len(prompt_ids(tokenizer, prompt)) for prompt in prompts["prompt"])
-    return Rows(len(prompts), 0, longest + max_completion_length)
+    return Rows(len(prompts), longest + max_completion_length)
 
 
 def micro_batches(stage: str, rows: int, training: Any) -> int:
@@ -253,8 +222,10 @@ def format_plan(plan: Plan) -> str:
     """The plan as a table of two columns, at most 80 characters wide."""
     lines = [("stage", plan.stage), ("base model", plan.base_model)]
     for split, rows in plan.rows.items():
-        left_out = f" ({rows.left_out:,} left out: too long)" if rows.left_out else ""
-        lines.append((f"{split} rows", f"{rows.used:,}{left_out}, up to {rows.longest:,} tokens"))
+        first, *others = rows.lines()
+        lines += [(f"{split} rows", first), *(("", line) for line in others)]
+    if plan.stage in ("grpo", "ppo"):
+        lines.append(("", "no prompt is cut or left out"))
     if plan.batch is not None:
         device, accumulation, processes = plan.batch
         lines += [
@@ -280,7 +251,8 @@ def format_plan(plan: Plan) -> str:
     lines.append(("outputs in", plan.output_dir))
     lines += [("", output) for output in plan.outputs]
     lines.append(("pushed", f"to {plan.pushed_to}" if plan.pushed_to else "nothing"))
-    return "\n".join(f"{name:<17} {_shortened(value, 62)}".rstrip() for name, value in lines)
+    table = [f"{name:<17} {_shortened(value, 62)}".rstrip() for name, value in lines]
+    return "\n".join([*table, *(textwrap.fill(note, 80) for note in plan.notes)])
 
 
 def _bytes(size: int) -> str:

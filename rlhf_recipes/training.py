@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +30,7 @@ from rlhf_recipes.hub import push, repo_name, write_card
 from rlhf_recipes.prefix_sharing import share_prefixes
 from rlhf_recipes.records import run_record, workspace
 from rlhf_recipes.run_folder import RECORD, RunFolder, check_continuation, open_folder
+from rlhf_recipes.truncation import Rows, rows_text
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's `mallopt`, as malloc.h numbers them."""
@@ -67,7 +68,15 @@ class Run:
             check_continuation(self.folder.path, self.resolved, self.inputs)
         use_all_cores()
         keep_freed_memory()
+        self.rows: dict[str, dict[str, int]] = {}
         self.started = time.monotonic()
+
+    def tell(self, rows: Mapping[str, Rows], notes: Sequence[str] = ()) -> None:
+        """Print which rows are used, cut or left out; run.json will say it too."""
+        self.rows = {split: counts.counts() for split, counts in rows.items()}
+        if self.training.process_index == 0:
+            sys.stdout.write(f"{rows_text(rows, notes)}\n")
+            sys.stdout.flush()
 
     def train_and_save(self, trainer: Trainer, review: Review | None = None) -> None:
         """Train, from the last checkpoint where there is one, and write the run folder.
@@ -117,6 +126,7 @@ class Run:
             dataset_fingerprint=self.inputs.get("dataset_name"),
             inputs=self.inputs,
             fingerprint=model_fingerprint(folder),
+            rows=self.rows,
             seed=self.training.seed,
             processes=self.training.world_size,
             duration_seconds=round(time.monotonic() - self.started, 1),

@@ -258,7 +258,7 @@ def test_the_reward_stage_leaves_out_pairs_with_a_long_answer(data, tmp_path):
     # An answer of 200 letters is in 2 of 23 training rows and 1 of 11 for validation.
     training = arguments("reward", tmp_path, max_length=150)
     plan = planned("reward", RecipeArguments(), training, lora("reward"), data)
-    assert {s: (r.used, r.left_out) for s, r in plan.rows.items()} == {
+    assert {s: (r.used, r.too_long) for s, r in plan.rows.items()} == {
         "train": (21, 2),
         "validation": (10, 1),
     }
@@ -268,7 +268,7 @@ def test_the_reward_stage_leaves_out_pairs_with_a_long_answer(data, tmp_path):
 def test_dpo_cuts_a_long_answer_and_keeps_the_pair(data, tmp_path):
     training = arguments("dpo", tmp_path, max_length=150)
     rows = planned("dpo", RecipeArguments(), training, lora("dpo"), data).rows["train"]
-    assert (rows.used, rows.left_out, rows.longest) == (23, 0, 150)
+    assert (rows.used, rows.cut, rows.too_long, rows.longest) == (23, 2, 0, 150)
 
 
 def test_the_longest_row_of_ppo_is_a_prompt_and_a_whole_completion(data, tmp_path):
@@ -289,7 +289,9 @@ def test_a_repeated_prompt_is_sampled_on_once(data, tmp_path):
 
 def test_nothing_left_to_train_on_is_told(data, tmp_path):
     training = arguments("reward", tmp_path, max_length=5)
-    with pytest.raises(RecipeError, match="`max_length` is 5 tokens, and none of 23 pairs fits"):
+    with pytest.raises(
+        RecipeError, match="`max_length` is 5 tokens, and none of 23 train pairs can be used"
+    ):
         planned("reward", RecipeArguments(), training, lora("reward"), data)
     training = arguments("ppo", tmp_path, per_device_train_batch_size=24)
     with pytest.raises(RecipeError, match=r"There are 23 training rows, .* takes 24"):
@@ -341,7 +343,8 @@ def test_the_text_fits_80_columns_and_calls_memory_an_estimate(data, tmp_path):
     # (8), and 10 letters with the same of `assistant` (13).
     # 21 pairs of 6 a step: four steps an epoch, three epochs.
     for line in (
-        "train rows        21 (2 left out: too long), up to 54 tokens",
+        "train rows        21, up to 54 tokens",
+        "                  - 2 left out: too long for max_length",
         "effective batch   6 = 2 a device x 3 accumulated x 1 process",
         "optimiser steps   12",
         "memory            an estimate, for each process, without sharding",

@@ -12,7 +12,8 @@ from rlhf_recipes.lora import lora_config
 from rlhf_recipes.models import open_language_model
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared, unique_prompts
-from rlhf_recipes.rewards import RewardModel, load_reward_func
+from rlhf_recipes.reward_functions import checked, load_reward_func
+from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.rollout import rollout_func_for
 from rlhf_recipes.training import Run
 
@@ -38,7 +39,7 @@ def main() -> None:
             attn_implementation=model.attn_implementation,
             **inputs.reward_precision.kwargs(),
         )
-        rewards.insert(0, reward_model.to(training.device))
+        rewards.insert(0, checked(reward_model.to(training.device)))
     trainer = GRPOTrainer(
         model=open_language_model(model),
         # A list of floats is none of floats or None to a type checker.

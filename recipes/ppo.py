@@ -14,7 +14,7 @@ from rlhf_recipes.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
 from rlhf_recipes.preferences import load_prepared, split_off, unique_prompts
-from rlhf_recipes.rewards import load_reward_func
+from rlhf_recipes.reward_functions import load_reward_func
 from rlhf_recipes.training import Run
 
 ARGUMENTS = (RecipeArguments, RewardArguments, PPOConfig, ModelConfig)

@@ -5,8 +5,7 @@ end-of-sequence token appended, and pools at the last token that is not padding.
 both, or a reward model gives other scores in use than in training.
 """
 
-import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.adapters import Adapter, read_adapter
-from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import open_base
-from rlhf_recipes.preferences import prompt_text
+from rlhf_recipes.reward_functions import completion_text
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Prompt, pad, template_ids
-
-RewardFunction = Callable[[list[str], list[str]], list[float]]
-"""Scores of completions, given the prompts' and the completions' texts."""
 
 
 def scored_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str) -> list[int]:
@@ -103,7 +98,7 @@ class RewardModel:
         which a reward model does not look at.
         """
         encoded = [
-            scored_ids(self.tokenizer, prompt, _text(completion))
+            scored_ids(self.tokenizer, prompt, completion_text(completion))
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         # Side by side, texts that begin alike share that beginning.
@@ -126,46 +121,3 @@ class RewardModel:
         last = hidden[torch.arange(len(sequences)), pooled.to(device)]
         scores: Tensor = self.roles.head(self.role)(last.float()).squeeze(-1)
         return scores.tolist()
-
-
-def load_function(path: str) -> RewardFunction:
-    """The function that `path/to/file.py:name` stands for.
-
-    It is called with the texts of prompts and of completions and gives one float for each.
-    """
-    file, _, name = path.rpartition(":")
-    if not file or not Path(file).is_file():
-        raise RecipeError(
-            f"`{path}` names no function: there is no file `{file or path}`. "
-            "Write `path/to/file.py:function`."
-        )
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise RecipeError(
-            f"{file} has no function `{name}`. It must take the prompts and the completions as "
-            "two lists of strings and return a list of floats."
-        )
-    return function  # type: ignore[no-any-return]  # the user's code: its type is not known
-
-
-def load_reward_func(path: str) -> Callable[..., list[float]]:
-    """The function of `load_function` in the form that GRPOTrainer and PPOTrainer call."""
-    function = load_function(path)
-
-    def scores(
-        prompts: Sequence[Prompt],
-        completions: Sequence[str | Sequence[Mapping[str, str]]],
-        **_: object,
-    ) -> list[float]:
-        return function([prompt_text(p) for p in prompts], [_text(c) for c in completions])
-
-    scores.__name__ = path.rpartition(":")[2]  # the trainers log metrics under this name
-    return scores
-
-
-def _text(completion: str | Sequence[Mapping[str, str]]) -> str:
-    return completion if isinstance(completion, str) else completion[-1]["content"]

@@ -16,7 +16,8 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import REWARD, EvaluationArguments
 from rlhf_recipes.evaluation.identity import Adapters
 from rlhf_recipes.evaluation.judges import ChatJudge, chat_judge
-from rlhf_recipes.rewards import RewardModel, load_reward_func
+from rlhf_recipes.reward_functions import load_reward_func
+from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Prompt
 

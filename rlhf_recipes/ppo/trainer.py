@@ -28,8 +28,9 @@ from rlhf_recipes.ppo.objective import clipped_policy_loss, clipped_value_loss, 
 from rlhf_recipes.ppo.roles import POLICY, REFERENCE, REWARD, VALUE, attach_roles
 from rlhf_recipes.ppo.rollout import RolloutWorker
 from rlhf_recipes.ppo.schedule import Schedule
-from rlhf_recipes.ppo.scoring import RewardFunc, Scorer
+from rlhf_recipes.ppo.scoring import Scorer
 from rlhf_recipes.ppo.tables import Table, rollout_metrics, sample_table, write_table
+from rlhf_recipes.reward_functions import RewardFunc
 from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.roles import Roles
 

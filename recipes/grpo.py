@@ -12,7 +12,7 @@ from rlhf_recipes.lora import lora_config
 from rlhf_recipes.models import open_language_model
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared, unique_prompts
-from rlhf_recipes.reward_functions import checked, load_reward_func
+from rlhf_recipes.reward_functions import checked
 from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.rollout import rollout_func_for
 from rlhf_recipes.training import Run
@@ -31,7 +31,7 @@ def main() -> None:
         return
     stage = Run("grpo", recipe, training, reward, model)
     stage.tell(plan.rows, plan.notes)
-    rewards = [load_reward_func(path) for path in reward.reward_funcs or ()]
+    rewards = list(inputs.reward_funcs)
     if inputs.reward_model is not None:
         reward_model = RewardModel.load(
             inputs.reward_model,

@@ -14,7 +14,6 @@ from rlhf_recipes.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
 from rlhf_recipes.preferences import load_prepared, split_off, unique_prompts
-from rlhf_recipes.reward_functions import load_reward_func
 from rlhf_recipes.training import Run
 
 ARGUMENTS = (RecipeArguments, RewardArguments, PPOConfig, ModelConfig)
@@ -43,7 +42,7 @@ def main() -> None:
         peft_config=lora_config(model),
         reward_model_path=inputs.reward_model,
         sft_model=inputs.start,
-        reward_funcs=[load_reward_func(path) for path in reward.reward_funcs or ()],
+        reward_funcs=inputs.reward_funcs,
         prefix_sharing=recipe.prefix_sharing,
     )
     stage.train_and_save(trainer)

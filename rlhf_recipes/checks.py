@@ -25,6 +25,12 @@ from rlhf_recipes.architectures import (
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import Base, Precision, classifier_config, open_tokenizer
+from rlhf_recipes.reward_functions import (
+    REWARD_MODEL,
+    check_functions,
+    function_name,
+    load_reward_func,
+)
 from rlhf_recipes.vocabulary import check_same_tokenizer
 
 if TYPE_CHECKING:
@@ -80,6 +86,12 @@ class Inputs:
     def start(self) -> Adapter | None:
         """The adapter that PPO's policy starts from, read once."""
         return self._adapter(getattr(self.training, "sft_model_path", None))
+
+    @cached_property
+    def reward_funcs(self) -> list[Callable[..., list[float]]]:
+        """The user's reward functions, opened once."""
+        paths = self.reward.reward_funcs if self.reward else None
+        return [load_reward_func(path) for path in paths or ()]
 
     def _adapter(self, folder: str | None) -> Adapter | None:
         missing = folder is not None and not Path(folder, "adapter_config.json").is_file()
@@ -145,6 +157,15 @@ def check_reward_model(inputs: Inputs) -> None:
         _check_role(inputs, adapter, "reward_model_path")
 
 
+def check_reward_functions(inputs: Inputs) -> None:
+    """Refuse functions that cannot be opened, share a name, or do not match their weights."""
+    assert inputs.reward is not None, "PPO and GRPO say where their scores come from"
+    names = [function_name(function) for function in inputs.reward_funcs]
+    if inputs.reward.reward_model_path is not None:
+        names.insert(0, REWARD_MODEL)
+    check_functions(names, inputs.training.reward_weights)
+
+
 def check_start(inputs: Inputs) -> None:
     """Refuse a start of the policy that is of another base, or writes no text."""
     if inputs.start is not None:
@@ -208,6 +229,10 @@ GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
         (check_experts, ("dpo", "grpo")),
         (check_dropout_off, ("grpo",)),
     ),  # the files that it names
-    ((check_reward_model, ("grpo", "ppo")), (check_start, ("ppo",))),
+    (
+        (check_reward_model, ("grpo", "ppo")),
+        (check_reward_functions, ("grpo", "ppo")),
+        (check_start, ("ppo",)),
+    ),
     (),  # the data, read with these files
 )

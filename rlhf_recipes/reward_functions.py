@@ -16,6 +16,8 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences import prompt_text
 from rlhf_recipes.sampling import Prompt
 
+REWARD_MODEL = "reward_model"
+"""The name that a reward model's scores are logged under."""
 Completion = str | Sequence[Mapping[str, str]]
 """A text or, for a conversation, the messages of one assistant turn."""
 RewardFunction = Callable[[list[str], list[str]], list[float]]
@@ -64,7 +66,7 @@ def load_function(path: str) -> RewardFunction:
     return function  # type: ignore[no-any-return]  # the user's code: its type is not known
 
 
-def load_reward_func(path: str) -> RewardFunc:
+def load_reward_func(path: str) -> Callable[..., list[float]]:
     """The function of `load_function` in the form that GRPOTrainer and PPOTrainer call, checked."""
     function = load_function(path)
 
@@ -114,7 +116,7 @@ def check_functions(names: Sequence[str], weights: Sequence[float] | None) -> No
     if twice:
         raise RecipeError(
             f"Two reward functions have one name: {', '.join(names)}. Each is logged under its "
-            f"own: rename one `{twice[0]}` (the reward model is `reward_model`)."
+            f"own: rename one `{twice[0]}` (the reward model is `{REWARD_MODEL}`)."
         )
     if not names:
         raise RecipeError(

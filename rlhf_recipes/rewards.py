@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.adapters import Adapter, read_adapter
 from rlhf_recipes.models import open_base
-from rlhf_recipes.reward_functions import completion_text
+from rlhf_recipes.reward_functions import REWARD_MODEL, completion_text
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Prompt, pad, template_ids
 
@@ -59,7 +59,7 @@ class RewardModel:
         self.tokenizer = tokenizer
         self.role = role
         self.batch_size = batch_size
-        self.__name__ = "reward_model"  # GRPO logs its metrics under this name
+        self.__name__ = REWARD_MODEL
 
     @classmethod
     def load(

@@ -38,8 +38,17 @@ def data(tmp_path_factory):
     return load_prepared(folder)
 
 
+def reward_function(folder, name="brevity"):
+    file = folder / f"{name}.py"
+    file.write_text(
+        f"def {name}(prompts, completions):\n    return [-len(c) for c in completions]\n"
+    )
+    return f"{file}:{name}"
+
+
 def inputs(stage, data, folder, model=(), **training):
     settings = {"use_cpu": True, "bf16": False, "save_strategy": "no", **training}
+    scored = stage in ("grpo", "ppo")
     lora = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["all-linear"]}
     return Inputs(
         stage,
@@ -47,7 +56,9 @@ def inputs(stage, data, folder, model=(), **training):
         CONFIGS[stage](output_dir=str(folder / stage), **settings),
         ModelConfig(**{"model_name_or_path": "tiny", **lora, **dict(model)}),
         data,
-        RewardArguments(reward_funcs=["unused.py:unused"]) if stage in ("grpo", "ppo") else None,
+        RewardArguments(reward_funcs=[reward_function(folder)])
+        if stage in ("grpo", "ppo")
+        else None,
     )
 
 
@@ -168,3 +179,16 @@ def test_a_plan_may_come_before_the_reward_model(data, adapters):
     assert given.reward_model is None
     with pytest.raises(RecipeError, match="holds no adapter"):
         training_plan(with_adapters(data, adapters, reward="none"))
+
+
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_reward_functions_are_opened_and_weighed_before_training(stage, data, tmp_path):
+    once = reward_function(tmp_path)
+    for funcs, weights, found in (
+        ([once, once], None, "Two reward functions have one name: brevity, brevity"),
+        ([once], [1.0, 2.0], "`reward_weights` has 2 weights"),
+        (["nowhere.py:brevity"], None, "there is no file `nowhere.py`"),
+    ):
+        given = inputs(stage, data, tmp_path, reward_weights=weights)
+        with pytest.raises(RecipeError, match=found):
+            check_training(replace(given, reward=RewardArguments(reward_funcs=funcs)))

@@ -11,7 +11,6 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
 from rlhf_recipes.rewards import (
     RewardModel,
-    load_function,
     pooled_position,
     scored_ids,
 )
@@ -104,13 +103,3 @@ def test_an_adapter_without_a_head_is_no_reward_model(tmp_path):
     roles.save_role("policy", tmp_path)
     with pytest.raises(RecipeError, match="without a scalar head"):
         read_adapter(tmp_path).check_head()
-
-
-def test_a_function_is_loaded_from_its_file(tmp_path):
-    file = tmp_path / "rule.py"
-    file.write_text("def length(prompts, completions):\n    return [len(c) for c in completions]\n")
-    assert load_function(f"{file}:length")(["p"], ["abc"]) == [3]
-    with pytest.raises(RecipeError, match="has no function `width`"):
-        load_function(f"{file}:width")
-    with pytest.raises(RecipeError, match="there is no file"):
-        load_function("nowhere.py:length")

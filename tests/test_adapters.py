@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_weights_of_another_type_are_read_as_they_are(dtype, base, tmp_path):
     assert torch.equal(weight, narrow[name].float())
 
 
-MORE_THAN_LORA = {
+MORE_THAN_LORA: dict[str, dict[str, Any]] = {
     "modules_to_save": {"modules_to_save": ["lm_head"]},
     "saved embeddings": {"modules_to_save": ["embed_tokens"]},
     "bias: all": {"bias": "all"},

@@ -48,7 +48,6 @@ def reward_function(folder, name="brevity"):
 
 def inputs(stage, data, folder, model=(), **training):
     settings = {"use_cpu": True, "bf16": False, "save_strategy": "no", **training}
-    scored = stage in ("grpo", "ppo")
     lora = {"use_peft": True, "lora_r": 2, "lora_target_modules": ["all-linear"]}
     return Inputs(
         stage,

@@ -1,5 +1,10 @@
 import pytest
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    deepspeed_config,
+    is_deepspeed_zero3_enabled,
+    unset_hf_deepspeed_config,
+)
 from trl import GRPOConfig
 
 from rlhf_recipes.rollout import rollout_func_for
@@ -26,3 +31,16 @@ def test_nothing_is_changed_where_zero_3_is_off():
     with unsharded():
         assert not is_deepspeed_zero3_enabled()
     assert not is_deepspeed_zero3_enabled()
+
+
+def test_helper_models_are_opened_outside_zero_3_which_goes_on_afterwards():
+    pytest.importorskip("deepspeed", reason="ZeRO-3 is DeepSpeed's, which is not installed")
+    config = HfDeepSpeedConfig(ZERO_3)
+    try:
+        assert is_deepspeed_zero3_enabled()
+        with unsharded():
+            assert not is_deepspeed_zero3_enabled()
+        assert is_deepspeed_zero3_enabled()
+        assert deepspeed_config() == config.config
+    finally:
+        unset_hf_deepspeed_config()

@@ -26,6 +26,7 @@ from rlhf_recipes.settings import (
     unknown_key,
     wrong_value,
 )
+from rlhf_recipes.value_rules import value_problems
 
 NOT_IN_RESOLVED = {"plan", "overwrite", "hub_token"}  # two are about one call, one is a secret
 
@@ -135,6 +136,8 @@ def parse_recipe(*dataclass_types: Any, argv: Sequence[str] | None = None) -> tu
             problems.append(f"{setting.place}: {wrong_value(key, setting.value)}")
 
     instances = [_build(cls, given, broken, problems) for cls in dataclass_types]
+    if None not in instances:
+        problems += value_problems(instances)
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n- ".join([f"The recipe has {count}:", *problems]))

@@ -31,6 +31,7 @@ from rlhf_recipes.reward_functions import (
     function_name,
     load_reward_func,
 )
+from rlhf_recipes.value_rules import package_problems
 from rlhf_recipes.vocabulary import check_same_tokenizer
 
 if TYPE_CHECKING:
@@ -141,6 +142,14 @@ def check_adapters(inputs: Inputs) -> None:
         )
 
 
+def check_packages(inputs: Inputs) -> None:
+    """Refuse what needs a package that this machine lacks."""
+    given = (inputs.recipe, inputs.training, inputs.model)
+    problems = list(package_problems(given))
+    if problems:
+        raise RecipeError("\n- ".join(problems))
+
+
 def check_tokenizer_opens(inputs: Inputs) -> None:
     """Refuse a base without a readable tokenizer, and a chat template that cannot be read."""
     _ = inputs.tokenizer
@@ -222,7 +231,7 @@ def check_dropout_off(inputs: Inputs) -> None:
 
 
 GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
-    ((check_adapters, ALL),),  # what the recipe says
+    ((check_adapters, ALL), (check_packages, ALL)),  # what the recipe says
     (
         (check_tokenizer_opens, ALL),
         (check_sampled, ALL),

@@ -292,24 +292,26 @@ def test_two_dataclasses_with_one_field_name_are_our_bug():
 @pytest.mark.parametrize("config", [RewardConfig, DPOConfig, GRPOConfig])
 def test_a_resolved_recipe_parses_to_equal_instances(tmp_path, config):
     types = (RecipeArguments, config, ModelConfig)
-    recipe = """
+    task = "SEQ_CLS" if config is RewardConfig else "CAUSAL_LM"
+    recipe = f"""
+        lora_task_type: {task}
         model_name_or_path: demo
         use_peft: true
         lora_target_modules: [q_proj, v_proj]
         dtype: float32
         learning_rate: 1e-5
-        eval_strategy: steps
+        eval_strategy: "no"
         eval_steps: 0.5
         use_cpu: true
         activation_checkpointing: false
         lr_scheduler_type: cosine
-        lr_scheduler_kwargs: {num_cycles: 0.25}
+        lr_scheduler_kwargs: {{num_cycles: 0.25}}
         report_to: none
         bf16: no
         per_device_train_batch_size: 4
         gradient_accumulation_steps: 6
         warmup_steps: 0.1
-        model_init_kwargs: {a: [1, null]}
+        activation_checkpointing_kwargs: {{a: [1, null]}}
         debug: underflow_overflow
         max_train_samples: 7
         max_steps: -1

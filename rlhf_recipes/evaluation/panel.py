@@ -5,7 +5,6 @@ A scoring judge is a reward adapter or a Python function; `judges` has the compa
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import REWARD, EvaluationArguments
 from rlhf_recipes.evaluation.identity import Adapters
 from rlhf_recipes.evaluation.judges import ChatJudge, chat_judge
-from rlhf_recipes.reward_functions import load_reward_func
+from rlhf_recipes.reward_functions import checked, load_reward_func
 from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Prompt
@@ -24,8 +23,8 @@ from rlhf_recipes.sampling import Prompt
 GOLD = "gold"
 
 
-ScoreFunction = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
-"""One score a completion, higher is better."""
+ScoreFunction = Callable[..., Sequence[float]]
+"""Scores of `completions` to `prompts`, one each; higher is better."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +37,14 @@ class Scorer:
     function: ScoreFunction
 
     def __call__(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
-        """Checked scores: as many as completions, all of them finite."""
-        scores = [float(score) for score in self.function(prompts, completions)]
-        if len(scores) != len(completions):
+        """Return one finite score per completion."""
+        try:
+            return checked(self.function)(prompts=prompts, completions=completions)
+        except RecipeError as error:
             raise RecipeError(
-                f"The judge `{self.name}` ({self.what}) gave {len(scores)} scores for "
-                f"{len(completions)} responses. It must give one to each, in their order. The "
-                "samples are kept: mend it and give the same command again."
-            )
-        for score, text in zip(scores, completions, strict=True):
-            if not math.isfinite(score):
-                raise RecipeError(
-                    f"The judge `{self.name}` ({self.what}) scores the response {text[:60]!r} as "
-                    f"{score}, which cannot be compared. It must give finite numbers. The samples "
-                    "are kept: mend it and give the same command again."
-                )
-        return scores
+                f"The judge `{self.name}` ({self.what}) cannot score. {error} The samples are "
+                "kept: mend it and give the same command again."
+            ) from error
 
 
 def adapter_scorer(

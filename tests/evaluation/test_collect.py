@@ -311,8 +311,8 @@ def test_a_chat_judge_compares_the_finished_models_with_base(arguments, tmp_path
 
 
 def test_a_judge_that_fails_costs_no_samples(arguments, saved, tmp_path, work):
-    for function, message in (("too_few", "gave 1 scores for 4"), ("undefined", "scores the re")):
-        with pytest.raises(RecipeError, match=message):
+    for function, message in (("too_few", "1 values for 4"), ("undefined", "returned nan for")):
+        with pytest.raises(RecipeError, match=rf"The judge `j` .*{message}"):
             collect(arguments(judges=[f"j={saved / 'rules.py'}:{function}"], overwrite=True))
     assert len(work) == 12
     work.clear()

@@ -12,6 +12,7 @@ from rlhf_recipes.lora import lora_config
 from rlhf_recipes.models import open_language_model
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.preferences import load_prepared, unique_prompts
+from rlhf_recipes.resuming import WholeGenerations
 from rlhf_recipes.reward_functions import checked
 from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.rollout import rollout_func_for
@@ -49,6 +50,7 @@ def main() -> None:
         processing_class=inputs.tokenizer,
         peft_config=lora_config(model),
         rollout_func=rollout_func_for(training),
+        callbacks=[WholeGenerations()],
     )
     stage.train_and_save(trainer)
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 from accelerate import PartialState
 from peft import PeftModel
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.arguments import RecipeArguments, resolved_recipe
@@ -29,6 +29,7 @@ from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.hub import push, repo_name, write_card
 from rlhf_recipes.prefix_sharing import share_prefixes
 from rlhf_recipes.records import run_record, workspace
+from rlhf_recipes.resuming import seconds_trained, train
 from rlhf_recipes.run_folder import RECORD, RunFolder, check_continuation, open_folder
 from rlhf_recipes.truncation import Rows, rows_text
 
@@ -101,7 +102,9 @@ class Run:
         prepare_models(trainer, prefix_sharing=self.recipe.prefix_sharing)
         if trainer.is_world_process_zero():
             self.folder.begin(self.resolved, self.inputs)
-        metrics = train(trainer, last_checkpoint(folder))
+        checkpoint = last_checkpoint(folder)
+        self.started -= seconds_trained(checkpoint)  # the duration is of all sessions
+        metrics = train(trainer, checkpoint)
         if review is None and trainer.eval_dataset is not None:
             metrics |= trainer.evaluate()
         trainer.save_model()
@@ -170,24 +173,6 @@ def _open_folder(training: TrainingArguments, overwrite: bool) -> RunFolder:
         sys.stdout.write(f"{final} had been trained to its end, and is in place now.\n")
         raise SystemExit(0)
     return RunFolder(final, overwrite)
-
-
-def train(trainer: Trainer, checkpoint: str | None) -> dict[str, float]:
-    """Train from a checkpoint, or from the start where it is None; what `Trainer.train` measured.
-
-    A run that was killed after its last step has nothing left to train, and nothing is measured.
-    """
-    if checkpoint is None:
-        return trainer.train().metrics
-    state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")
-    if state.global_step < state.max_steps:
-        return trainer.train(resume_from_checkpoint=checkpoint).metrics
-    # The Trainer looks for its end after a step, so that it would train one too many. With no
-    # epoch to train it loads the checkpoint and stops.
-    trainer.args.num_train_epochs, trainer.args.max_steps = 0, -1
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.state.max_steps = state.max_steps
-    return {}
 
 
 def leave() -> NoReturn:

@@ -224,7 +224,7 @@ def test_ppo_killed_again_and_again_ends_as_if_it_had_not_been(
     histories = []
     for folder in (straight, killed):
         log = read(folder / "trainer_state.json")["log_history"]
-        histories.append([{**e, "eps": 0} for e in log if "loss/policy_avg" in e])
+        histories.append([{**e, "eps": 0, "seconds": 0} for e in log if "loss/policy_avg" in e])
     assert histories[0] == histories[1]
     assert len(histories[0]) == 7
 

@@ -147,8 +147,8 @@ def test_a_run_that_was_killed_after_its_last_step_trains_no_further(tmp_path):
     whole = train(straight, None)
     checkpoint = last_checkpoint(tmp_path / "run")
     _, resumed = small_run(tmp_path / "run")
-    found = train(resumed, checkpoint)
-    assert all(found[name] == whole[name] for name in ("train_loss", "num_tokens"))
+    rest = train(resumed, checkpoint)
+    assert all(rest[name] == whole[name] for name in ("train_loss", "num_tokens"))
     assert resumed.state.global_step == resumed.state.max_steps == 4
     assert resumed.state.log_history[-1]["step"] == 4
     wanted, found = (dict(t.model.named_parameters()) for t in (straight, resumed))

@@ -22,7 +22,9 @@ _UNSPACED = (
     "\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
-_ASCII_WORD = re.compile(r"\w+|[^\w\s]", re.ASCII)
+# What `_WORD` tells apart in ASCII, byte by byte: parts of words, spaces and marks.
+_ASCII_KINDS = re.sub(r"[^\w\s]", ".", re.sub(r"\w", "w", "".join(map(chr, range(128)))))
+_KIND_OF_BYTE = re.sub(r"\s", " ", _ASCII_KINDS).encode() + bytes(128)
 
 
 class Ruler(Protocol):
@@ -171,7 +173,10 @@ class TokenRuler:
 
 
 def _words(text: str) -> int:
-    return len((_ASCII_WORD if text.isascii() else _WORD).findall(text))
+    if not text.isascii():
+        return len(_WORD.findall(text))
+    kinds = b" " + text.encode().translate(_KIND_OF_BYTE)
+    return kinds.count(b" w") + kinds.count(b".w") + kinds.count(b".")
 
 
 def _with_roles(text: Text) -> str:

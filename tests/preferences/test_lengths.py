@@ -1,3 +1,4 @@
+import random
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ def test_words_and_marks_are_counted_without_a_tokenizer() -> None:
     """Hi, there | Hello | I, can, ', t, full stop."""
     assert WordRuler()([CONVERSATION, TEXT]) == [Lengths(2, 1, 5)] * 2
     assert Lengths(2, 1, 5).longest == 7
+
+
+def test_ascii_is_counted_as_every_other_text() -> None:
+    """A letter outside of ASCII, a word of its own, sends a text through the regular expression."""
+    draw = random.Random(0)
+    for _ in range(200):
+        text = "".join(chr(draw.randrange(128)) for _ in range(40))
+        (ascii_only,), (mixed,) = (
+            WordRuler()([Pair(t, "a", "b", turns=1, source="", place="")])
+            for t in (text, f"{text} \u00e9")
+        )
+        assert mixed.prompt == ascii_only.prompt + 1
 
 
 def test_tokens_of_a_conversation_include_its_template(word_model: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.arguments import RecipeArguments, resolved_recipe
+from rlhf_recipes.checkpoints import WholeCheckpoints, last_checkpoint
 from rlhf_recipes.dropout import turn_off_dropout
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation import training_curves_figure
@@ -65,7 +66,8 @@ class Run:
         self.inputs = run_inputs(_settings(recipe, training, *others))
         self.folder = _open_folder(training, recipe.overwrite)
         training.output_dir = str(self.folder.path)
-        if last_checkpoint(self.folder.path) is not None:
+        self.checkpoint = last_checkpoint(self.folder.path)
+        if self.checkpoint is not None:
             check_continuation(self.folder.path, self.resolved, self.inputs)
         use_all_cores()
         keep_freed_memory()
@@ -99,12 +101,12 @@ class Run:
     def _train_and_save(self, trainer: Trainer, review: Review | None) -> None:
         folder = self.folder.path
         trainer.add_callback(_LogFile(workspace(folder) / f"training_{self.stage}.log"))
+        trainer.add_callback(WholeCheckpoints(trainer.args))
         prepare_models(trainer, prefix_sharing=self.recipe.prefix_sharing)
         if trainer.is_world_process_zero():
             self.folder.begin(self.resolved, self.inputs)
-        checkpoint = last_checkpoint(folder)
-        self.started -= seconds_trained(checkpoint)  # the duration is of all sessions
-        metrics = train(trainer, checkpoint)
+        self.started -= seconds_trained(self.checkpoint)  # the duration is of all sessions
+        metrics = train(trainer, self.checkpoint)
         if review is None and trainer.eval_dataset is not None:
             metrics |= trainer.evaluate()
         trainer.save_model()
@@ -185,17 +187,6 @@ def leave() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest whole checkpoint of a run folder; None where there is none.
-
-    The Trainer writes `trainer_state.json` last: a checkpoint without all of it was cut off.
-    """
-    states = folder.glob("checkpoint-*/trainer_state.json")
-    whole = [state.parent for state in states if state.read_bytes().endswith(b"}\n")]
-    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    return None if newest is None else str(newest)
 
 
 def use_all_cores() -> None:

@@ -11,10 +11,11 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe
+from rlhf_recipes.checkpoints import last_checkpoint
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models import open_base, open_tokenizer
 from rlhf_recipes.resuming import train
-from rlhf_recipes.training import Run, last_checkpoint, use_all_cores
+from rlhf_recipes.training import Run, use_all_cores
 
 
 def config(folder, **changes) -> DPOConfig:
@@ -50,17 +51,6 @@ def test_the_trainer_does_not_push_and_the_recipe_still_says_so(tmp_path):
     assert run.pushes
     assert not training.push_to_hub
     assert run.resolved["push_to_hub"] is True
-
-
-def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path):
-    assert last_checkpoint(tmp_path) is None
-    for step in (8, 10, 9):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}\n")
-    (tmp_path / "checkpoint-11").mkdir()
-    (tmp_path / "checkpoint-12").mkdir()
-    (tmp_path / "checkpoint-12" / "trainer_state.json").write_text('{"global_step": 1')
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):
@@ -145,7 +135,7 @@ def small_run(folder, **changes):
 def test_a_run_that_was_killed_after_its_last_step_trains_no_further(tmp_path):
     _, straight = small_run(tmp_path / "run")
     whole = train(straight, None)
-    checkpoint = last_checkpoint(tmp_path / "run")
+    checkpoint = str(tmp_path / "run" / "checkpoint-4")
     _, resumed = small_run(tmp_path / "run")
     rest = train(resumed, checkpoint)
     assert all(rest[name] == whole[name] for name in ("train_loss", "num_tokens"))
@@ -165,12 +155,13 @@ def test_checkpoints_of_another_recipe_are_refused(tmp_path):
     small_run(tmp_path, learning_rate=1e-3, logging_steps=7)
     with pytest.raises(RecipeError, match=r"- `learning_rate`: 0.001 there, 0.002 now"):
         small_run(tmp_path, learning_rate=2e-3)
-    assert last_checkpoint(tmp_path)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
 
 
 class KilledAfterOneStep(TrainerCallback):
-    def on_save(self, *_, **__):
-        raise KeyboardInterrupt
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 1:
+            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

@@ -67,12 +67,6 @@ class RolesTrainer(Trainer):
             "processes": self.args.world_size,
         }
 
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        # The first process goes on to write the file that makes a checkpoint whole: not before
-        # every process has written its own.
-        self.accelerator.wait_for_everyone()
-
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:

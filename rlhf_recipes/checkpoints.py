@@ -1,0 +1,109 @@
+"""Checkpoints that are known to be whole, and the newest of them."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import (
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import rotate_checkpoints
+
+from rlhf_recipes.records import flush_to_disk, write_json
+
+MANIFEST = "manifest.json"
+"""The last file of a checkpoint: size and SHA-256 of each other one."""
+
+OPTIMIZER_STATES = ("optimizer", "global_step")
+"""How the names of the files begin that hold an optimizer's state: torch's, and DeepSpeed's."""
+
+log = logging.getLogger(__name__)
+
+
+class WholeCheckpoints(TrainerCallback):
+    """Complete each checkpoint with its manifest, and only then delete older ones.
+
+    The Trainer deletes them before its callbacks see the new one, so `save_total_limit` is taken
+    out of its hands.
+    """
+
+    def __init__(self, args: TrainingArguments) -> None:
+        self.limit, args.save_total_limit = args.save_total_limit, None
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        PartialState().wait_for_everyone()  # each process has written its own files
+        if args.should_save:
+            folder = Path(str(args.output_dir))
+            write_manifest(folder / f"checkpoint-{state.global_step}")
+            rotate_checkpoints(
+                output_dir=str(folder),
+                save_total_limit=self.limit,
+                best_model_checkpoint=state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+
+def write_manifest(checkpoint: Path) -> None:
+    """Write down what each file of a checkpoint is, once all of them are on disk."""
+    for path in (checkpoint, *(p for p in checkpoint.rglob("*") if p.is_dir())):
+        flush_to_disk(path)
+    files = {
+        str(path.relative_to(checkpoint)): _size_and_digest(path)
+        for path in sorted(checkpoint.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_json(checkpoint / MANIFEST, files)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the newest whole checkpoint of a run folder; None where there is none.
+
+    Damaged ones are passed over, with a sentence in the log on what each lacks.
+    """
+    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    passed_over = []
+    whole = None
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        damage = what_is_damaged(path)
+        if damage is None:
+            whole = str(path)
+            break
+        passed_over.append(damage)
+    if passed_over and PartialState().is_main_process:
+        begin = f"Training goes on from {whole}." if whole else "Training starts over."
+        log.warning("%s %s", " ".join(passed_over), begin)
+    return whole
+
+
+def what_is_damaged(checkpoint: Path) -> str | None:
+    """Return a sentence on why a checkpoint cannot be gone on from; None where it is whole."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"{checkpoint} has no {MANIFEST}: it was cut off while it was written."
+    except ValueError as error:
+        return f"{checkpoint / MANIFEST} is damaged ({error})."
+    if not any(name.startswith(OPTIMIZER_STATES) for name in files):
+        return f"{checkpoint} holds no optimizer state (`save_only_model`)."
+    for name, noted in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{path} is missing."
+        if path.stat().st_size != noted[0]:
+            return f"{path} is damaged: it has {path.stat().st_size} bytes, and had {noted[0]}."
+        if _size_and_digest(path) != noted:
+            return f"{path} is damaged: its content is not what was written."
+    return None
+
+
+def _size_and_digest(path: Path) -> list[int | str]:
+    with path.open("rb") as file:
+        return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]

@@ -19,8 +19,9 @@ ARGUMENTS = (EvaluationArguments,)
 def main() -> None:
     """Collect with the models, analyse without them, print the closing table."""
     (arguments,) = parse_recipe(*ARGUMENTS)
+    plan = evaluation_plan(arguments)
     if arguments.plan:
-        print(evaluation_plan(arguments))
+        print(plan)
         return
     output_dir = Path(arguments.output_dir)
     if open_evaluation(output_dir, arguments.overwrite):

@@ -24,20 +24,22 @@ from rlhf_recipes.architectures import (
 )
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.hub import check_push, repo_name
 from rlhf_recipes.models import Base, Precision, classifier_config, open_tokenizer
+from rlhf_recipes.optimizers import check_optimizer
 from rlhf_recipes.reward_functions import (
     REWARD_MODEL,
     check_functions,
     function_name,
     load_reward_func,
 )
+from rlhf_recipes.rules import ALL, PAIRS
 from rlhf_recipes.value_rules import package_problems
 from rlhf_recipes.vocabulary import check_same_tokenizer
+from rlhf_recipes.weight_files import check_weight_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-ALL = ("reward", "dpo", "grpo", "ppo")
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,36 @@ def check_tokenizer_opens(inputs: Inputs) -> None:
     _ = inputs.tokenizer
 
 
+def check_weights(inputs: Inputs) -> None:
+    """Refuse weights whose files are cut off or missing."""
+    check_weight_files(inputs.base, inputs.model.model_revision)
+
+
+def check_optimization(inputs: Inputs) -> None:
+    """Refuse an optimizer or a schedule that cannot be made."""
+    check_optimizer(inputs.training, inputs.language_model)
+
+
+def check_tokens(inputs: Inputs) -> None:
+    """Refuse tokens that the tokenizer does not have."""
+    known = inputs.tokenizer.get_vocab()
+    for key in ("pad_token", "eos_token"):
+        token = getattr(inputs.training, key, None)
+        if token is not None and token not in known:
+            raise RecipeError(
+                f"`{key}` is {token!r}, which is no token of `{inputs.base}`. Leave it out, or "
+                "give one of its tokens as it is spelt there."
+            )
+
+
+def check_pushing(inputs: Inputs) -> None:
+    """Refuse to train what could not be pushed in the end."""
+    training = inputs.training
+    if training.push_to_hub:
+        repo_id = training.hub_model_id or repo_name(Path(training.output_dir))
+        check_push(repo_id, training.hub_token)
+
+
 def check_reward_model(inputs: Inputs) -> None:
     """Refuse what is no reward model, and in PPO one that cannot be a role beside the policy."""
     adapter = inputs.reward_model
@@ -234,12 +266,16 @@ GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
     ((check_adapters, ALL), (check_packages, ALL)),  # what the recipe says
     (
         (check_tokenizer_opens, ALL),
+        (check_weights, ALL),
+        (check_pushing, ALL),
         (check_sampled, ALL),
+        (check_optimization, ALL),
         (check_reward_class, ("reward",)),
         (check_experts, ("dpo", "grpo")),
         (check_dropout_off, ("grpo",)),
     ),  # the files that it names
     (
+        (check_tokens, PAIRS),
         (check_reward_model, ("grpo", "ppo")),
         (check_reward_functions, ("grpo", "ppo")),
         (check_start, ("ppo",)),

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import httpx2
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
 from safetensors import SafetensorError, safe_open
 
 from rlhf_recipes.arguments import run
@@ -67,6 +68,26 @@ def repo_name(run_folder: Path) -> str:
     stage = run_folder.name.removesuffix("_model")
     shared = workspace(run_folder)
     return stage if shared == run_folder else f"{shared.resolve().name}-{stage}"
+
+
+def check_push(repo_id: str, token: str | None) -> None:
+    """Raise RecipeError where a push is known to fail; nothing is asked of the Hub."""
+    if constants.HF_HUB_OFFLINE:
+        raise RecipeError(
+            f"{repo_id} could not be pushed: HF_HUB_OFFLINE is set. Unset it, or leave "
+            "`push_to_hub` out and push the finished run with `make push`."
+        )
+    if token is None and get_token() is None:
+        raise RecipeError(
+            f"{repo_id} could not be pushed: there is no token on this machine. Log in with "
+            "`hf auth login`, set HF_TOKEN, or leave `push_to_hub` out."
+        )
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise RecipeError(
+            f"`hub_model_id` is {repo_id}, which cannot name a repository: {error}"
+        ) from error
 
 
 def push(run_folder: Path, repo_id: str, private: bool = True, token: str | None = None) -> str:

@@ -5,22 +5,25 @@ Counts of rows, steps and parameters are exact; memory is estimated by the formu
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.checks import Inputs, check_training
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.evaluation.collect import held_out_prompts
 from rlhf_recipes.evaluation.identity import read_adapters
+from rlhf_recipes.evaluation.panel import check_judges
 from rlhf_recipes.hub import repo_name
 from rlhf_recipes.memory import Memory, evaluation_memory, training_memory
+from rlhf_recipes.optimizers import check_warmup
 from rlhf_recipes.parameter_counts import Parameters, evaluation_parameters, stage_parameters
-from rlhf_recipes.preferences import load_prepared, split_off, unique_prompts
-from rlhf_recipes.sampling import prompt_ids
+from rlhf_recipes.preferences import split_off, unique_prompts
+from rlhf_recipes.sampling import Prompt, prompt_ids
 from rlhf_recipes.truncation import Rows, fit_pairs, plain_text_notes
 
 if TYPE_CHECKING:
@@ -70,15 +73,17 @@ def training_plan(inputs: Inputs) -> Plan:
     check_training(inputs)
     stage, training, model, dataset = inputs.stage, inputs.training, inputs.model, inputs.dataset
     if stage in ("grpo", "ppo"):
-        prompts = training_prompts(stage, dataset["train"], training)
+        prompts = training_prompts(stage, dataset["train"], training)["prompt"]
         rows = {"train": prompt_rows(prompts, inputs.tokenizer, training.max_completion_length)}
     else:
         rows = {
             split: fit_pairs(stage, split, dataset[split], inputs.tokenizer, training)
             for split in ("train", "validation")
         }
+    check_context(inputs.language_model.config, rows)
     epoch = micro_batches(stage, rows["train"].used, training)
     steps = optimiser_steps(stage, epoch, training)
+    check_warmup(training, steps)
     completions = completion_count(stage, epoch, steps, training)
     meta, parameters = stage_parameters(stage, model, inputs.reward_model)
     pushed_to = training.hub_model_id or repo_name(Path(training.output_dir))
@@ -112,11 +117,11 @@ def training_plan(inputs: Inputs) -> Plan:
 
 
 def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
-    """The plan of an evaluation: every model answers the same prompts."""
+    """Check what an evaluation is given, and count what it comes to; the run calls this too."""
     policies = arguments.policies()
     adapters = read_adapters(arguments, policies)
-    prompts = unique_prompts(load_prepared(arguments.dataset_name)["validation"])
-    prompts = prompts.select(range(min(arguments.eval_prompts, len(prompts))))
+    check_judges(arguments, adapters.proxy)
+    prompts = held_out_prompts(arguments)
     rows = prompt_rows(prompts, adapters.tokenizer(), arguments.max_completion_length)
     samples = (len(policies) + arguments.control) * arguments.samples_per_prompt
     completions = rows.used * (arguments.base_samples + samples)
@@ -125,6 +130,7 @@ def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
     gold = arguments.gold_model_path
     others = (adapters.start, read_adapter(gold) if gold else None)
     meta, parameters = evaluation_parameters([adapters.proxy, *held, *filter(None, others)])
+    check_context(meta.config, {"validation": rows})
     return Plan(
         stage="evaluate",
         base_model=adapters.proxy.base.name,
@@ -141,6 +147,18 @@ def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
     )
 
 
+def check_context(config: PretrainedConfig, rows: Mapping[str, Rows]) -> None:
+    """Raise RecipeError where a row has more tokens than the base has positions."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for split, counts in rows.items():
+        if positions is not None and counts.longest > positions:
+            raise RecipeError(
+                f"The longest {split} row has {counts.longest} tokens with its completion, and the "
+                f"base takes {positions}. Lower `max_length` or `max_completion_length`, or leave "
+                "long rows out with `max_length` of prepare_data.py."
+            )
+
+
 def training_prompts(stage: str, split: "Dataset", training: Any) -> "Dataset":
     """What a stage samples on: every prompt, but for those PPO holds out for its evaluations."""
     prompts = unique_prompts(split)
@@ -150,10 +168,10 @@ def training_prompts(stage: str, split: "Dataset", training: Any) -> "Dataset":
 
 
 def prompt_rows(
-    prompts: "Dataset", tokenizer: PreTrainedTokenizerBase, max_completion_length: int
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_completion_length: int
 ) -> Rows:
     """The prompts, none of which is left out, and the longest with a whole completion."""
-    longest = max(len(prompt_ids(tokenizer, prompt)) for prompt in prompts["prompt"])
+    longest = max(len(prompt_ids(tokenizer, prompt)) for prompt in prompts)
     return Rows(len(prompts), longest + max_completion_length)
 
 

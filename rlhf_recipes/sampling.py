@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -63,9 +64,15 @@ def template_ids(
             "The data is conversations and the tokenizer has no chat template. Set "
             "`chat_template` to a Jinja file; recipes/hh-rlhf/gpt2 ships one in HH's own format."
         )
-    encoded: Any = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
-    )
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+        )
+    except (TemplateError, TypeError) as error:  # a TypeError where it includes another file
+        raise RecipeError(
+            f"The chat template of `{tokenizer.name_or_path}` refuses a conversation of roles "
+            f"{[message['role'] for message in messages]}: {error}. Use another template or model."
+        ) from error
     return list(encoded["input_ids"])
 
 

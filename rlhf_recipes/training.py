@@ -61,7 +61,6 @@ class Run:
         self.resolved = resolved_recipe(recipe, training, *others)
         self.pushes, training.push_to_hub = training.push_to_hub, False
         _refuse_lonely_processes(training.world_size)
-        _refuse_order(training.train_sampling_strategy)
         training.dataloader_pin_memory &= torch.cuda.is_available()
         self.inputs = run_inputs(_settings(recipe, training, *others))
         self.folder = _open_folder(training, recipe.overwrite)
@@ -95,7 +94,8 @@ class Run:
         if self.pushes:
             folder = self.folder.final
             repo_id = self.training.hub_model_id or repo_name(folder)
-            url = push(folder, repo_id, private=self.training.hub_private_repo is not False)
+            private = self.training.hub_private_repo is not False
+            url = push(folder, repo_id, private, self.training.hub_token)
             logging.getLogger(__name__).warning("Pushed %s to %s", folder, url)
 
     def _train_and_save(self, trainer: Trainer, review: Review | None) -> None:
@@ -250,20 +250,6 @@ def _refuse_lonely_processes(world_size: int) -> None:
         raise RecipeError(
             f"{started} processes were started, and this one sees {world_size}: each would train "
             "alone and write the same folder. On CPUs add the flag `--use_cpu`; `make` does."
-        )
-
-
-def _refuse_order(strategy: str) -> None:
-    """Orders that transformers has for data of another shape than TRL's rows."""
-    reasons = {
-        "group_by_length": "looks for lengths that TRL's rows do not have",
-        "batch_rebalance": "makes micro-batches of unequal size; a loss is a mean over its "
-        "micro-batch, so that rows in a small one would count for more",
-    }
-    if strategy in reasons:
-        raise RecipeError(
-            f"`train_sampling_strategy` is {strategy}, which {reasons[strategy]}. Leave it out: "
-            "with `prefix_sharing` batches have no padding that an order of the rows could save."
         )
 
 

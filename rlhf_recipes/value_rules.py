@@ -122,6 +122,20 @@ OPTIMIZER = (
         lambda v: v.optim_args is not None and not all("=" in a for a in v.optim_args.split(",")),
         "`optim_args` is {optim_args}, which is not of the form `name=value,name=value`.",
     ),
+    Rule(
+        ALL,
+        lambda v: v.train_sampling_strategy == "group_by_length",
+        "`train_sampling_strategy` is group_by_length, which looks for lengths that TRL's rows do "
+        "not have. Leave it out: with `prefix_sharing` batches have no padding that an order of "
+        "the rows could save.",
+    ),
+    Rule(
+        ALL,
+        lambda v: v.train_sampling_strategy == "batch_rebalance",
+        "`train_sampling_strategy` is batch_rebalance, which makes micro-batches of unequal size; "
+        "a loss is a mean over its micro-batch, so that rows in a small one would count for more. "
+        "Leave it out.",
+    ),
     outside("seed", 0, 2**32 - 1, ALL, "which numpy takes for no seed."),
     outside("data_seed", 0, 2**32 - 1, ALL, "which numpy takes for no seed."),
 )

@@ -20,7 +20,7 @@ from transformers import (
 
 from rlhf_recipes.embedded import DEMO_FOLDER
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.hub import push, push_all, repo_name, write_card
+from rlhf_recipes.hub import check_push, push, push_all, repo_name, write_card
 from rlhf_recipes.models import base_path
 from tests.fake_hub import READ_ONLY, TOKEN, FakeHub
 
@@ -361,3 +361,13 @@ def test_the_command_pushes_every_finished_run(hub, tmp_path, root):
     assert set(hub.repos) == {"jane/hh-reward", "jane/hh-dpo"}
     assert all(repo["private"] and set(repo["files"]) == PUSHED for repo in hub.repos.values())
     assert f"{hub.url}/jane/hh-dpo" in ended.stdout
+
+
+def test_a_push_that_must_fail_is_refused_before_the_training(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("rlhf_recipes.hub.get_token", lambda: None)
+    check_push("me/model", "a token of the recipe")
+    with pytest.raises(RecipeError, match="there is no token on this machine"):
+        check_push("me/model", None)
+    with pytest.raises(RecipeError, match="`hub_model_id` is a/b/c, which cannot name"):
+        check_push("a/b/c", "a token")

@@ -327,7 +327,9 @@ def test_memory_grows_with_what_it_is_made_of(data, tmp_path):
     assert memory("ppo").merged > 0
 
 
-def test_the_text_fits_80_columns_and_calls_memory_an_estimate(data, tmp_path):
+def test_the_text_fits_80_columns_and_calls_memory_an_estimate(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "of nobody")
     training = arguments(
         "reward",
         tmp_path / ("long" * 30),

@@ -162,12 +162,3 @@ class KilledAfterOneStep(TrainerCallback):
     def on_step_begin(self, args, state, control, **_):
         if state.global_step == 1:
             raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    ("strategy", "why"),
-    [("group_by_length", "lengths that TRL's rows"), ("batch_rebalance", "would count for more")],
-)
-def test_orders_for_rows_of_another_shape_are_refused(strategy, why, tmp_path):
-    with pytest.raises(RecipeError, match=why):
-        Run("dpo", RecipeArguments(), config(tmp_path, train_sampling_strategy=strategy))

@@ -23,6 +23,8 @@ REFUSED = [
     ("--adam_beta2 1", STAGES, "`adam_beta2` is 1.0"),
     ("--max_grad_norm -1", STAGES, "`max_grad_norm` is -1.0"),
     ("--optim_args fast", STAGES, "`optim_args` is fast"),
+    ("--train_sampling_strategy group_by_length", STAGES, "lengths that TRL's rows"),
+    ("--train_sampling_strategy batch_rebalance", STAGES, "would count for more"),
     ("--seed -1", STAGES, "`seed` is -1"),
     ("--data_seed -1", STAGES, "`data_seed` is -1"),
     ("--eval_strategy steps --eval_steps 1", ("grpo",), "GRPO has no held-out prompts"),

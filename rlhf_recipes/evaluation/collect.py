@@ -38,7 +38,7 @@ from rlhf_recipes.evaluation.journal import Journal
 from rlhf_recipes.evaluation.judges import in_order, record_verdicts
 from rlhf_recipes.evaluation.measure import Meter
 from rlhf_recipes.evaluation.output_files import collecting_folder
-from rlhf_recipes.evaluation.panel import GOLD, Panel, Scorer, open_panel
+from rlhf_recipes.evaluation.panel import GOLD, Panel, Scorer, check_judges, open_panel
 from rlhf_recipes.logits import check_logits
 from rlhf_recipes.model_card import public_base
 from rlhf_recipes.models import open_base
@@ -57,6 +57,7 @@ def collect(arguments: EvaluationArguments) -> None:
     """
     policies = arguments.policies()
     adapters = read_adapters(arguments, policies)
+    check_judges(arguments, adapters.proxy)
     prompts = held_out_prompts(arguments)
     collection = _Collection(arguments, adapters, policies, prompts)
     collection.sample()

@@ -21,6 +21,8 @@ from rlhf_recipes.roles import Roles
 from rlhf_recipes.sampling import Prompt
 
 GOLD = "gold"
+CHAT = ("http://", "https://", "hub:")
+"""How the address of a chat judge begins."""
 
 
 ScoreFunction = Callable[..., Sequence[float]]
@@ -92,30 +94,47 @@ class Panel:
         return extra | {name: judge.what for name, judge in self.judges.items()}
 
 
-def open_panel(arguments: EvaluationArguments, roles: Roles, adapters: Adapters) -> Panel:
-    """The judges that a recipe names; RecipeError where one cannot be what it is named as."""
-
-    def scorer(name: str, adapter: Adapter) -> Scorer:
-        return adapter_scorer(name, adapter, roles, adapters, arguments.batch_size)
-
-    proxy = adapters.proxy
-    scorers = [scorer(REWARD, proxy)]
+def check_judges(arguments: EvaluationArguments, proxy: Adapter) -> None:
+    """Raise RecipeError where a judge cannot be what it is named as; no weights are loaded."""
     if arguments.gold_func:
-        scorers.append(function_scorer(GOLD, arguments.gold_func))
+        function_scorer(GOLD, arguments.gold_func)
     if arguments.gold_model_path:
         gold = read_adapter(arguments.gold_model_path)
+        gold.check_head()
         if gold.fingerprint == proxy.fingerprint:
             raise RecipeError(
                 f"`gold_model_path` is {gold.folder}, whose weights are those of the proxy "
                 f"{proxy.folder}. A proxy that judges itself finds no over-optimisation. Train a "
                 "judge on other data with `make judge JUDGE=0.5`."
             )
+    parameters = _parameters(arguments.judge_parameters)
+    for entry in arguments.judges or []:
+        name, _, what = entry.partition("=")
+        if what.startswith(CHAT):
+            chat_judge(name, what, arguments.judge_criterion, parameters)
+        elif ".py:" in what:
+            function_scorer(name, what)
+        else:
+            read_adapter(what).check_head()
+
+
+def open_panel(arguments: EvaluationArguments, roles: Roles, adapters: Adapters) -> Panel:
+    """The judges that a recipe names; RecipeError where one cannot be what it is named as."""
+
+    def scorer(name: str, adapter: Adapter) -> Scorer:
+        return adapter_scorer(name, adapter, roles, adapters, arguments.batch_size)
+
+    scorers = [scorer(REWARD, adapters.proxy)]
+    if arguments.gold_func:
+        scorers.append(function_scorer(GOLD, arguments.gold_func))
+    if arguments.gold_model_path:
+        gold = read_adapter(arguments.gold_model_path)
         scorers.append(scorer("gold_model" if arguments.gold_func else GOLD, gold))
     judges = {}
     parameters = _parameters(arguments.judge_parameters)
     for entry in arguments.judges or []:
         name, _, what = entry.partition("=")
-        if what.startswith(("http://", "https://", "hub:")):
+        if what.startswith(CHAT):
             judges[name] = chat_judge(name, what, arguments.judge_criterion, parameters)
         elif ".py:" in what:
             scorers.append(function_scorer(name, what))
@@ -126,6 +145,12 @@ def open_panel(arguments: EvaluationArguments, roles: Roles, adapters: Adapters)
 
 def _parameters(given: dict[str, Any] | str | None) -> dict[str, Any]:
     if isinstance(given, str):
-        read: dict[str, Any] = json.loads(Path(given).read_text(encoding="utf-8"))
+        try:
+            read: dict[str, Any] = json.loads(Path(given).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecipeError(
+                f"`judge_parameters` is {given}, which cannot be read as a JSON file ({error}). "
+                "Give a mapping, or the path of a file that holds one."
+            ) from error
         return read
     return {"temperature": 0} if given is None else given

@@ -1,0 +1,173 @@
+"""What `--plan` refuses, the run refuses in the same words, before any weights are loaded."""
+
+import importlib.util
+import json
+import shutil
+import sys
+
+import pytest
+from peft import LoraConfig
+from transformers import PreTrainedModel
+
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models import base_path, open_base, open_tokenizer
+from rlhf_recipes.roles import Roles
+
+# As `run` does for the scripts: TRL says which of its keys will go.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+TRAINING = ("reward", "dpo", "grpo", "ppo")
+ONLINE = ("grpo", "ppo")
+OWN_TOKENIZER = ("reward", "dpo", "grpo")  # PPO shares the reward model's
+
+# Flags in which {tmp} is a folder of broken inputs, the stages that refuse them, and what is said.
+REFUSED = [
+    ("--use_peft false", TRAINING, "`use_peft` is false"),
+    ("--learning_rate 0", TRAINING, "nothing is learned"),
+    ("--lora_target_modules no_such_layer", TRAINING, "LoRA does not fit `tiny`"),
+    ("--optim adamw_anyprecision", TRAINING, "`optim` is adamw_anyprecision"),
+    ("--optim_args fast", TRAINING, "`optim_args` is fast"),
+    ("--lr_scheduler_type cosine_with_min_lr", TRAINING, "One of min_lr or min_lr_rate"),
+    ("--lr_scheduler_type warmup_stable_decay", TRAINING, "num_decay_steps"),
+    ('--lr_scheduler_kwargs {{"speed":1}}', TRAINING, "`lr_scheduler_kwargs` .*speed"),
+    ("--warmup_steps 100", TRAINING, "`warmup_steps` is 100, and the run has 2 steps"),
+    ("--push_to_hub true", TRAINING, "could not be pushed: HF_HUB_OFFLINE is set"),
+    ("--pad_token no_such_token", ("reward", "dpo"), "`pad_token` is 'no_such_token'"),
+    ("--eos_token no_such_token", ("reward",), "`eos_token` is 'no_such_token'"),
+    (
+        "--chat_template {tmp}/raises.jinja",
+        OWN_TOKENIZER,
+        r"refuses a conversation of roles .'user'",
+    ),
+    ("--chat_template {tmp}/includes.jinja", OWN_TOKENIZER, "refuses a conversation of roles"),
+    ("--chat_template {tmp}/none.jinja", TRAINING, "none.jinja, which cannot be read"),
+    ("--model_name_or_path {tmp}/cut_weights", TRAINING, "model.safetensors is not whole"),
+    ("--model_name_or_path {tmp}/cut_tokenizer", TRAINING, "tokenizer of .* cannot be opened"),
+    ("--model_name_or_path {tmp}/no_config", TRAINING, "no_config"),
+    ("--dataset_name {tmp}", TRAINING, "is not a folder of prepared data"),
+    ("--max_completion_length 8000", ONLINE, "and the base takes 2048"),
+    ("--per_device_train_batch_size 64", ONLINE, "there is nothing to train on"),
+    ("--max_length 3", ("reward", "dpo"), "`max_length`"),
+    ("--reward_model_path {tmp}/policy", ONLINE, "without a scalar head"),
+    ("--reward_funcs {tmp}/rule.py:none", ONLINE, "has no function `none`"),
+    ("--reward_funcs {tmp}/raises.py:rule", ONLINE, "raises.py cannot be imported"),
+    ("--reward_funcs {tmp}/rule.py:rule --reward_weights 1", ONLINE, "has 1 weights, and there"),
+    ("--reward_funcs {tmp}/rule.py:reward_model", ONLINE, "Two reward functions have one name"),
+    ("--sft_model_path {tmp}/reward", ("ppo",), "{tmp}/reward"),
+    ("--gold_func {tmp}/rule.py:none", ("evaluate",), "has no function `none`"),
+    ("--judges chat=http://localhost/v1", ("evaluate",), "names no model"),
+    ("--judges other={tmp}/policy", ("evaluate",), "without a scalar head"),
+    ("--judge_parameters {tmp}/rule.py", ("evaluate",), "cannot be read as a JSON file"),
+    ("--gold_model_path {tmp}/reward", ("evaluate",), "A proxy that judges itself"),
+    ("--max_completion_length 8000", ("evaluate",), "and the base takes 2048"),
+    ("--models it={tmp}/none", ("evaluate",), "holds no adapter"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Prepared data, two adapters and, beside them, what is broken."""
+    tmp = tmp_path_factory.mktemp("inputs")
+    (tmp / "data").mkdir()
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Question {i}?"}],
+            "chosen": [{"role": "assistant", "content": "Yes."}],
+            "rejected": [{"role": "assistant", "content": "No, never."}],
+            "source": "test",
+            "turns": 1,
+        }
+        for i in range(16)
+    ]
+    for split in ("train", "validation"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp / "data" / f"{split}.jsonl").write_text(text)
+    (tmp / "data" / "run.json").write_text('{"dataset_fingerprint": "of a test"}')
+    roles = Roles(open_base("tiny"))
+    for name in ("policy", "reward"):
+        roles.attach(name, LoraConfig(r=2, target_modules=["q_proj"]), trainable=False)
+    roles.attach_head("reward", open_base("tiny").lm_head.weight[:1].clone(), None, trainable=False)
+    for name in ("policy", "reward"):
+        roles.save_role(name, tmp / name)
+        open_tokenizer("tiny").save_pretrained(tmp / name)
+    (tmp / "raises.jinja").write_text("{{ raise_exception('no users here') }}")
+    (tmp / "includes.jinja").write_text("{% include 'other.jinja' %}")
+    (tmp / "raises.py").write_text("import no_such_module\n")
+    (tmp / "rule.py").write_text(
+        "def rule(prompts, completions):\n    return [0.0 for _ in completions]\n\n"
+        "reward_model = rule\n"
+    )
+    for name, file in (
+        ("cut_weights", "model.safetensors"),
+        ("cut_tokenizer", "tokenizer.json"),
+        ("no_config", "config.json"),
+    ):
+        shutil.copytree(base_path("tiny"), tmp / name)
+        whole = (tmp / name / file).read_bytes()
+        (tmp / name / file).write_bytes(whole[: len(whole) // 2])
+    return tmp
+
+
+def start(root, folder, tmp_path, stage, flags, monkeypatch):
+    """Run the script of a stage in this process with the recipe of recipes/tiny."""
+    spec = importlib.util.spec_from_file_location(f"script_{stage}", root / f"recipes/{stage}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    argv = [stage, "--config", str(root / f"recipes/tiny/{stage}.yaml")]
+    argv += ["--dataset_name", str(folder / "data"), "--output_dir", str(tmp_path / "out")]
+    if stage in (*ONLINE, "evaluate"):
+        argv += ["--reward_model_path", str(folder / "reward")]
+    if stage == "evaluate":
+        argv += ["--models", f"dpo={folder / 'policy'}"]
+    monkeypatch.setattr(sys, "argv", [*argv, *flags])
+    script.main()
+
+
+@pytest.fixture
+def no_weights(monkeypatch, root):
+    monkeypatch.chdir(root)
+
+    def refuse(*_, **__):
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize(("flags", "stages", "said"), REFUSED, ids=[case[0] for case in REFUSED])
+def test_plan_and_run_refuse_in_the_same_words(
+    root, folder, tmp_path, monkeypatch, flags, stages, said
+):
+    given = flags.format(tmp=folder).split()
+    for stage in stages:
+        sentences = []
+        for plan in ([], ["--plan"]):
+            with pytest.raises(RecipeError, match=said.format(tmp=folder)) as refused:
+                start(root, folder, tmp_path, stage, [*given, *plan], monkeypatch)
+            sentences.append(str(refused.value))
+        assert sentences[0] == sentences[1]
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("stage", ONLINE)
+def test_a_plan_may_come_before_its_reward_model_and_a_run_may_not(
+    root, folder, tmp_path, monkeypatch, stage
+):
+    flags = ["--reward_model_path", str(folder)]
+    start(root, folder, tmp_path, stage, [*flags, "--plan"], monkeypatch)
+    with pytest.raises(RecipeError, match="holds no adapter"):
+        start(root, folder, tmp_path, stage, flags, monkeypatch)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("stage", [*TRAINING, "evaluate"])
+def test_what_is_right_is_planned(root, folder, tmp_path, monkeypatch, capsys, stage):
+    start(root, folder, tmp_path, stage, ["--plan"], monkeypatch)
+    assert f"stage             {stage}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_the_weights_would_be_missed():
+    with pytest.raises(AssertionError, match="weights are loaded"):
+        open_base("tiny")

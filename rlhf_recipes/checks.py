@@ -126,7 +126,8 @@ def run_checks(checks: Iterable[Callable[[Any], None]]) -> Callable[[Any], None]
             try:
                 check(subject)
             except RecipeError as error:
-                problems.append(str(error))
+                if str(error) not in problems:  # several may need the same file
+                    problems.append(str(error))
         if len(problems) == 1:
             raise RecipeError(problems[0])
         if problems:
@@ -158,8 +159,8 @@ def check_tokenizer_opens(inputs: Inputs) -> None:
 
 
 def check_weights(inputs: Inputs) -> None:
-    """Refuse weights whose files are cut off or missing."""
-    check_weight_files(inputs.base, inputs.model.model_revision)
+    """Refuse weights that are not whole: files, tensors, or parts of tensors."""
+    check_weight_files(inputs.language_model, Base.of(inputs.model))
 
 
 def check_optimization(inputs: Inputs) -> None:

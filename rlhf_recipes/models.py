@@ -227,7 +227,7 @@ def open_tokenizer(
     config = open_config(name, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(base_path(name), revision=revision or "main")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RecipeError(_cannot_open("tokenizer", name, error)) from error
     set_padding(tokenizer, name)
     if chat_template is not None:

@@ -23,8 +23,9 @@ from rlhf_recipes.memory import Memory, evaluation_memory, training_memory
 from rlhf_recipes.optimizers import check_warmup
 from rlhf_recipes.parameter_counts import Parameters, evaluation_parameters, stage_parameters
 from rlhf_recipes.preferences import split_off, unique_prompts
-from rlhf_recipes.sampling import Prompt, prompt_ids
+from rlhf_recipes.sampling import Prompt, ids_to_complete
 from rlhf_recipes.truncation import Rows, fit_pairs, plain_text_notes
+from rlhf_recipes.weight_files import check_weight_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -130,6 +131,7 @@ def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
     gold = arguments.gold_model_path
     others = (adapters.start, read_adapter(gold) if gold else None)
     meta, parameters = evaluation_parameters([adapters.proxy, *held, *filter(None, others)])
+    check_weight_files(meta, adapters.proxy.base)
     check_context(meta.config, {"validation": rows})
     return Plan(
         stage="evaluate",
@@ -171,7 +173,7 @@ def prompt_rows(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_completion_length: int
 ) -> Rows:
     """The prompts, none of which is left out, and the longest with a whole completion."""
-    longest = max(len(prompt_ids(tokenizer, prompt)) for prompt in prompts)
+    longest = max(len(ids_to_complete(tokenizer, prompt)) for prompt in prompts)
     return Rows(len(prompts), longest + max_completion_length)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +17,7 @@ from rlhf_recipes.architectures import check_sampler
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.kv_cache import block_cache, joined, joins, keep_rows
 from rlhf_recipes.logprobs import TokenLogps, token_logps
+from rlhf_recipes.templates import RENDER_ERRORS, refused
 
 PREFILL_ROWS = 4
 """Prompts computed at once before the first token is drawn: enough to keep the cores busy."""
@@ -68,11 +68,8 @@ def template_ids(
         encoded: Any = tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
         )
-    except (TemplateError, TypeError) as error:  # a TypeError where it includes another file
-        raise RecipeError(
-            f"The chat template of `{tokenizer.name_or_path}` refuses a conversation of roles "
-            f"{[message['role'] for message in messages]}: {error}. Use another template or model."
-        ) from error
+    except RENDER_ERRORS as error:
+        raise refused(tokenizer.name_or_path, messages, error) from error
     return list(encoded["input_ids"])
 
 
@@ -130,7 +127,7 @@ def sample(
     """
     check_sampler(model)
     generator = torch.Generator(_drawing_device(model.device)).manual_seed(seed)
-    encoded = [_to_complete(tokenizer, prompt) for prompt in prompts]
+    encoded = [ids_to_complete(tokenizer, prompt) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), encoded[i]))
     rows = [i for i in by_length for _ in range(num_completions)]
     ends = end_ids(model, tokenizer)
@@ -156,12 +153,13 @@ def sample(
     return completions
 
 
-def _to_complete(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+def ids_to_complete(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """The token ids of a prompt; RecipeError where there are none to continue."""
     ids = prompt_ids(tokenizer, prompt)
     if not ids:
         raise RecipeError(
             f"The prompt {prompt!r} has no token, so there is nothing to complete. Leave empty "
-            "prompts out of the data."
+            "prompts out of the data, and see that the chat template writes what it is given."
         )
     return ids
 

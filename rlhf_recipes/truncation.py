@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from statistics import median_high
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RecipeError
@@ -119,22 +118,16 @@ def rows_text(rows: Mapping[str, Rows], notes: Iterable[str]) -> str:
 def _tokenized(split: "Dataset", tokenizer: PreTrainedTokenizerBase) -> Iterable[_Pair]:
     for row in split:
         prompt, answers = row["prompt"], (row["chosen"], row["rejected"])
-        try:
-            if isinstance(prompt, str):
-                end = str(tokenizer.eos_token)
-                texts = [prompt + text + end * (not text.endswith(end)) for text in answers]
-                chosen, rejected = (prompt_ids(tokenizer, text) for text in texts)
-            else:
-                chosen, rejected = (
-                    template_ids(tokenizer, [*prompt, *messages], add_generation_prompt=False)
-                    for messages in answers
-                )
-            opening = prompt_ids(tokenizer, prompt)
-        except TemplateError as error:
-            raise RecipeError(
-                f"The chat template of `{tokenizer.name_or_path}` refuses a conversation that "
-                f"begins {str(prompt)[:80]}: {error}. Use another template or model."
-            ) from error
+        if isinstance(prompt, str):
+            end = str(tokenizer.eos_token)
+            texts = [prompt + text + end * (not text.endswith(end)) for text in answers]
+            chosen, rejected = (prompt_ids(tokenizer, text) for text in texts)
+        else:
+            chosen, rejected = (
+                template_ids(tokenizer, [*prompt, *messages], add_generation_prompt=False)
+                for messages in answers
+            )
+        opening = prompt_ids(tokenizer, prompt)
         shared = min(_common(opening, chosen), _common(opening, rejected))
         yield _Pair(shared, chosen, rejected)
 

@@ -6,6 +6,7 @@ words, together with every other problem of the recipe.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from math import isfinite
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +29,21 @@ from rlhf_recipes.rules import (
 
 STAGES = {"RewardConfig": "reward", "DPOConfig": "dpo", "GRPOConfig": "grpo", "PPOConfig": "ppo"}
 """Stage of each class of trainer arguments."""
+
+MEASURED = {
+    "reward": ("loss", "accuracy", "margin", "mean_reward", "min_reward", "max_reward"),
+    "dpo": (
+        *("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected"),
+        *("logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected"),
+        *("entropy", "mean_token_accuracy"),
+    ),
+    "ppo": (
+        *("objective/scores", "objective/rlhf_reward", "objective/kl", "objective/entropy"),
+        *("objective/non_score_reward", "policy/entropy_avg", "val/num_eos_tokens"),
+        *("completions/mean_length", "rewards/..."),
+    ),
+}
+"""Metrics of each stage's evaluations, that a best checkpoint can be told by."""
 
 
 def value_problems(instances: Sequence[Any]) -> Iterator[str]:
@@ -61,6 +77,14 @@ def _follows_a_metric(values: Any) -> bool:
         or values.save_strategy == "best"
         or values.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
     )
+
+
+def _follows_another(names: Sequence[str], values: Any) -> bool:
+    if not _follows_a_metric(values) or values.metric_for_best_model is None:
+        return False
+    name = values.metric_for_best_model.removeprefix("eval_")
+    parts = tuple(known.removesuffix("...") for known in names if known.endswith("..."))
+    return name not in {"loss", *names} and not (parts and name.startswith(parts))
 
 
 # Imported when called: these libraries look for a GPU, which `--help` need not wait for.
@@ -162,6 +186,15 @@ METRICS = (
         "`metric_for_best_model` is {metric_for_best_model}, and PPO's evaluations measure no "
         "loss. Name one of their metrics, such as `objective/scores`, with "
         "`greater_is_better: true`.",
+    ),
+    *(
+        Rule(
+            (stage,),
+            partial(_follows_another, names),
+            "`metric_for_best_model` is {metric_for_best_model}, which the evaluations of the "
+            f"stage {{stage}} do not measure. Name one of {', '.join(names)}.",
+        )
+        for stage, names in MEASURED.items()
     ),
     Rule(
         ALL,

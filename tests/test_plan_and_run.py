@@ -4,14 +4,27 @@ import importlib.util
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
+from trl import DPOConfig, DPOTrainer, ModelConfig, RewardConfig, RewardTrainer
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.models import base_path, open_base, open_tokenizer
+from rlhf_recipes.lora import lora_config
+from rlhf_recipes.models import (
+    base_path,
+    open_base,
+    open_classifier,
+    open_language_model,
+    open_tokenizer,
+)
+from rlhf_recipes.ppo.tables import rollout_metrics
+from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.roles import Roles
+from rlhf_recipes.value_rules import MEASURED
 
 # As `run` does for the scripts: TRL says which of its keys will go.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -40,8 +53,21 @@ REFUSED = [
         r"refuses a conversation of roles .'user'",
     ),
     ("--chat_template {tmp}/includes.jinja", OWN_TOKENIZER, "refuses a conversation of roles"),
+    ("--chat_template {tmp}/divides.jinja", OWN_TOKENIZER, "refuses .* division by zero"),
+    ("--chat_template {tmp}/empty.jinja", ("grpo",), "has no token"),
+    (
+        "--eval_strategy steps --eval_steps 1 --save_steps 1 --load_best_model_at_end true "
+        "--metric_for_best_model truth",
+        ("reward", "dpo", "ppo"),
+        "`metric_for_best_model` is truth, which the evaluations of the stage",
+    ),
     ("--chat_template {tmp}/none.jinja", TRAINING, "none.jinja, which cannot be read"),
     ("--model_name_or_path {tmp}/cut_weights", TRAINING, "model.safetensors is not whole"),
+    ("--model_name_or_path {tmp}/no_weights", TRAINING, "no_weights` has no weights"),
+    ("--model_name_or_path {tmp}/broken_index", TRAINING, "does not name their files"),
+    ("--model_name_or_path {tmp}/lacks_layer", TRAINING, "9 tensors are missing, 0 of another"),
+    ("--model_name_or_path {tmp}/other_shape", TRAINING, "0 tensors are missing, 1 of another"),
+    ("--model_name_or_path {tmp}/list_tokenizer", TRAINING, "tokenizer of .* cannot be opened"),
     ("--model_name_or_path {tmp}/cut_tokenizer", TRAINING, "tokenizer of .* cannot be opened"),
     ("--model_name_or_path {tmp}/no_config", TRAINING, "no_config"),
     ("--dataset_name {tmp}", TRAINING, "is not a folder of prepared data"),
@@ -61,6 +87,11 @@ REFUSED = [
     ("--gold_model_path {tmp}/reward", ("evaluate",), "A proxy that judges itself"),
     ("--max_completion_length 8000", ("evaluate",), "and the base takes 2048"),
     ("--models it={tmp}/none", ("evaluate",), "holds no adapter"),
+    (
+        "--reward_model_path {tmp}/lacks_layer_reward --models it={tmp}/lacks_layer_policy",
+        ("evaluate",),
+        "9 tensors are missing",
+    ),
 ]
 
 
@@ -91,6 +122,8 @@ def folder(tmp_path_factory):
         roles.save_role(name, tmp / name)
         open_tokenizer("tiny").save_pretrained(tmp / name)
     (tmp / "raises.jinja").write_text("{{ raise_exception('no users here') }}")
+    (tmp / "divides.jinja").write_text("{{ 1 / 0 }}")
+    (tmp / "empty.jinja").write_text("")
     (tmp / "includes.jinja").write_text("{% include 'other.jinja' %}")
     (tmp / "raises.py").write_text("import no_such_module\n")
     (tmp / "rule.py").write_text(
@@ -105,7 +138,33 @@ def folder(tmp_path_factory):
         shutil.copytree(base_path("tiny"), tmp / name)
         whole = (tmp / name / file).read_bytes()
         (tmp / name / file).write_bytes(whole[: len(whole) // 2])
+    break_weights(tmp)
     return tmp
+
+
+def break_weights(tmp):
+    """Copies of the base whose files are whole and do not hold what a base does."""
+    weights = load_file(Path(base_path("tiny")) / "model.safetensors")
+    queries = "model.layers.0.self_attn.q_proj.weight"
+    for name, held in (
+        ("no_weights", {}),
+        ("broken_index", {}),
+        ("list_tokenizer", weights),
+        ("lacks_layer", {n: w for n, w in weights.items() if "layers.1." not in n}),
+        ("other_shape", {**weights, queries: weights[queries][:16].clone()}),
+    ):
+        shutil.copytree(base_path("tiny"), tmp / name)
+        (tmp / name / "model.safetensors").unlink()
+        if held:
+            save_file(held, tmp / name / "model.safetensors", {"format": "pt"})
+    (tmp / "broken_index" / "model.safetensors.index.json").write_text("{")
+    (tmp / "list_tokenizer" / "tokenizer.json").write_text("[1, 2]")
+    for role in ("reward", "policy"):
+        folder = tmp / f"lacks_layer_{role}"
+        shutil.copytree(tmp / role, folder)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = str(tmp / "lacks_layer")
+        (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 def start(root, folder, tmp_path, stage, flags, monkeypatch):
@@ -127,10 +186,13 @@ def start(root, folder, tmp_path, stage, flags, monkeypatch):
 def no_weights(monkeypatch, root):
     monkeypatch.chdir(root)
 
-    def refuse(*_, **__):
-        raise AssertionError("weights are loaded")
+    load = PreTrainedModel.from_pretrained.__func__
 
-    monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
+    def refuse(cls, *names, **keywords):
+        assert keywords.get("device_map") == {"": "meta"}, "weights are loaded"
+        return load(cls, *names, **keywords)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(refuse))
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -171,3 +233,36 @@ def test_what_is_right_is_planned(root, folder, tmp_path, monkeypatch, capsys, s
 def test_the_weights_would_be_missed():
     with pytest.raises(AssertionError, match="weights are loaded"):
         open_base("tiny")
+
+
+@pytest.mark.parametrize(
+    ("stage", "trainer", "config"),
+    [("reward", RewardTrainer, RewardConfig), ("dpo", DPOTrainer, DPOConfig)],
+)
+def test_the_metrics_a_best_checkpoint_is_told_by_are_measured(
+    folder, tmp_path, stage, trainer, config
+):
+    model = ModelConfig(
+        "tiny",
+        use_peft=True,
+        lora_target_modules=["q_proj", "v_proj"],
+        lora_task_type="SEQ_CLS" if stage == "reward" else "CAUSAL_LM",
+    )
+    rows = load_prepared(folder / "data")["validation"]
+    evaluated = trainer(
+        model=open_classifier(model, 0) if stage == "reward" else open_language_model(model),
+        args=config(str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True),
+        train_dataset=rows,
+        eval_dataset=rows,
+        processing_class=open_tokenizer("tiny"),
+        peft_config=lora_config(model),
+    )
+    assert {f"eval_{name}" for name in MEASURED[stage]} <= evaluated.evaluate().keys()
+
+
+def test_the_metrics_ppo_s_best_checkpoint_is_told_by_are_measured():
+    columns = ("kl", "entropy", "effective_score", "score", "length", "finished")
+    functions = {"rewards/a": [1.0], "rewards/b": [2.0]}
+    found = rollout_metrics({name: [1.0] for name in columns} | functions, 0.1)
+    assert {*MEASURED["ppo"]} - {"rewards/..."} <= found.keys()
+    assert functions.keys() <= found.keys()

@@ -40,6 +40,12 @@ REFUSED = [
         ("reward", "dpo"),
         "there is no best",
     ),
+    (
+        "--load_best_model_at_end true --eval_strategy steps --eval_steps 1 --save_steps 1 "
+        "--metric_for_best_model eval_truth",
+        ("reward", "dpo", "ppo"),
+        "`metric_for_best_model` is eval_truth, which the evaluations of the stage",
+    ),
     ("--eval_strategy steps --eval_steps -1", ("reward", "dpo", "ppo"), "`eval_steps` is -1"),
     ("--eval_accumulation_steps 0", STAGES, "`eval_accumulation_steps` is 0"),
     ("--save_steps 0", STAGES, "`save_steps` is 0"),
@@ -208,6 +214,11 @@ def test_what_works_is_taken(root, stage, flags):
             "ppo",
             "--eval_strategy steps --eval_steps 1 --save_strategy best "
             "--metric_for_best_model objective/scores",
+        ),
+        (
+            "ppo",
+            "--eval_strategy steps --eval_steps 1 --save_strategy best "
+            "--metric_for_best_model eval_rewards/rule",
         ),
         ("reward", "--pad_to_multiple_of 8 --center_rewards_coefficient 0.01"),
     ],

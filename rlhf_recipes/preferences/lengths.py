@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from jinja2 import TemplateError
 from tqdm.auto import tqdm
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.shapes import Lengths, Messages, Pair, Text, answer_text, prompt_text
+from rlhf_recipes.templates import RENDER_ERRORS, refused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -150,7 +150,7 @@ class TokenRuler:
             )
         try:
             return self._render(conversations, answered)
-        except TemplateError:
+        except RENDER_ERRORS:
             for messages in conversations:
                 self._check_renders(messages, answered)
             raise
@@ -165,11 +165,8 @@ class TokenRuler:
     def _check_renders(self, messages: Messages, answered: bool) -> None:
         try:
             self._render([messages], answered)
-        except TemplateError as error:
-            raise RecipeError(
-                f"The chat template of `{self._name}` refuses a conversation of roles "
-                f"{[m['role'] for m in messages]}: {error}. Use another template or model."
-            ) from error
+        except RENDER_ERRORS as error:
+            raise refused(self._name, messages, error) from error
 
 
 def _words(text: str) -> int:

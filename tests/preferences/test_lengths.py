@@ -78,8 +78,18 @@ def test_a_conversation_without_a_template_is_an_error(word_model: Path) -> None
         TokenRuler(str(word_model), None)([CONVERSATION])
 
 
-def test_a_template_that_refuses_the_roles_is_an_error(word_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("{% include 'other.jinja' %}", "no loader"),
+        ("{{ 1 / 0 }}", "division by zero"),
+    ],
+)
+def test_a_template_that_refuses_the_roles_is_an_error(
+    word_model: Path, tmp_path: Path, text: str, reason: str
+) -> None:
     template = tmp_path / "strict.jinja"
-    template.write_text("{{ raise_exception('no system role') }}")
-    with pytest.raises(RecipeError, match=r"refuses a conversation .*no system role"):
+    template.write_text(text)
+    with pytest.raises(RecipeError, match=rf"refuses a conversation .*{reason}"):
         TokenRuler(str(word_model), str(template))([CONVERSATION])

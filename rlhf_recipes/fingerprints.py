@@ -11,7 +11,7 @@ from rlhf_recipes.models import base_path
 
 MODEL_FILES = (
     "*.safetensors",
-    "*.bin",
+    "pytorch_model*.bin",
     "*.model",
     "*.py",
     "config.json",

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.fingerprints import model_fingerprint
 from rlhf_recipes.folders import REPLACED, REPLACEMENT, hold
 from rlhf_recipes.run_folder import FILES, RECORD, RunFolder, check_continuation, open_folder
 
@@ -166,6 +167,17 @@ def test_inputs_are_compared_by_content_and_not_by_path(tmp_path):
         )
     with pytest.raises(RecipeError, match=r"- `seed`: 1 there, 2 now"):
         check_continuation(run.path, moved | {"seed": 2}, {"dataset_name": "abc"})
+
+
+def test_a_model_is_known_by_what_its_outputs_depend_on(tmp_path):
+    """The trainer's arguments name the folder that a run was written in."""
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    (tmp_path / "training_args.bin").write_bytes(b"run")
+    known = model_fingerprint(tmp_path)
+    (tmp_path / "training_args.bin").write_bytes(b"run/.replacement")
+    assert model_fingerprint(tmp_path) == known
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"others!")
+    assert model_fingerprint(tmp_path) != known
 
 
 def test_what_a_run_writes_has_no_pattern_that_takes_other_files():

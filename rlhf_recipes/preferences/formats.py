@@ -28,21 +28,10 @@ CHANGES_MEANING = {
 }
 """Columns without whose values an answer means something else."""
 
-NO_PROMPT = {
-    *(
-        "id",
-        "source",
-        "dataset",
-        "origin",
-        "split",
-        "category",
-        "type",
-        "language",
-        "lang",
-        "label",
-    ),
-    *("model", "subset", "domain", "tags", "metadata", "license", "difficulty", "turns"),
-}
+NO_PROMPT = set(
+    "id source dataset origin split category type language lang label model subset domain tags "
+    "metadata license difficulty turns".split()
+)
 """Columns of text that are known to be no prompt; so is one that ends in `_id` or `_model`."""
 
 
@@ -82,10 +71,6 @@ def _number(value: object) -> float:
 def _numbered(first: float) -> Callable[[object], float]:
     """A choice by number: `first` or one more; what lies between leans to the nearer one."""
     return lambda value: _number(value) - first - 0.5
-
-
-def _signed(value: object) -> float:
-    return _number(value)
 
 
 def _by_score(first: object, second: object) -> float:
@@ -148,12 +133,12 @@ FORMATS = (
     Format(
         "HelpSteer2 preference: response_1, response_2, preference_strength",
         _pair("prompt", "response_1", "response_2"),
-        Preference(("preference_strength",), _signed),
+        Preference(("preference_strength",), _number),
     ),
     Format(
         "HelpSteer3 preference: context, response1, response2, overall_preference",
         _pair("context", "response1", "response2"),
-        Preference(("overall_preference",), _signed),
+        Preference(("overall_preference",), _number),
     ),
     Format(
         "summarize_from_feedback: info, summaries, choice",
@@ -308,7 +293,7 @@ def _values(fields: Mapping[str, object], layout: _Layout) -> Values:
     if isinstance(prompt, Mapping) and layout.columns["prompt"].lower() == "info":
         prompt = _post(prompt)
     if _has_value(at.get("input")):
-        prompt = f"{prompt}\n{at['input']}"
+        prompt = _joined(prompt, at["input"])
     if _has_value(at.get("history")):
         prompt = _after_history(at["history"], prompt)
     system = fields[layout.system] if layout.system else None
@@ -316,10 +301,28 @@ def _values(fields: Mapping[str, object], layout: _Layout) -> Values:
         prompt,
         chosen,
         rejected,
-        system if isinstance(system, str) and system.strip() else "",
+        _system_text(system),
         layout.instruction,
         "prompt" not in layout.columns and "messages" not in layout.columns,
     )
+
+
+def _joined(instruction: object, material: object) -> object:
+    """An instruction with the material it is about, each on its own if the other is missing."""
+    if not _has_value(instruction):
+        return material
+    if not (isinstance(instruction, str) and isinstance(material, str)):
+        raise UnusableRow("not_text")
+    return f"{instruction}\n{material}"
+
+
+def _system_text(system: object) -> str:
+    """The system column's text; UnusableRow where it holds something else."""
+    if not _has_value(system):
+        return ""
+    if not isinstance(system, str):
+        raise UnusableRow("not_text")
+    return system
 
 
 def _continued(messages: object, rejected: object) -> tuple[object, object, object]:

@@ -400,3 +400,24 @@ def test_ignored_columns_duplicates_and_contradictions_are_counted(tmp_path: Pat
 def test_a_row_of_other_columns_is_named_with_those_before_it(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"rows\.jsonl:5 has the columns 'prompt', 'response'"):
         prepared(tmp_path, [*map(numbered, range(4)), {"prompt": "x", "response": "y"}])
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", "  "], ids=str)
+def test_of_instruction_and_input_the_one_that_is_there_is_the_prompt(missing: Any) -> None:
+    answers = {"chosen": CHOSEN, "rejected": REJECTED}
+    for row in (
+        {"instruction": missing, "input": PROMPT},
+        {"instruction": PROMPT, "input": missing},
+    ):
+        assert parse({**row, **answers}).prompt == [USER]
+
+
+def test_material_that_is_no_text_is_not_written_as_python_writes_it() -> None:
+    row = {"instruction": "Add.", "input": ["2", "3"], "chosen": CHOSEN, "rejected": REJECTED}
+    assert reason(row) == "not_text"
+
+
+@pytest.mark.parametrize("system", [["Be brief."], {"role": "system", "content": "Be brief."}])
+def test_a_system_column_that_is_no_text_is_not_dropped_from_the_prompt(system: Any) -> None:
+    row = {"system": system, "question": PROMPT, "chosen": CHOSEN, "rejected": REJECTED}
+    assert reason(row) == "not_text"

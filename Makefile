@@ -135,7 +135,7 @@ $(JUDGE_MODEL): | $(DATA) $(INSTALLED)
 		--dataset_name $(OUT)/judge/data $(BASE) $(CPU) $(ARGS) $(ARGS_judge)
 
 $(RESULTS): | $(PPO) $(GRPO) $(DPO) $(if $(JUDGE),$(JUDGE_MODEL)) $(INSTALLED)
-	@$(CHECK) reward ppo grpo dpo
+	@$(CHECK) reward ppo grpo dpo judge
 	$(BIN)/python recipes/evaluate.py --config $(RECIPE)/evaluate.yaml --output_dir $(OUT) \
 		--dataset_name $(OUT)/data $(SCORES) $(GOLD) $(ARGS) $(ARGS_evaluate)
 

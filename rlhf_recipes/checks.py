@@ -281,5 +281,4 @@ GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
         (check_reward_functions, ("grpo", "ppo")),
         (check_start, ("ppo",)),
     ),
-    (),  # the data, read with these files
 )

@@ -40,13 +40,43 @@ def stale(out: Path, stages: list[str]) -> Iterator[str]:
             Path(record["recipe"]["reward_model_path"]).parts[-2:] == ("models", "reward_model")
         ):
             yield f"{stage} was trained against another reward model than is there now. {again}."
+    if "judge" in stages:
+        yield from _stale_judge(out)
     if "evaluate" in stages:
-        collection = _record(out / "samples" / "collection.json")
-        made = collection.get("run", {}).get("created", "")
-        again = "Evaluate again with `make evaluate ARGS_evaluate=--overwrite`"
-        newer = [stage for stage in TRAINED if made and records[stage].get("created", "") > made]
-        if newer or _differ(collection.get("dataset_fingerprint"), data):
-            yield f"The evaluation is older than {' and '.join(newer) or 'the data'}. {again}."
+        changed = list(_changed_since_evaluation(out, records, data))
+        if changed:
+            yield (
+                f"The evaluation was made with another {' and '.join(changed)} than is there now. "
+                "Evaluate again with `make evaluate ARGS_evaluate=--overwrite`."
+            )
+
+
+def _stale_judge(out: Path) -> Iterator[str]:
+    """Yield a sentence if the judge may have seen pairs that are not its own any more."""
+    judge = _record(out / "judge" / "models" / "reward_model" / "run.json")
+    pairs = _record(out / "judge" / "data" / "run.json").get("dataset_fingerprint")
+    if judge and judge.get("dataset_fingerprint") != pairs:
+        yield (
+            f"The judge was trained on other pairs than {out}/judge/data holds now, some of which "
+            f"may be training pairs by now. Remove {out}/judge/models and train it again with "
+            "`make judge`, or remove the whole folder to go without a judge."
+        )
+
+
+def _changed_since_evaluation(out: Path, records: dict[str, Any], data: Any) -> Iterator[str]:
+    """Yield the name of each thing whose fingerprint differs from the evaluated one's."""
+    collection = _record(out / "samples" / "collection.json")
+    evaluated = {
+        name: model.get("fingerprint")
+        for name, model in collection.get("models", {}).items()
+        if Path(model.get("adapter") or "").parts[-2:] == ("models", f"{name}_model")
+    }
+    evaluated["reward"] = collection.get("reward_model_fingerprint")
+    for stage in TRAINED:
+        if _differ(evaluated.get(stage), records[stage].get("adapter_fingerprint")):
+            yield f"{stage} adapter"
+    if _differ(collection.get("dataset_fingerprint"), data):
+        yield "data"
 
 
 def missing(out: Path) -> list[str]:
@@ -63,7 +93,7 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", help="all, and every file, if none is named")
     options = parser.parse_args()
     out = options.output_dir
-    problems = list(stale(out, options.stages or [*TRAINED, "evaluate"]))
+    problems = list(stale(out, options.stages or [*TRAINED, "judge", "evaluate"]))
     if not options.stages and (lost := missing(out)):
         problems.append(
             f"{', '.join(lost)} cannot be found. Bring them back, or make the stage again with "

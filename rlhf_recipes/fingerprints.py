@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from rlhf_recipes.models import base_path
+from rlhf_recipes.preferences import data_fingerprint
 
 MODEL_FILES = (
     "*.safetensors",
@@ -48,19 +49,6 @@ def run_inputs(settings: Mapping[str, Any]) -> dict[str, str]:
     }
     read = {key: reader(settings[key]) for key, reader in readers.items() if settings.get(key)}
     return {key: fingerprint for key, fingerprint in read.items() if fingerprint is not None}
-
-
-def data_fingerprint(folder: str | Path) -> str | None:
-    """Return the SHA-256 of prepared data's files as they are now, which its run.json recorded."""
-    digest = hashlib.sha256()
-    paths = [Path(folder) / f"{split}.jsonl" for split in ("train", "validation")]
-    if not all(path.is_file() for path in paths):
-        return None
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def model_fingerprint(folder: str | Path) -> str | None:

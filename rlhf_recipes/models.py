@@ -246,7 +246,10 @@ def _check_not_adapter(name: str, path: str, revision: str | None) -> None:
     file = find_adapter_config_file(path, revision=revision)
     if file is None:
         return
-    base = LoraConfig.from_json_file(file).get("base_model_name_or_path")
+    try:
+        base = LoraConfig.from_json_file(file).get("base_model_name_or_path")
+    except ValueError as error:
+        raise RecipeError(_cannot_open("adapter configuration", name, error)) from error
     raise RecipeError(
         f"`{name}` is an adapter, trained on `{base}`, and a base model is wanted. Give `{base}` "
         "as `model_name_or_path`. To go on from this adapter, PPO and evaluate.py have "

@@ -63,7 +63,7 @@ class RunFolder:
     def __init__(self, final: Path, overwrite: bool) -> None:
         if (final / RECORD).exists() and not overwrite:
             raise RecipeError(
-                f"{final} holds a finished run, which is never replaced unasked. Give another "
+                f"{final} already contains a finished run. Give another "
                 "`output_dir`, or `--overwrite` to train again: the finished run stays until the "
                 "new one has finished."
             )
@@ -124,6 +124,6 @@ def check_continuation(folder: Path, recipe: Mapping[str, Any], inputs: Mapping[
     if changed:
         raise RecipeError(
             "\n- ".join([f"{folder} holds checkpoints of a run with other settings:", *changed])
-            + "\nGive the same settings and inputs to go on, another `output_dir` to start anew, "
+            + "\nGive the same settings and inputs to go on, another `output_dir` to start over, "
             f"or delete {folder}."
         )

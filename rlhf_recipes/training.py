@@ -131,6 +131,7 @@ class Run:
             dataset_fingerprint=self.inputs.get("dataset_name"),
             inputs=self.inputs,
             fingerprint=model_fingerprint(folder),
+            adapter_fingerprint=adapter.fingerprint,
             rows=self.rows,
             seed=self.training.seed,
             processes=self.training.world_size,

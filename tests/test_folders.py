@@ -151,7 +151,7 @@ def test_a_run_writes_beside_a_finished_one_and_takes_its_place_at_the_end(tmp_p
 
 def test_a_finished_run_is_refused_without_overwrite_and_left_alone(tmp_path):
     fill(tmp_path, OLD)
-    with pytest.raises(RecipeError, match="holds a finished run"):
+    with pytest.raises(RecipeError, match="already contains a finished run"):
         RunFolder(tmp_path, overwrite=False)
     assert contents(tmp_path) == OLD
 

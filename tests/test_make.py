@@ -19,17 +19,21 @@ folder = Path(arguments[arguments.index("--output_dir") + 1])
 stage = Path(arguments[0]).stem
 with open(os.environ["STAGES_LOG"], "a") as log:
     log.write(json.dumps([stage, *arguments]) + "\\n")
-record = {{"dataset_fingerprint": "d1", "created": "2026-01-01"}}
+record = {{"dataset_fingerprint": "d1"}}
 if stage == "prepare_data":
     files = {{"data/run.json": record}}
 elif stage == "evaluate":
     names = "failure_analysis.json report.html evaluation_results.json".split()
     files = {{f"results/{{name}}": {{}} for name in names}} | {{"ANALYSIS.md": {{}}}}
-    facts = {{"dataset_fingerprint": "d1", "run": {{"created": "2026-01-02"}}}}
+    facts = {{"dataset_fingerprint": "d1", "reward_model_fingerprint": "reward", "models": {{}}}}
+    for name in ("ppo", "grpo", "dpo"):
+        own = str(folder / "models" / f"{{name}}_model")
+        facts["models"][name] = {{"adapter": own, "fingerprint": name}}
     files["samples/collection.json"] = facts
 else:
     model = str(folder.parent / "reward_model")
     record |= {{"fingerprint": stage, "recipe": {{"reward_model_path": model}}}}
+    record["adapter_fingerprint"] = stage
     files = {{"run.json": record}}
     if stage in ("ppo", "grpo"):
         files["run.json"]["inputs"] = {{"reward_model_path": "reward"}}
@@ -127,13 +131,36 @@ def test_data_prepared_anew_is_noticed_by_its_fingerprint(make, tmp_path):
 def test_a_policy_of_another_reward_model_and_an_old_evaluation_are_noticed(make, tmp_path):
     finish(make("all"))
     record = tmp_path / "out" / "models" / "reward_model" / "run.json"
-    changed = json.loads(record.read_text()) | {"fingerprint": "new", "created": "2026-02-01"}
-    record.write_text(json.dumps(changed))
+    changed = {"fingerprint": "new", "adapter_fingerprint": "new"}
+    record.write_text(json.dumps(json.loads(record.read_text()) | changed))
     status, said, _ = finish(make("all"))
     assert status == 2
     assert "ppo was trained against another reward model" in said
-    assert "The evaluation is older than reward" in said
+    assert "The evaluation was made with another reward adapter than" in said
     assert "dpo was" not in said
+
+
+def test_an_evaluation_of_another_policy_is_noticed_by_its_fingerprint(make, tmp_path):
+    finish(make("all"))
+    record = tmp_path / "out" / "models" / "dpo_model" / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"adapter_fingerprint": "new"}))
+    status, said, _ = finish(make("all"))
+    assert status == 2
+    assert "The evaluation was made with another dpo adapter than" in said
+
+
+def test_a_judge_of_pairs_that_are_not_its_own_any_more_is_noticed(make, tmp_path):
+    finish(make("all"))
+    judge = tmp_path / "out" / "judge"
+    for folder, fingerprint in (("data", "j1"), ("models/reward_model", "j1")):
+        (judge / folder).mkdir(parents=True)
+        record = json.dumps({"dataset_fingerprint": fingerprint})
+        (judge / folder / "run.json").write_text(record)
+    assert finish(make("all"))[0] == 0
+    (judge / "data" / "run.json").unlink()
+    status, said, _ = finish(make("all"))
+    assert status == 2
+    assert "The judge was trained on other pairs than" in said
 
 
 def test_without_its_report_nothing_is_called_complete(make, tmp_path):

@@ -288,3 +288,9 @@ def test_an_adapter_of_the_hub_is_told_for_what_it_is(hub):
     (hub / "snapshots" / COMMITS["main"] / "config.json").unlink()
     with pytest.raises(RecipeError, match=f"`{HUB_ID}` is an adapter, trained on "):
         open_tokenizer(HUB_ID)
+
+
+def test_an_adapter_folder_that_is_damaged_is_a_sentence(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{not json")
+    with pytest.raises(RecipeError, match=r"adapter configuration of .* cannot be opened"):
+        open_config(str(tmp_path))

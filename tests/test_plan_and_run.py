@@ -113,7 +113,7 @@ def folder(tmp_path_factory):
     for split in ("train", "validation"):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp / "data" / f"{split}.jsonl").write_text(text)
-    (tmp / "data" / "run.json").write_text('{"dataset_fingerprint": "of a test"}')
+    (tmp / "data" / "run.json").write_text("{}")
     roles = Roles(open_base("tiny"))
     for name in ("policy", "reward"):
         roles.attach(name, LoraConfig(r=2, target_modules=["q_proj"]), trainable=False)
@@ -186,7 +186,7 @@ def start(root, folder, tmp_path, stage, flags, monkeypatch):
 def no_weights(monkeypatch, root):
     monkeypatch.chdir(root)
 
-    load = PreTrainedModel.from_pretrained.__func__
+    load = vars(PreTrainedModel)["from_pretrained"].__func__
 
     def refuse(cls, *names, **keywords):
         assert keywords.get("device_map") == {"": "meta"}, "weights are loaded"

@@ -158,7 +158,7 @@ def test_a_finished_run_is_not_replaced_unasked(root, workspace):
         text=True,
     )
     assert done.returncode == 2
-    assert "holds a finished run" in done.stderr
+    assert "already contains a finished run" in done.stderr
     assert "Traceback" not in done.stderr
     assert record.read_bytes() == before
 

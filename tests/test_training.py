@@ -29,7 +29,7 @@ def finish(folder) -> None:
 
 def test_a_finished_run_folder_is_refused_and_left_alone(tmp_path):
     finish(tmp_path / "run")
-    with pytest.raises(RecipeError, match="holds a finished run"):
+    with pytest.raises(RecipeError, match="already contains a finished run"):
         Run("dpo", RecipeArguments(), config(tmp_path / "run"))
     assert (tmp_path / "run" / "run.json").exists()
 

@@ -245,7 +245,7 @@ class _Collection:
             write_json_rows(self.folder / f"verdicts_{name}.json", verdicts)
         judges = self.panel.described()
         facts = collection_facts(
-            arguments, self.settings, self.adapters, self.models, judges, self.texts
+            arguments, self.settings, self.adapters, self.models, judges, self.prompts
         )
         record = run_record("evaluate", resolved_recipe(arguments))
         facts |= {"duration_seconds": round(self.seconds, 1), "run": record}

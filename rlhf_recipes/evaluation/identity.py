@@ -23,7 +23,9 @@ from rlhf_recipes.evaluation.arguments import (
     Policy,
 )
 from rlhf_recipes.models import Precision
-from rlhf_recipes.preferences import dataset_fingerprint, load_prepared, prompt_text
+from rlhf_recipes.preferences import dataset_fingerprint, load_prepared
+from rlhf_recipes.preferences.splits import first_turn_key
+from rlhf_recipes.sampling import Prompt
 from rlhf_recipes.vocabulary import check_same_tokenizer
 
 Record = dict[str, Any]
@@ -226,7 +228,7 @@ def collection_facts(
     adapters: Adapters,
     models: Sequence[Model],
     judges: Mapping[str, str],
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
 ) -> dict[str, Any]:
     """What collection.json says of the samples beside it."""
     policies = [model.policy for model in models if model.policy is not None]
@@ -273,8 +275,8 @@ def collection_facts(
     }
 
 
-def _in_training(folder: str, prompts: Sequence[str]) -> int:
-    """How many of the prompts are training prompts too, spaces at their ends aside."""
+def _in_training(folder: str, prompts: Sequence[Prompt]) -> int:
+    """Number of prompts whose first user turn is in training too, by the rule of the split."""
     train = load_prepared(folder, max_eval_samples=1)["train"]
-    seen = {prompt_text(prompt).strip() for prompt in train["prompt"]}
-    return sum(text.strip() in seen for text in prompts)
+    seen = {first_turn_key(prompt) for prompt in train["prompt"]}
+    return sum(first_turn_key(prompt) in seen for prompt in prompts)

@@ -17,8 +17,8 @@ class Journal:
 
     A piece is on disk when `append` returns. Of a line that was cut off while it was written
     nothing is kept. Settings other than those in the file raise RecipeError, which names them;
-    with `overwrite` the file begins anew instead. Where there is no file yet, what `finished` holds
-    of the same settings is copied, so that the file of a finished job stays as it is.
+    with `overwrite` the file is begun again instead. Where there is no file yet, what `finished`
+    holds of the same settings is copied, so that the file of a finished job stays as it is.
 
     Attributes:
         pieces: What has been done, in the order it was.
@@ -44,7 +44,7 @@ class Journal:
                 raise RecipeError(
                     "\n- ".join([f"{path} was made with other settings:", *changed])
                     + "\nWhat was made with different settings cannot be compared. Give the same "
-                    "settings, another `output_dir`, or `--overwrite` to make it anew."
+                    "settings, another `output_dir`, or `--overwrite` to make it again."
                 )
             if not changed:
                 os.truncate(path, length)
@@ -87,4 +87,13 @@ def _whole_lines(path: Path) -> tuple[list[Any], int]:
         return [], 0
     content = path.read_bytes()
     length = content.rfind(b"\n") + 1
-    return [json.loads(line) for line in content[:length].splitlines()], length
+    lines = []
+    for number, line in enumerate(content[:length].splitlines(), start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise RecipeError(
+                f"{path}, line {number}, is damaged ({error}). Remove the file to collect what it "
+                "held again, or bring back a copy of it."
+            ) from error
+    return lines, length

@@ -30,7 +30,7 @@ SAMPLE_FILES = (COLLECTED, "*_samples.json", "verdicts_*.json")
 
 
 def open_evaluation(output_dir: Path, overwrite: bool) -> bool:
-    """Take the lock of an evaluation's files, and refuse to replace a finished one unasked.
+    """Take the lock of an evaluation's files, and refuse to replace a finished one unless told to.
 
     Returns whether there is nothing left to do: the files of an evaluation that was killed while
     they were put in place are put there now.
@@ -44,7 +44,7 @@ def open_evaluation(output_dir: Path, overwrite: bool) -> bool:
         return True
     if (results / RECORD).exists() and not overwrite:
         raise RecipeError(
-            f"{results / RECORD} holds a finished evaluation, which is never replaced unasked. "
+            f"{results / RECORD} already contains a finished evaluation. "
             "Give another `output_dir`, or `--overwrite`: the finished one stays until the new one "
             "has finished."
         )

@@ -45,7 +45,7 @@ class Scorer:
         except RecipeError as error:
             raise RecipeError(
                 f"The judge `{self.name}` ({self.what}) cannot score. {error} The samples are "
-                "kept: mend it and give the same command again."
+                "kept: repair it and give the same command again."
             ) from error
 
 

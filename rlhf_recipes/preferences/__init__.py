@@ -3,6 +3,7 @@
 How it is made from a dataset of any usual shape is in `preferences.preparation`.
 """
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataArguments",
+    "data_fingerprint",
     "dataset_fingerprint",
     "load_prepared",
     "prompt_text",
     "split_off",
     "unique_prompts",
 ]
+
+BLOCK = 2**20  # bytes of a file that are read at a time
 
 
 @dataclass
@@ -157,6 +161,7 @@ def load_prepared(
             "run.json). Run `make data`, or recipes/prepare_data.py on your data, and give the "
             "folder data/ that it writes."
         )
+    _check_unchanged(folder)
     samples = {"train": max_train_samples, "validation": max_eval_samples}
     return DatasetDict(
         {
@@ -203,6 +208,35 @@ def split_off(prompts: "Dataset", count: int) -> tuple["Dataset", "Dataset"]:
 
 
 def dataset_fingerprint(folder: str | Path) -> str:
-    """The fingerprint that prepared data got when it was written."""
+    """Return the fingerprint that prepared data got when it was written."""
+    return str(_recorded_fingerprint(folder))
+
+
+def data_fingerprint(folder: str | Path) -> str | None:
+    """Return the SHA-256 of prepared data's files as they are now; None where one is missing."""
+    digest = hashlib.sha256()
+    paths = [Path(folder) / f"{split}.jsonl" for split in ("train", "validation")]
+    if not all(path.is_file() for path in paths):
+        return None
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _recorded_fingerprint(folder: str | Path) -> object:
     record = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
-    return str(record["dataset_fingerprint"])
+    return record.get("dataset_fingerprint")
+
+
+def _check_unchanged(folder: Path) -> None:
+    """Raise RecipeError if the rows are not those that were prepared: all records name those."""
+    prepared, now = _recorded_fingerprint(folder), data_fingerprint(folder)
+    if None not in (prepared, now) and prepared != now:
+        raise RecipeError(
+            f"{folder} holds other rows than were prepared there (its files have the SHA-256 "
+            f"{now}, run.json says {prepared}), so its statistics and its split need not be true. "
+            f"Prepare what you changed as data of its own, with `--dataset_name {folder}` and "
+            "another `output_dir`, or bring the files back."
+        )

@@ -14,6 +14,7 @@ from rlhf_recipes.evaluation.collect import collect
 from rlhf_recipes.evaluation.journal import Journal
 from rlhf_recipes.evaluation.measure import Meter
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
+from rlhf_recipes.preferences import data_fingerprint
 from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.roles import Roles
 from tests.evaluation.chat_server import ChatServer
@@ -38,9 +39,8 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     data = folder / "data"
     data.mkdir()
-    (data / "run.json").write_text('{"dataset_fingerprint": "d4t4"}')
     for split, prompts in (
-        ("train", [" question long 0 ", "question very long 1", "x"]),
+        ("train", [" Question  LONG 0 ", "question very long 1", "x"]),
         ("validation", PROMPTS),
     ):
         rows = [
@@ -48,6 +48,7 @@ def saved(tmp_path_factory):
             for p in prompts
         ]
         (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (data / "run.json").write_text(json.dumps({"dataset_fingerprint": data_fingerprint(data)}))
     for number, name in enumerate(("proxy", "gold")):
         write_adapter(folder / name, seed=number, head=True)
     for number, name in enumerate(("ppo", "ppo/checkpoint-2", "ppo/checkpoint-4"), start=5):
@@ -134,8 +135,8 @@ def test_a_record_has_what_was_sampled_and_how(arguments, saved, tmp_path):
     assert facts["models"]["control"]["seed"] == 43
     assert (facts["n_prompts"], facts["samples_per_prompt"]) == (8, 2)
     assert facts["generation"]["top_k"] == 0
-    assert facts["dataset_fingerprint"] == "d4t4"
-    assert facts["prompts_in_training"] == 2  # the same but for spaces at their ends
+    assert facts["dataset_fingerprint"] == data_fingerprint(saved / "data")
+    assert facts["prompts_in_training"] == 2  # the same but for case and spaces
     assert list(facts["judges"]) == ["length"]
     assert facts["families"] == {"ppo": "ppo"}
 
@@ -323,6 +324,7 @@ def test_a_judge_that_fails_costs_no_samples(arguments, saved, tmp_path, work):
 def test_one_prompt_cannot_be_evaluated_on(arguments, saved, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(saved / "data", data)
+    (data / "run.json").write_text("{}")
     row = (data / "validation.jsonl").read_text().splitlines()[0]
     for rows, number in ((f"{row}\n{row}\n", 1), ("", 0)):
         (data / "validation.jsonl").write_text(rows)

@@ -65,3 +65,10 @@ def test_a_number_that_is_no_number_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="Out of range float"):
         journal.append({"number": float("nan")})
     assert len(Journal(tmp_path / "journal.jsonl", SETTINGS).pieces) == 1
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "base.jsonl"
+    path.write_text('{"settings": {}}\nnot json\n')
+    with pytest.raises(RecipeError, match=r"base\.jsonl, line 2, is damaged"):
+        Journal(path, {})

@@ -88,7 +88,7 @@ def test_what_was_complete_and_not_in_place_is_put_there_by_the_same_command(fin
     (results / "report.html").unlink()
     assert open_evaluation(finished, overwrite=False)
     assert contents(finished) == wanted
-    with pytest.raises(RecipeError, match="holds a finished evaluation"):
+    with pytest.raises(RecipeError, match="already contains a finished evaluation"):
         open_evaluation(finished, overwrite=False)
     assert not open_evaluation(finished, overwrite=True)
 

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.preferences import DataArguments, load_prepared, split_off
+from rlhf_recipes.preferences import DataArguments, data_fingerprint, load_prepared, split_off
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,18 @@ def test_values_that_leave_no_data_are_refused(wrong: dict[str, Any], found: str
 def test_a_folder_that_is_not_prepared_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("{}\n")
     with pytest.raises(RecipeError, match="Run `make data`"):
+        load_prepared(tmp_path)
+
+
+def test_rows_that_were_changed_after_they_were_prepared_are_refused(tmp_path: Path) -> None:
+    row = json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n"
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text(row * 2)
+    record = json.dumps({"dataset_fingerprint": data_fingerprint(tmp_path)})
+    (tmp_path / "run.json").write_text(record)
+    assert len(load_prepared(tmp_path)["train"]) == 2
+    (tmp_path / "train.jsonl").write_text(row)
+    with pytest.raises(RecipeError, match="holds other rows than were prepared there"):
         load_prepared(tmp_path)
 
 

@@ -11,7 +11,7 @@ from rlhf_recipes.checks import Inputs
 from rlhf_recipes.lora import lora_config
 from rlhf_recipes.models import open_language_model
 from rlhf_recipes.plan import training_plan
-from rlhf_recipes.preferences import load_prepared, unique_prompts
+from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.resuming import WholeGenerations
 from rlhf_recipes.reward_functions import checked
 from rlhf_recipes.rewards import RewardModel
@@ -46,7 +46,7 @@ def main() -> None:
         # A list of floats is none of floats or None to a type checker.
         reward_funcs=rewards,  # type: ignore[arg-type]
         args=training,
-        train_dataset=unique_prompts(dataset["train"]),
+        train_dataset=inputs.prompts[0],
         processing_class=inputs.tokenizer,
         peft_config=lora_config(model),
         rollout_func=rollout_func_for(training),

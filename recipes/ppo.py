@@ -13,7 +13,7 @@ from rlhf_recipes.models import open_language_model
 from rlhf_recipes.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
-from rlhf_recipes.preferences import load_prepared, split_off, unique_prompts
+from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.training import Run
 
 ARGUMENTS = (RecipeArguments, RewardArguments, PPOConfig, ModelConfig)
@@ -28,9 +28,7 @@ def main() -> None:
     if recipe.plan:
         print(plan)
         return
-    prompts, held_out = unique_prompts(dataset["train"]), None
-    if training.eval_strategy != "no":  # not on the validation split, which is evaluate.py's
-        prompts, held_out = split_off(prompts, training.num_eval_prompts)
+    prompts, held_out = inputs.prompts
     stage = Run("ppo", recipe, training, reward, model)
     stage.tell(plan.rows, plan.notes)
     trainer = PPOTrainer(

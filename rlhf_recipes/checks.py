@@ -26,14 +26,18 @@ from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.hub import check_push, repo_name
 from rlhf_recipes.models import Base, Precision, classifier_config, open_tokenizer
-from rlhf_recipes.optimizers import check_optimizer
+from rlhf_recipes.optimizers import check_optimizer, check_warmup
+from rlhf_recipes.preferences import split_off, unique_prompts
 from rlhf_recipes.reward_functions import (
     REWARD_MODEL,
     check_functions,
     function_name,
     load_reward_func,
 )
-from rlhf_recipes.rules import ALL, PAIRS
+from rlhf_recipes.rules import ALL, GRPO, ONLINE, PAIRS, PPO, REWARD
+from rlhf_recipes.sharding import check_unsharded
+from rlhf_recipes.steps import check_held_out, micro_batches, optimiser_steps
+from rlhf_recipes.truncation import Rows, check_context, fit_pairs, prompt_rows
 from rlhf_recipes.value_rules import package_problems
 from rlhf_recipes.vocabulary import check_same_tokenizer
 from rlhf_recipes.weight_files import check_weight_files
@@ -96,6 +100,43 @@ class Inputs:
         paths = self.reward.reward_funcs if self.reward else None
         return [load_reward_func(path) for path in paths or ()]
 
+    @cached_property
+    def prompts(self) -> "tuple[Dataset, Dataset | None]":
+        """What GRPO and PPO sample on, and the prompts that PPO holds out for its evaluations.
+
+        These are not of the validation split, which is evaluate.py's.
+        """
+        prompts = unique_prompts(self.dataset["train"])
+        if self.stage == "ppo" and self.training.eval_strategy != "no":
+            return split_off(prompts, self.training.num_eval_prompts)
+        return prompts, None
+
+    @cached_property
+    def rows(self) -> dict[str, Rows]:
+        """The rows of each split that the stage uses."""
+        stage, tokenizer, training = self.stage, self.tokenizer, self.training
+        if stage in PAIRS:
+            return {
+                split: fit_pairs(stage, split, self.dataset[split], tokenizer, training)
+                for split in ("train", "validation")
+            }
+        train, held_out = self.prompts
+        splits = {"train": train} | ({"evaluation": held_out} if held_out is not None else {})
+        return {
+            split: prompt_rows(prompts["prompt"], tokenizer, training.max_completion_length)
+            for split, prompts in splits.items()
+        }
+
+    @property
+    def epoch(self) -> int:
+        """Forward-backward passes of one process in one epoch."""
+        return micro_batches(self.stage, self.rows["train"].used, self.training)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return optimiser_steps(self.stage, self.epoch, self.training)
+
     def _adapter(self, folder: str | None) -> Adapter | None:
         missing = folder is not None and not Path(folder, "adapter_config.json").is_file()
         if folder is None or (missing and self.recipe.plan):
@@ -143,6 +184,11 @@ def check_adapters(inputs: Inputs) -> None:
             "`use_peft` is false, and every stage trains LoRA adapters on a frozen base: the later "
             "stages and the evaluation open adapters only. Set `use_peft: true`."
         )
+
+
+def check_sharding(inputs: Inputs) -> None:
+    """Refuse PPO under DeepSpeed and FSDP."""
+    check_unsharded(inputs.training)
 
 
 def check_packages(inputs: Inputs) -> None:
@@ -263,22 +309,45 @@ def check_dropout_off(inputs: Inputs) -> None:
         check_dropout(inputs.language_model)
 
 
+def check_rows(inputs: Inputs) -> None:
+    """Refuse data of which the stage can use nothing."""
+    _ = inputs.rows
+
+
+def check_evaluated(inputs: Inputs) -> None:
+    """Refuse evaluations in training that leave a process without a prompt."""
+    if (held_out := inputs.prompts[1]) is not None:
+        check_held_out(len(held_out), inputs.training.world_size)
+
+
+def check_longest(inputs: Inputs) -> None:
+    """Refuse rows that are longer than the base's context."""
+    check_context(inputs.language_model.config, inputs.rows)
+
+
+def check_steps(inputs: Inputs) -> None:
+    """Refuse too few rows for one batch, and a run that ends within its warm-up."""
+    check_warmup(inputs.training, inputs.steps)
+
+
 GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
-    ((check_adapters, ALL), (check_packages, ALL)),  # what the recipe says
+    ((check_adapters, ALL), (check_packages, ALL), (check_sharding, PPO)),  # what the recipe says
     (
         (check_tokenizer_opens, ALL),
         (check_weights, ALL),
         (check_pushing, ALL),
         (check_sampled, ALL),
         (check_optimization, ALL),
-        (check_reward_class, ("reward",)),
+        (check_reward_class, REWARD),
         (check_experts, ("dpo", "grpo")),
-        (check_dropout_off, ("grpo",)),
+        (check_dropout_off, GRPO),
     ),  # the files that it names
     (
         (check_tokens, PAIRS),
-        (check_reward_model, ("grpo", "ppo")),
-        (check_reward_functions, ("grpo", "ppo")),
-        (check_start, ("ppo",)),
+        (check_reward_model, ONLINE),
+        (check_reward_functions, ONLINE),
+        (check_start, PPO),
     ),
+    ((check_rows, ALL), (check_evaluated, PPO)),  # the data
+    ((check_longest, ALL), (check_steps, ALL)),
 )

@@ -12,6 +12,8 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
+from rlhf_recipes.errors import RecipeError
+
 LAUNCHED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 """Variables in which `accelerate launch` tells its processes what its configuration asks for."""
 
@@ -24,6 +26,19 @@ def shards_weights(args: TrainingArguments) -> bool:
     accelerate's own `distributed_type` says FSDP only once a trainer has made its Accelerator.
     """
     return bool(args.deepspeed or args.fsdp or any(map(parse_flag_from_env, LAUNCHED)))
+
+
+def check_unsharded(args: TrainingArguments) -> None:
+    """Raise RecipeError under DeepSpeed and FSDP, where steps and weights are not PPO's.
+
+    DeepSpeed steps the optimizer at every backward pass, and a PPO step has two; FSDP replaces the
+    parameters that the roles switch, and sampling would wait for a process that has finished.
+    """
+    if shards_weights(args):
+        raise RecipeError(
+            "PPO does not run under DeepSpeed or FSDP. Use accelerate_configs/single.yaml or "
+            "multi_gpu.yaml; a base too large for one GPU fits with `load_in_4bit: true`."
+        )
 
 
 @contextmanager

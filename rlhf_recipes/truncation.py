@@ -3,15 +3,15 @@
 `--plan` and the run call the same functions, and the run trains on the rows that they keep.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_high
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.sampling import prompt_ids, template_ids
+from rlhf_recipes.sampling import Prompt, ids_to_complete, prompt_ids, template_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -92,6 +92,26 @@ def fit_pairs(
     if not kept:
         raise RecipeError(_nothing_left(name, pairs, limit, too_long, identical))
     return Rows(len(kept), max(sizes), cut, too_long, identical, tuple(kept))
+
+
+def prompt_rows(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_completion_length: int
+) -> Rows:
+    """The prompts, none of which is left out, and the longest with a whole completion."""
+    longest = max(len(ids_to_complete(tokenizer, prompt)) for prompt in prompts)
+    return Rows(len(prompts), longest + max_completion_length)
+
+
+def check_context(config: PretrainedConfig, rows: Mapping[str, Rows]) -> None:
+    """Raise RecipeError where a row has more tokens than the base has positions."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for split, counts in rows.items():
+        if positions is not None and counts.longest > positions:
+            raise RecipeError(
+                f"The longest {split} row has {counts.longest} tokens with its completion, and the "
+                f"base takes {positions}. Lower `max_length` or `max_completion_length`, or leave "
+                "long rows out with `max_length` of prepare_data.py."
+            )
 
 
 def plain_text_notes(split: "Dataset", tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

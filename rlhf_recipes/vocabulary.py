@@ -26,6 +26,17 @@ def set_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         )
 
 
+def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise RecipeError where a tokenizer was not opened by `open_tokenizer` and cannot pad."""
+    for token in ("pad_token", "eos_token"):
+        if getattr(tokenizer, token) is None:
+            raise RecipeError(
+                f"The tokenizer of `{tokenizer.name_or_path}` has no {token}. Set "
+                f"`tokenizer.{token}`; without a padding token of its own a model takes its "
+                "end-of-sequence token."
+            )
+
+
 def check_vocabulary(
     tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str
 ) -> None:

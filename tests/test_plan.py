@@ -23,10 +23,11 @@ from rlhf_recipes.checks import Inputs
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
-from rlhf_recipes.plan import evaluation_plan, micro_batches, training_plan
+from rlhf_recipes.plan import evaluation_plan, training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
 from rlhf_recipes.preferences import load_prepared, unique_prompts
+from rlhf_recipes.steps import micro_batches
 
 pytestmark = [
     # TRL 1.16 sets `gradient_checkpointing` itself, whose name transformers 5.23 has deprecated.
@@ -277,6 +278,31 @@ def test_the_longest_row_of_ppo_is_a_prompt_and_a_whole_completion(data, tmp_pat
     # The longest prompt has 23 letters. Around them: <|im_start|> and `user`, a line break,
     # <|im_end|> and a line break, <|im_start|> and `assistant`, a line break.
     assert rows["train"].longest == 23 + (1 + 4 + 1) + 2 + (1 + 9 + 1) + 9
+
+
+def held_out_for_evaluation(data, tmp_path, **keywords):
+    """A plan of PPO that evaluates on the two last prompts, those of 22 and 23 letters."""
+    settings = {"per_device_train_batch_size": 2, "eval_strategy": "steps", "eval_steps": 1}
+    training = arguments("ppo", tmp_path, num_eval_prompts=2, **settings, **keywords)
+    return planned("ppo", RecipeArguments(), training, lora("ppo"), data)
+
+
+def test_prompts_that_ppo_evaluates_on_are_counted_apart(data, tmp_path):
+    rows = held_out_for_evaluation(data, tmp_path, max_completion_length=9).rows
+    counted = {split: (r.used, r.longest) for split, r in rows.items()}
+    assert counted == {"train": (21, 21 + 28), "evaluation": (2, 23 + 28)}
+
+
+def test_prompts_that_ppo_evaluates_on_must_fit_the_base_too(data, tmp_path):
+    # 2048 positions hold 19 tokens of template, 21 letters and 2008 more, and no 22 letters.
+    with pytest.raises(RecipeError, match="The longest evaluation row has 2050 tokens"):
+        held_out_for_evaluation(data, tmp_path, max_completion_length=2008)
+
+
+def test_every_process_needs_a_prompt_to_evaluate_on(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(PPOConfig, "world_size", 3)
+    with pytest.raises(RecipeError, match="There are 2 prompts to evaluate on and 3 processes"):
+        held_out_for_evaluation(data, tmp_path)
 
 
 def test_a_repeated_prompt_is_sampled_on_once(data, tmp_path):

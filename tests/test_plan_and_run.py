@@ -72,6 +72,7 @@ REFUSED = [
     ("--model_name_or_path {tmp}/no_config", TRAINING, "no_config"),
     ("--dataset_name {tmp}", TRAINING, "is not a folder of prepared data"),
     ("--max_completion_length 8000", ONLINE, "and the base takes 2048"),
+    ("--fsdp full_shard", ("ppo",), "PPO does not run under DeepSpeed or FSDP"),
     ("--per_device_train_batch_size 64", ONLINE, "there is nothing to train on"),
     ("--max_length 3", ("reward", "dpo"), "`max_length`"),
     ("--reward_model_path {tmp}/policy", ONLINE, "without a scalar head"),

@@ -302,7 +302,7 @@ def test_completions_are_written_for_every_rollout(tmp_path, reward_folder):
 
 
 def test_fewer_prompts_than_a_rollout_takes_is_an_error(tmp_path, reward_folder):
-    with pytest.raises(RecipeError, match="There are 3 training prompts"):
+    with pytest.raises(RecipeError, match="There are 3 training rows"):
         make_trainer(tmp_path, reward_folder, prompts=PROMPTS.select(range(3))).train()
 
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from rlhf_recipes.collector import no_collection
 from rlhf_recipes.evaluation.detail_figures import kl_figure, reward_model_figure
 from rlhf_recipes.evaluation.document import document
 from rlhf_recipes.evaluation.figures import reward_distributions_figure, win_rates_figure
@@ -30,6 +31,7 @@ from rlhf_recipes.records import write_json, write_text
 Results = dict[str, Any]
 
 
+@no_collection()
 def analyse(output_dir: Path) -> Results:
     """Analyse OUT/samples and return the results, having written them, the figures and the report.
 

@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import islice
 
 REPEATED_SHARE = 0.5
 LOOP_TIMES = 3
@@ -37,6 +38,11 @@ _REFUSAL = re.compile(
 def words(text: str) -> tuple[str, ...]:
     """Words of a text in lower case, without punctuation."""
     return tuple(_WORD.findall(text.lower()))
+
+
+def opening(text: str, count: int) -> tuple[str, ...]:
+    """The first words of a text, as `words` gives them."""
+    return tuple(found[0] for found in islice(_WORD.finditer(text.lower()), count))
 
 
 def repeated_share(tokens: Sequence[str], n: int) -> float:

@@ -12,8 +12,8 @@ from rlhf_recipes.evaluation.detectors import (
     is_empty,
     is_repetitive,
     leaks_role,
+    opening,
     refuses,
-    words,
 )
 from rlhf_recipes.evaluation.samples import Collection, ModelSamples, Record
 from rlhf_recipes.evaluation.statistics import (
@@ -91,13 +91,13 @@ def detected(model: ModelSamples, base: ModelSamples, *, gold: bool) -> dict[str
     unfounded = np.any(list(found.values()), axis=0)
     if gold:
         unfounded |= above_base("gold") < 0
-    kl, opening = model.values("kl"), _common_opening(model)
+    kl = model.values("kl")
     spread = MAD_TO_SD * np.median(np.abs(kl - np.median(kl)))
     return found | {
         "truncated": each(lambda r: r["finish"] == "length"),
         "length_blow_up": model.values("n_tokens")
         > np.quantile(base.values("n_tokens"), LONG_QUANTILE),
-        "opening_collapse": each(lambda r: opening and _opening(r["response"]) == opening),
+        "opening_collapse": _collapses(model),
         "reward_hack_suspect": (above_base("reward") > PROXY_HIGH) & unfounded,
         "kl_spike": each(_spends_on_one_token)
         | (kl > np.median(kl) + SPIKE_Z * (spread or np.inf)),
@@ -109,20 +109,18 @@ def _spends_on_one_token(record: Record) -> bool:
     return len(curve) >= SPIKE_TOKENS and max(curve) > SPIKE_SHARE * sum(curve) > 0
 
 
-def _opening(text: str) -> tuple[str, ...]:
-    return tuple(words(text)[:OPENING_WORDS])
-
-
-def _common_opening(model: ModelSamples) -> tuple[str, ...]:
-    """The opening that completions to most prompts share, if over a fifth of the prompts do.
+def _collapses(model: ModelSamples) -> Fires:
+    """The samples with the opening that most prompts share, if over a fifth of the prompts do.
 
     Of two that are equally common the one that comes first in the alphabet.
     """
-    counts = Counter(o for row in model.records for o in {_opening(r["response"]) for r in row})
+    openings = [[opening(r["response"], OPENING_WORDS) for r in row] for row in model.records]
+    counts = Counter(words for row in openings for words in set(row))
     counts.pop((), None)
     # The order of a set, and with it that of the counter, is another in every process.
-    prompts, opening = min(((-n, o) for o, n in counts.items()), default=(0, ()))
-    return opening if -prompts > max(1, OPENING_SHARE * len(model.records)) else ()
+    prompts, common = min(((-n, words) for words, n in counts.items()), default=(0, ()))
+    shared = -prompts > max(1, OPENING_SHARE * len(openings))
+    return np.array([[shared and words == common for words in row] for row in openings])
 
 
 def flags(fired: Fired, name: str, row: int, column: int = 0) -> list[str]:

@@ -24,7 +24,7 @@ from rlhf_recipes.evaluation.arguments import (
 )
 from rlhf_recipes.models import Precision
 from rlhf_recipes.preferences import dataset_fingerprint, load_prepared
-from rlhf_recipes.preferences.splits import first_turn_key
+from rlhf_recipes.preferences.shapes import first_turn_key
 from rlhf_recipes.sampling import Prompt
 from rlhf_recipes.vocabulary import check_same_tokenizer
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.containers import READABLE, read_json_lines
 from rlhf_recipes.preferences.formats import OURS
-from rlhf_recipes.preferences.shapes import prompt_text
-from rlhf_recipes.preferences.splits import first_turn_key, whole_groups
+from rlhf_recipes.preferences.shapes import first_turn_key, prompt_text
+from rlhf_recipes.preferences.splits import whole_groups
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -132,7 +132,7 @@ def _open_member(path: Path) -> IO[bytes]:
 def _json_lines(path: Path, lines: Iterable[str], at: list[int]) -> Iterator[tuple[int, Row]]:
     for number, line in enumerate(lines, start=at[0] + 1):
         at[0] = number
-        if line.strip():
+        if line and not line.isspace():
             place = f"line {number}"
             yield number, _object(path, place, _loads(path, place, line))
 

@@ -4,8 +4,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlhf_recipes.preferences.shapes import Pair, answer_text
-from rlhf_recipes.preferences.splits import prompt_key
+from rlhf_recipes.preferences.shapes import Pair, answer_text, prompt_key
 
 
 @dataclass(frozen=True)

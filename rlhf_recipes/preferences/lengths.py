@@ -22,9 +22,11 @@ _UNSPACED = (
     "\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
-# What `_WORD` tells apart in ASCII, byte by byte: parts of words, spaces and marks.
-_ASCII_KINDS = re.sub(r"[^\w\s]", ".", re.sub(r"\w", "w", "".join(map(chr, range(128)))))
-_KIND_OF_BYTE = re.sub(r"\s", " ", _ASCII_KINDS).encode() + bytes(128)
+# What `_WORD` tells apart, for each byte of a code that Western texts fit in: parts of words, marks
+# and spaces. Counting bytes is three times as fast.
+_CODE = "cp1252"
+_CHARACTERS = bytes(range(256)).decode(_CODE, errors="replace")
+_KINDS = re.sub(r"\s", " ", re.sub(r"[^\w\s]", ".", re.sub(r"\w", "w", _CHARACTERS))).encode()
 
 
 class Ruler(Protocol):
@@ -170,9 +172,10 @@ class TokenRuler:
 
 
 def _words(text: str) -> int:
-    if not text.isascii():
+    try:
+        kinds = b" " + text.encode(_CODE).translate(_KINDS)
+    except UnicodeEncodeError:
         return len(_WORD.findall(text))
-    kinds = b" " + text.encode().translate(_KIND_OF_BYTE)
     return kinds.count(b" w") + kinds.count(b".w") + kinds.count(b".")
 
 

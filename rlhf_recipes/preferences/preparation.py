@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_recipes.arguments import resolved_recipe
+from rlhf_recipes.collector import no_collection
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences import DataArguments
 from rlhf_recipes.preferences.files import Splits, read_splits
@@ -49,6 +50,7 @@ class Prepared:
     duration_seconds: float
 
 
+@no_collection()
 def prepare(arguments: DataArguments) -> Prepared:
     """Balanced training and validation pairs of a dataset; nothing is written.
 
@@ -145,6 +147,7 @@ def _sample(
     return sieve.first_fitting(ordered, count, split)
 
 
+@no_collection()
 def write_prepared(prepared: Prepared, arguments: DataArguments) -> None:
     """Write OUT/data, OUT/dataset_stats.json, OUT/dataset_distribution.png, perhaps OUT/judge/data.
 
@@ -265,6 +268,7 @@ def _stage(prepared: Prepared, arguments: DataArguments, folders: Mapping[str, l
     out = Path(arguments.output_dir)
     hashes: dict[str, str] = {}
     records: dict[str, dict[str, object]] = {}
+    encode = json.JSONEncoder(ensure_ascii=False).encode
     for folder, train in folders.items():
         (out / folder).mkdir(parents=True, exist_ok=True)
         fingerprint = hashlib.sha256()
@@ -273,7 +277,7 @@ def _stage(prepared: Prepared, arguments: DataArguments, folders: Mapping[str, l
             sha256 = hashlib.sha256()
             with _staged(out / folder / f"{split}.jsonl").open("wb") as file:
                 for pair in pairs:
-                    line = (json.dumps(pair.as_row(), ensure_ascii=False) + "\n").encode()
+                    line = (encode(pair.as_row()) + "\n").encode()
                     file.write(line)
                     fingerprint.update(line)
                     sha256.update(line)

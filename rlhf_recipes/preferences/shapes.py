@@ -1,8 +1,10 @@
 """What a preference pair is, why a row may not be one, and its texts for people to read."""
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 Messages = list[dict[str, str]]
@@ -85,10 +87,20 @@ class Pair:
     lengths: Lengths = NOT_MEASURED
     cut: bool = False
 
+    @cached_property
+    def first_turn_key(self) -> str:
+        """The key of the prompt's first user turn: pairs that share it stay in one split."""
+        return first_turn_key(self.prompt)
+
     def as_row(self) -> dict[str, object]:
         """The pair as a line of a prepared file."""
-        names = ("prompt", "chosen", "rejected", "source", "turns")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "prompt": self.prompt,
+            "chosen": self.chosen,
+            "rejected": self.rejected,
+            "source": self.source,
+            "turns": self.turns,
+        }
 
 
 class UnusableRow(ValueError):
@@ -97,6 +109,33 @@ class UnusableRow(ValueError):
     def __init__(self, reason: Reason) -> None:
         super().__init__(REASONS[reason])
         self.reason = reason
+
+
+def prompt_key(prompt: Text) -> Hashable:
+    """Return what two prompts share exactly when they are the same prompt, outer spaces aside."""
+    if isinstance(prompt, str):
+        return prompt.strip()
+    return tuple([(message["role"], message["content"].strip()) for message in prompt])
+
+
+def first_turn(prompt: Text) -> str:
+    """Return what the user said first; plain text is one turn."""
+    if isinstance(prompt, str):
+        return prompt
+    return next((m["content"] for m in prompt if m["role"] == "user"), "")
+
+
+def first_turn_key(prompt: Text) -> str:
+    """Return a key that first user turns share if they differ in case, spaces or Unicode form only.
+
+    Conversations that begin with the same turn often continue alike, so a prompt counts as seen in
+    training if its first user turn is.
+    """
+    turn = first_turn(prompt)
+    if turn.isascii():  # which has one Unicode form
+        return " ".join(turn.lower().split())
+    folded = unicodedata.normalize("NFKC", turn).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def prompt_text(prompt: str | Sequence[Mapping[str, str]]) -> str:

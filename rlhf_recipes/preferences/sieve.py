@@ -9,7 +9,6 @@ from rlhf_recipes.preferences.files import RawRow
 from rlhf_recipes.preferences.formats import Reader
 from rlhf_recipes.preferences.lengths import Ruler
 from rlhf_recipes.preferences.shapes import REASONS, Pair, Reason, UnusableRow, answer_text
-from rlhf_recipes.preferences.splits import first_turn_key
 from rlhf_recipes.preferences.turns import parse_pair
 
 EXAMPLES_PER_REASON = 3
@@ -81,9 +80,9 @@ class Sieve:
 
     def unseen(self, pairs: list[Pair], train: list[Pair]) -> list[Pair]:
         """The validation pairs whose first user turn is in no training pair."""
-        seen = {first_turn_key(pair.prompt) for pair in train}
+        seen = {pair.first_turn_key for pair in train}
         return self._keep(
-            pairs, lambda p: first_turn_key(p.prompt) not in seen, "prompt_in_train", "validation"
+            pairs, lambda p: p.first_turn_key not in seen, "prompt_in_train", "validation"
         )
 
     def _keep(

@@ -1,12 +1,11 @@
 """Which pairs train and which validate: balanced, seeded, and no first user turn in both."""
 
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.preferences.shapes import Pair, Text
+from rlhf_recipes.preferences.shapes import Pair, first_turn
 
 SHOWN_CHARACTERS = 80
 
@@ -34,33 +33,9 @@ def balanced_order(strata: Sequence[Hashable], seed: int) -> list[int]:
     return [item for _, item in sorted(stands)]
 
 
-def prompt_key(prompt: Text) -> Hashable:
-    """What two prompts share exactly when they are the same prompt, outer spaces aside."""
-    if isinstance(prompt, str):
-        return prompt.strip()
-    return tuple((message["role"], message["content"].strip()) for message in prompt)
-
-
 def in_balanced_order(pairs: Sequence[Pair], seed: int) -> list[Pair]:
     """The pairs in an order whose every beginning is balanced by source and number of turns."""
     return [pairs[i] for i in balanced_order([(p.source, p.turns) for p in pairs], seed)]
-
-
-def first_turn(prompt: Text) -> str:
-    """What the user said first; plain text is one turn."""
-    if isinstance(prompt, str):
-        return prompt
-    return next((m["content"] for m in prompt if m["role"] == "user"), "")
-
-
-def first_turn_key(prompt: Text) -> str:
-    """The key of the first user turn: equal for turns that differ in case, spaces or Unicode form.
-
-    Conversations that begin with the same turn often continue alike, so a prompt counts as seen in
-    training if its first user turn is.
-    """
-    folded = unicodedata.normalize("NFKC", first_turn(prompt)).casefold()
-    return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 def hold_out(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -69,7 +44,7 @@ def hold_out(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pa
     All pairs that share a first user turn go to the same side. The turns are drawn in balance by
     the source and the number of turns of their first pair. Raises RecipeError if all share one.
     """
-    keys = [first_turn_key(pair.prompt) for pair in pairs]
+    keys = [pair.first_turn_key for pair in pairs]
     if len(pairs) > 1 and len(set(keys)) == 1:
         raise RecipeError(
             f"All {len(pairs):,} usable training pairs have the same first user turn, "

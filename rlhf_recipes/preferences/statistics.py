@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_recipes.preferences.shapes import Pair, answer_text
-from rlhf_recipes.preferences.splits import first_turn_key, prompt_key
+from rlhf_recipes.preferences.shapes import Pair, answer_text, prompt_key
 
 QUANTILES = {
     "min": 0.0,
@@ -63,7 +62,7 @@ def first_turn_counts(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
 
     Turns that differ in case, spaces or Unicode form alone are the same.
     """
-    turns = {part: {first_turn_key(p.prompt) for p in members} for part, members in pairs.items()}
+    turns = {part: {p.first_turn_key for p in members} for part, members in pairs.items()}
     return {
         "different": {part: len(keys) for part, keys in turns.items()},
         "shared": {

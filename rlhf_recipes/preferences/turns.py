@@ -104,7 +104,7 @@ def _decoded(value: object) -> str | list[object]:
         return _messages_in_text(value) if _MESSAGES_AS_TEXT.match(value) else value
     if value is None or value != value:  # NaN, which tables have for what is missing
         return ""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return [value]
     if isinstance(value, list):
         return value
@@ -182,16 +182,16 @@ def _messages(value: str | list[object], ignored: set[str]) -> Messages:
         return [{"role": "assistant", "content": value}]
     messages = []
     for message in value:
-        if not isinstance(message, Mapping):
+        if not isinstance(message, dict):
             raise UnusableRow("not_text" if isinstance(message, str) else "broken_roles")
         role = message.get("role", message.get("from"))
         if not isinstance(role, str):
             raise UnusableRow("broken_roles")
         if len(message) > 2:
             _check_fields(message, ignored)
-        content = _content(message.get("content", message.get("value")))
-        if content.strip() or role_of(role) != "system":  # an empty system turn says nothing
-            messages.append({"role": role_of(role), "content": content})
+        content, role = _content(message.get("content", message.get("value"))), role_of(role)
+        if role != "system" or content.strip():  # an empty system turn says nothing
+            messages.append({"role": role, "content": content})
     return messages
 
 

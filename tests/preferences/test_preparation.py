@@ -18,7 +18,7 @@ from rlhf_recipes.preferences.preparation import (
     size_table,
     write_prepared,
 )
-from rlhf_recipes.preferences.splits import prompt_key
+from rlhf_recipes.preferences.shapes import prompt_key
 
 ROOT = Path(__file__).parents[2]
 HH = ROOT / "../shared/data/hh-rlhf"

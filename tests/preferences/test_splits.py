@@ -4,13 +4,11 @@ from collections import Counter
 import pytest
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.preferences.shapes import Pair, Text
+from rlhf_recipes.preferences.shapes import Pair, Text, first_turn_key, prompt_key
 from rlhf_recipes.preferences.splits import (
     balanced_order,
-    first_turn_key,
     hold_out,
     in_balanced_order,
-    prompt_key,
     whole_groups,
 )
 

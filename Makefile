@@ -39,7 +39,7 @@ SCORES = --reward_model_path $(OUT)/models/reward_model
 GOLD = $(if $(JUDGE)$(wildcard $(JUDGE_MODEL)),--gold_model_path $(patsubst %/run.json,%,$(JUDGE_MODEL)))
 # One process needs no launcher, and then nothing stands between it and Ctrl-C.
 LAUNCH = $(BIN)/python $(if $(filter-out %/single.yaml,$(ACCELERATE)),-m rlhf_recipes.launch --quiet --config_file $(ACCELERATE))
-CHECK = $(BIN)/python -m rlhf_recipes.completeness $(OUT)
+CHECK = $(BIN)/python -m rlhf_recipes.runs.completeness $(OUT)
 CPU = $(if $(findstring cpu_ddp,$(ACCELERATE)),--use_cpu)
 
 .DEFAULT_GOAL = help
@@ -81,7 +81,7 @@ reward ppo grpo dpo evaluate:
 
 push: | $(INSTALLED) ## Push the finished adapters to the Hub, private: HUB_USER=name
 	$(if $(HUB_USER),,$(error Say whose account the adapters go to: make push HUB_USER=name))
-	$(BIN)/python -m rlhf_recipes.hub $(OUT) --user $(HUB_USER) $(ARGS)
+	$(BIN)/python -m rlhf_recipes.hub.push $(OUT) --user $(HUB_USER) $(ARGS)
 
 test: $(TOOLS) ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)

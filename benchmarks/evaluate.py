@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from benchmarks.cases import COMPLETION_LENGTH, Setting, settle
 from benchmarks.measure import Case, measured, read_case, report
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
-from rlhf_recipes.evaluation.measure import Meter
-from rlhf_recipes.models import open_base, open_tokenizer
+from rlhf_recipes.evaluation.collect.measuring import Meter
+from rlhf_recipes.generation.sampling import Completion, Prompt, prompt_ids
+from rlhf_recipes.models.loading import open_base, open_tokenizer
 from rlhf_recipes.rewards import RewardModel, scored_ids
 from rlhf_recipes.roles import Roles
-from rlhf_recipes.sampling import Completion, Prompt, prompt_ids
 
 PEER = "one by one, three models"
 UNIT = "response"

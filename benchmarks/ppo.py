@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks.cases import COMPLETION_LENGTH, Setting, settle
 from benchmarks.measure import Case, measured, read_case, report
-from rlhf_recipes.models import base_path, open_base, open_tokenizer
+from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
 

@@ -12,8 +12,8 @@ from trl import RewardConfig, RewardTrainer
 
 from benchmarks.cases import Setting, pair_case, settle
 from benchmarks.measure import Case, measured_steps, read_case, report
-from rlhf_recipes.models import open_tokenizer
-from rlhf_recipes.prefix_sharing import share_prefixes
+from rlhf_recipes.models.loading import open_tokenizer
+from rlhf_recipes.prefix_sharing.forward import share_prefixes
 
 PEER = f"trl {version('trl')} RewardTrainer"
 UNIT = "pair"

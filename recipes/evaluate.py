@@ -8,9 +8,9 @@ from pathlib import Path
 from rlhf_recipes.arguments import parse_recipe, run
 from rlhf_recipes.evaluation import analyse, closing_table
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
-from rlhf_recipes.evaluation.collect import collect
+from rlhf_recipes.evaluation.collect.collection import collect
 from rlhf_recipes.evaluation.output_files import open_evaluation
-from rlhf_recipes.plan import evaluation_plan
+from rlhf_recipes.planning.plan import evaluation_plan
 from rlhf_recipes.training import keep_freed_memory, use_all_cores
 
 ARGUMENTS = (EvaluationArguments,)

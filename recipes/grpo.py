@@ -8,14 +8,14 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
 from rlhf_recipes.checks import Inputs
-from rlhf_recipes.lora import lora_config
-from rlhf_recipes.models import open_language_model
-from rlhf_recipes.plan import training_plan
+from rlhf_recipes.generation.grpo import rollout_func_for
+from rlhf_recipes.models.loading import open_language_model
+from rlhf_recipes.models.lora import lora_config
+from rlhf_recipes.planning.plan import training_plan
 from rlhf_recipes.preferences import load_prepared
-from rlhf_recipes.resuming import WholeGenerations
 from rlhf_recipes.reward_functions import checked
 from rlhf_recipes.rewards import RewardModel
-from rlhf_recipes.rollout import rollout_func_for
+from rlhf_recipes.runs.resuming import WholeGenerations
 from rlhf_recipes.training import Run
 
 ARGUMENTS = (RecipeArguments, RewardArguments, GRPOConfig, ModelConfig)

@@ -8,9 +8,9 @@ from trl import ModelConfig
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
 from rlhf_recipes.checks import Inputs
-from rlhf_recipes.lora import lora_config
-from rlhf_recipes.models import open_language_model
-from rlhf_recipes.plan import training_plan
+from rlhf_recipes.models.loading import open_language_model
+from rlhf_recipes.models.lora import lora_config
+from rlhf_recipes.planning.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
 from rlhf_recipes.preferences import load_prepared

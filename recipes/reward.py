@@ -8,10 +8,10 @@ from trl import ModelConfig, RewardConfig, RewardTrainer
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
 from rlhf_recipes.checks import Inputs
-from rlhf_recipes.evaluation.review import review_reward_model
-from rlhf_recipes.lora import lora_config
-from rlhf_recipes.models import open_classifier
-from rlhf_recipes.plan import training_plan
+from rlhf_recipes.evaluation.collect.reward_review import review_reward_model
+from rlhf_recipes.models.loading import open_classifier
+from rlhf_recipes.models.lora import lora_config
+from rlhf_recipes.planning.plan import training_plan
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.training import Run
 

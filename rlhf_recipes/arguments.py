@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from rlhf_recipes.ending import ended_by_a_sentence
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.settings import (
+from rlhf_recipes.parsing import (
     Parser,
     Setting,
     convert,
@@ -26,7 +26,7 @@ from rlhf_recipes.settings import (
     unknown_key,
     wrong_value,
 )
-from rlhf_recipes.value_rules import value_problems
+from rlhf_recipes.rules.values import value_problems
 
 NOT_IN_RESOLVED = {"plan", "overwrite", "hub_token"}  # two are about one call, one is a secret
 

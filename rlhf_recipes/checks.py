@@ -15,32 +15,32 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from rlhf_recipes.adapters import Adapter, read_adapter
-from rlhf_recipes.architectures import (
+from rlhf_recipes.arguments import RecipeArguments, RewardArguments
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.hub.push import check_push, repo_name
+from rlhf_recipes.models.adapters import Adapter, read_adapter
+from rlhf_recipes.models.architectures import (
     check_dropout,
     check_router_loss,
     check_sampler,
     meta_model,
 )
-from rlhf_recipes.arguments import RecipeArguments, RewardArguments
-from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.hub import check_push, repo_name
-from rlhf_recipes.models import Base, Precision, classifier_config, open_tokenizer
-from rlhf_recipes.optimizers import check_optimizer, check_warmup
+from rlhf_recipes.models.loading import Base, Precision, classifier_config, open_tokenizer
+from rlhf_recipes.models.optimizers import check_optimizer, check_warmup
+from rlhf_recipes.models.vocabulary import check_same_tokenizer
+from rlhf_recipes.models.weight_files import check_weight_files
 from rlhf_recipes.preferences import split_off, unique_prompts
+from rlhf_recipes.preferences.truncation import Rows, check_context, fit_pairs, prompt_rows
 from rlhf_recipes.reward_functions import (
     REWARD_MODEL,
     check_functions,
     function_name,
     load_reward_func,
 )
-from rlhf_recipes.rules import ALL, GRPO, ONLINE, PAIRS, PPO, REWARD
+from rlhf_recipes.rules.kinds import ALL, GRPO, ONLINE, PAIRS, PPO, REWARD
+from rlhf_recipes.rules.values import package_problems
 from rlhf_recipes.sharding import check_unsharded
 from rlhf_recipes.steps import check_held_out, micro_batches, optimiser_steps
-from rlhf_recipes.truncation import Rows, check_context, fit_pairs, prompt_rows
-from rlhf_recipes.value_rules import package_problems
-from rlhf_recipes.vocabulary import check_same_tokenizer
-from rlhf_recipes.weight_files import check_weight_files
 
 if TYPE_CHECKING:
     from datasets import Dataset

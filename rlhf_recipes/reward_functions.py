@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.generation.sampling import Prompt
 from rlhf_recipes.preferences import prompt_text
-from rlhf_recipes.sampling import Prompt
 
 REWARD_MODEL = "reward_model"
 """The name that a reward model's scores are logged under."""

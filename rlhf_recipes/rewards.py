@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.adapters import Adapter, read_adapter
-from rlhf_recipes.models import open_base
+from rlhf_recipes.generation.sampling import Prompt, pad, template_ids
+from rlhf_recipes.models.adapters import Adapter, read_adapter
+from rlhf_recipes.models.loading import open_base
 from rlhf_recipes.reward_functions import REWARD_MODEL, completion_text
 from rlhf_recipes.roles import Roles
-from rlhf_recipes.sampling import Prompt, pad, template_ids
 
 
 def scored_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str) -> list[int]:

@@ -23,17 +23,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from rlhf_recipes.adapters import Adapter, read_adapter
-from rlhf_recipes.dropout import turn_off_dropout
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.logits import logits_of
+from rlhf_recipes.generation.sampling import positions
 from rlhf_recipes.logprobs import TokenLogps, token_logps
-from rlhf_recipes.lora import HEAD_NAMES, check_lora
-from rlhf_recipes.merging import merged
-from rlhf_recipes.packing import packing_of
-from rlhf_recipes.prefix_sharing import packed_pass, takes_packed
-from rlhf_recipes.sampling import positions
-from rlhf_recipes.trunk import lowest_adapted_layer, only_layers, trunk_input
+from rlhf_recipes.models.adapters import Adapter, read_adapter
+from rlhf_recipes.models.dropout import turn_off_dropout
+from rlhf_recipes.models.logits import logits_of
+from rlhf_recipes.models.lora import HEAD_NAMES, check_lora
+from rlhf_recipes.models.merging import merged
+from rlhf_recipes.prefix_sharing.forward import packed_pass, takes_packed
+from rlhf_recipes.prefix_sharing.packing import packing_of
+from rlhf_recipes.prefix_sharing.shared_layers import lowest_adapted_layer, only_layers, trunk_input
 
 
 class Roles(nn.Module):

@@ -19,20 +19,20 @@ from accelerate import PartialState
 from peft import PeftModel
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.arguments import RecipeArguments, resolved_recipe
-from rlhf_recipes.checkpoints import WholeCheckpoints, last_checkpoint
-from rlhf_recipes.dropout import turn_off_dropout
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation import training_curves_figure
-from rlhf_recipes.fingerprints import model_fingerprint, run_inputs
 from rlhf_recipes.folders import REPLACEMENT
-from rlhf_recipes.hub import push, repo_name, write_card
-from rlhf_recipes.prefix_sharing import share_prefixes
+from rlhf_recipes.hub.push import push, repo_name, write_card
+from rlhf_recipes.models.adapters import read_adapter
+from rlhf_recipes.models.dropout import turn_off_dropout
+from rlhf_recipes.preferences.truncation import Rows, rows_text
+from rlhf_recipes.prefix_sharing.forward import share_prefixes
 from rlhf_recipes.records import run_record, workspace
-from rlhf_recipes.resuming import seconds_trained, train
-from rlhf_recipes.run_folder import RECORD, RunFolder, check_continuation, open_folder
-from rlhf_recipes.truncation import Rows, rows_text
+from rlhf_recipes.runs.checkpoints import WholeCheckpoints, last_checkpoint
+from rlhf_recipes.runs.fingerprints import model_fingerprint, run_inputs
+from rlhf_recipes.runs.resuming import seconds_trained, train
+from rlhf_recipes.runs.run_folder import RECORD, RunFolder, check_continuation, open_folder
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's `mallopt`, as malloc.h numbers them."""

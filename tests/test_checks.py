@@ -14,14 +14,14 @@ from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.checks import Inputs, check_training
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.lora import lora_config
-from rlhf_recipes.models import Precision, open_base, open_tokenizer
-from rlhf_recipes.plan import training_plan
+from rlhf_recipes.models.loading import Precision, open_base, open_tokenizer
+from rlhf_recipes.models.lora import lora_config
+from rlhf_recipes.planning.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
 from rlhf_recipes.preferences import load_prepared, unique_prompts
 from rlhf_recipes.roles import Roles
-from rlhf_recipes.rules import ALL
+from rlhf_recipes.rules.kinds import ALL
 
 CONFIGS = {"reward": RewardConfig, "dpo": DPOConfig, "grpo": GRPOConfig, "ppo": PPOConfig}
 

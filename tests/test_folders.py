@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.fingerprints import model_fingerprint
 from rlhf_recipes.folders import REPLACED, REPLACEMENT, hold
-from rlhf_recipes.run_folder import FILES, RECORD, RunFolder, check_continuation, open_folder
+from rlhf_recipes.runs.fingerprints import model_fingerprint
+from rlhf_recipes.runs.run_folder import FILES, RECORD, RunFolder, check_continuation, open_folder
 
 HOLDER = """
 import pathlib, sys, time

@@ -13,7 +13,7 @@ STAGE = """#!{python}
 import json, os, sys, time
 from pathlib import Path
 arguments = sys.argv[1:]
-if "rlhf_recipes.completeness" in arguments:
+if "rlhf_recipes.runs.completeness" in arguments:
     os.execv({python!r}, [{python!r}, *arguments])
 folder = Path(arguments[arguments.index("--output_dir") + 1])
 stage = Path(arguments[0]).stem

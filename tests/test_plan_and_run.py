@@ -13,18 +13,18 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer, ModelConfig, RewardConfig, RewardTrainer
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.lora import lora_config
-from rlhf_recipes.models import (
+from rlhf_recipes.models.loading import (
     base_path,
     open_base,
     open_classifier,
     open_language_model,
     open_tokenizer,
 )
+from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.ppo.tables import rollout_metrics
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.roles import Roles
-from rlhf_recipes.value_rules import MEASURED
+from rlhf_recipes.rules.values import MEASURED
 
 # As `run` does for the scripts: TRL says which of its keys will go.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -6,9 +6,9 @@ from datasets import Dataset
 from peft import LoraConfig
 from trl import RewardConfig, RewardTrainer
 
-from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.models import base_path, open_base, open_tokenizer
+from rlhf_recipes.models.adapters import read_adapter
+from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
 from rlhf_recipes.rewards import (
     RewardModel,
     pooled_position,

@@ -10,8 +10,8 @@ from transformers import (
 )
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.logits import check_logits, logits_of
-from rlhf_recipes.models import base_path, open_base
+from rlhf_recipes.models.loading import base_path, open_base
+from rlhf_recipes.models.logits import check_logits, logits_of
 from rlhf_recipes.roles import Roles
 
 IDS = torch.arange(3, 43).view(2, 20)

@@ -7,7 +7,7 @@ from transformers.integrations.deepspeed import (
 )
 from trl import GRPOConfig
 
-from rlhf_recipes.rollout import rollout_func_for
+from rlhf_recipes.generation.grpo import rollout_func_for
 from rlhf_recipes.sharding import shards_weights, unsharded
 
 ZERO_3 = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}

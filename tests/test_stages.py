@@ -14,7 +14,7 @@ import pytest
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rlhf_recipes.models import open_tokenizer
+from rlhf_recipes.models.loading import open_tokenizer
 
 pytestmark = pytest.mark.slow
 

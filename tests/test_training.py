@@ -11,10 +11,10 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe
-from rlhf_recipes.checkpoints import last_checkpoint
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.models import open_base, open_tokenizer
-from rlhf_recipes.resuming import train
+from rlhf_recipes.models.loading import open_base, open_tokenizer
+from rlhf_recipes.runs.checkpoints import last_checkpoint
+from rlhf_recipes.runs.resuming import train
 from rlhf_recipes.training import Run, use_all_cores
 
 

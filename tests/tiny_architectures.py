@@ -12,7 +12,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from rlhf_recipes.models import open_tokenizer
+from rlhf_recipes.models.loading import open_tokenizer
 
 STAGES = ("reward", "ppo", "grpo", "dpo", "evaluate")
 

@@ -5,8 +5,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from rlhf_recipes.evaluation.kl import kl_summary
-from rlhf_recipes.evaluation.samples import ModelSamples
+from rlhf_recipes.evaluation.metrics.kl import kl_summary
+from rlhf_recipes.evaluation.metrics.samples import ModelSamples
 
 DESCRIPTION = """\
 KL(policy || reference) in nats a response and a token, from divergences measured on the policy's \
@@ -37,7 +37,7 @@ RETURNED = ("seq", "ci", "token", "sqrt", "k1", "k1_agrees")
 
 
 class PolicyKL(evaluate.Measurement):  # type: ignore[misc]  # evaluate is untyped
-    """A thin shell over `rlhf_recipes.evaluation.kl`."""
+    """A thin shell over `rlhf_recipes.evaluation.metrics.kl`."""
 
     def _info(self) -> evaluate.MeasurementInfo:
         number = datasets.Value("float64")

@@ -6,8 +6,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from rlhf_recipes.evaluation.calibration import calibration
-from rlhf_recipes.evaluation.win_rate import win_rate
+from rlhf_recipes.evaluation.metrics.calibration import calibration
+from rlhf_recipes.evaluation.metrics.win_rate import win_rate
 
 DESCRIPTION = """\
 Whether a reward model's margins mean what Bradley and Terry take them for: accuracy, negative \
@@ -27,7 +27,7 @@ Examples:
 
 
 class RewardModelCalibration(evaluate.Metric):  # type: ignore[misc]  # evaluate is untyped
-    """A thin shell over `rlhf_recipes.evaluation.calibration`."""
+    """A thin shell over `rlhf_recipes.evaluation.metrics.calibration`."""
 
     def _info(self) -> evaluate.MetricInfo:
         number = datasets.Value("float64")

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from rlhf_recipes.evaluation.win_rate import win_rate
+from rlhf_recipes.evaluation.metrics.win_rate import win_rate
 
 DESCRIPTION = """\
 Share of prompts on which a policy's response scores higher than a reference's, a tie counting one \
@@ -27,7 +27,7 @@ Examples:
 
 
 class WinRate(evaluate.Metric):  # type: ignore[misc]  # evaluate is untyped
-    """A thin shell over `rlhf_recipes.evaluation.win_rate`."""
+    """A thin shell over `rlhf_recipes.evaluation.metrics.win_rate`."""
 
     def _info(self) -> evaluate.MetricInfo:
         one, several = datasets.Value("float64"), datasets.Sequence(datasets.Value("float64"))

@@ -13,8 +13,8 @@ from plain_english import reading_ease
 
 from rlhf_recipes.arguments import parse_recipe, run
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.models import open_base, open_tokenizer
-from rlhf_recipes.sampling import sample
+from rlhf_recipes.generation.sampling import sample
+from rlhf_recipes.models.loading import open_base, open_tokenizer
 
 PROMPTS = Path(__file__).parent / "prompts.txt"
 

@@ -6,25 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_recipes.collector import no_collection
-from rlhf_recipes.evaluation.detail_figures import kl_figure, reward_model_figure
-from rlhf_recipes.evaluation.document import document
-from rlhf_recipes.evaluation.figures import reward_distributions_figure, win_rates_figure
-from rlhf_recipes.evaluation.frontier_figure import pareto_frontier_figure
+from rlhf_recipes.evaluation.metrics.reward_model import reward_model_errors
+from rlhf_recipes.evaluation.metrics.samples import read_samples
 from rlhf_recipes.evaluation.output_files import (
     ANALYSIS,
     RECORD,
     collected_folder,
     put_evaluation_in_place,
 )
-from rlhf_recipes.evaluation.report import render_html, render_markdown
-from rlhf_recipes.evaluation.results import evaluation_results
-from rlhf_recipes.evaluation.reward_model import reward_model_errors
-from rlhf_recipes.evaluation.samples import read_samples
-from rlhf_recipes.evaluation.training_curves import (
+from rlhf_recipes.evaluation.report.detail_figures import kl_figure, reward_model_figure
+from rlhf_recipes.evaluation.report.document import document
+from rlhf_recipes.evaluation.report.figures import reward_distributions_figure, win_rates_figure
+from rlhf_recipes.evaluation.report.frontier_figure import pareto_frontier_figure
+from rlhf_recipes.evaluation.report.rendering import render_html, render_markdown
+from rlhf_recipes.evaluation.report.training_curves import (
     read_runs,
     summarise,
     training_curves_figure,
 )
+from rlhf_recipes.evaluation.results import evaluation_results
 from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.records import write_json, write_text
 

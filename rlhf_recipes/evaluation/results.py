@@ -3,24 +3,30 @@
 import numpy as np
 from scipy import stats
 
-from rlhf_recipes.evaluation import comparisons, statistics
-from rlhf_recipes.evaluation.caveats import caveats
-from rlhf_recipes.evaluation.claims import FEWEST_PROMPTS, FEWEST_READABLE, verdict
-from rlhf_recipes.evaluation.comparisons import pairwise, win_rates
-from rlhf_recipes.evaluation.diversity import diversity
-from rlhf_recipes.evaluation.failures import failed, failure_analysis, flags
-from rlhf_recipes.evaluation.frontier import add_frontiers
-from rlhf_recipes.evaluation.kl import kl_summary
-from rlhf_recipes.evaluation.over_optimisation import over_optimisation
-from rlhf_recipes.evaluation.samples import FIELD, Collection, ModelSamples, Results, reward_of
-from rlhf_recipes.evaluation.selection import samples_shown
-from rlhf_recipes.evaluation.statistics import (
+from rlhf_recipes.evaluation.metrics import comparisons, statistics
+from rlhf_recipes.evaluation.metrics.claims import FEWEST_PROMPTS, FEWEST_READABLE, verdict
+from rlhf_recipes.evaluation.metrics.comparisons import pairwise, win_rates
+from rlhf_recipes.evaluation.metrics.diversity import diversity
+from rlhf_recipes.evaluation.metrics.failures import failed, failure_analysis, flags
+from rlhf_recipes.evaluation.metrics.frontier import add_frontiers
+from rlhf_recipes.evaluation.metrics.kl import kl_summary
+from rlhf_recipes.evaluation.metrics.over_optimization import over_optimisation
+from rlhf_recipes.evaluation.metrics.samples import (
+    FIELD,
+    Collection,
+    ModelSamples,
+    Results,
+    reward_of,
+)
+from rlhf_recipes.evaluation.metrics.selection import samples_shown
+from rlhf_recipes.evaluation.metrics.statistics import (
     correct,
     mean_interval,
     prompts_needed,
     student_half_width,
 )
-from rlhf_recipes.evaluation.verdicts import judge_quality
+from rlhf_recipes.evaluation.metrics.verdicts import judge_quality
+from rlhf_recipes.evaluation.report.caveats import caveats
 
 SCHEMA_VERSION = 3
 SHARES = (0.55, 0.6, 0.7)

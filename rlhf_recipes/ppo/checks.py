@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models.vocabulary import check_padding
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.episodes import Episodes
+from rlhf_recipes.preferences.truncation import check_context, prompt_rows
 from rlhf_recipes.sharding import check_unsharded
 from rlhf_recipes.steps import check_held_out, micro_batches
-from rlhf_recipes.truncation import check_context, prompt_rows
-from rlhf_recipes.vocabulary import check_padding
 
 
 def check_run(

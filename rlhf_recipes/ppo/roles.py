@@ -3,10 +3,10 @@
 import torch
 from peft import LoraConfig, PeftConfig
 
-from rlhf_recipes.adapters import Adapter, read_adapter
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.logits import check_logits, head_width
-from rlhf_recipes.models import Base
+from rlhf_recipes.models.adapters import Adapter, read_adapter
+from rlhf_recipes.models.loading import Base
+from rlhf_recipes.models.logits import check_logits, head_width
 from rlhf_recipes.roles import Roles
 
 POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_recipes.generation.sampling import Completion, Prompt, pad, prompt_ids, sample
 from rlhf_recipes.logprobs import TokenLogps, kl_estimate
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.episodes import Episodes, Rollout, bounds
@@ -22,7 +23,6 @@ from rlhf_recipes.ppo.objective import (
 from rlhf_recipes.ppo.roles import POLICY, VALUE
 from rlhf_recipes.ppo.scoring import RewardScale, Scorer
 from rlhf_recipes.roles import Roles
-from rlhf_recipes.sampling import Completion, Prompt, pad, prompt_ids, sample
 
 
 class Passes(NamedTuple):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from rlhf_recipes.adapters import Adapter
+from rlhf_recipes.models.adapters import Adapter
 from rlhf_recipes.ppo.checkpoint import RolesTrainer
 from rlhf_recipes.ppo.checks import check_run, stop_at
 from rlhf_recipes.ppo.config import PPOConfig

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from tqdm.auto import tqdm
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models.templates import RENDER_ERRORS, refused
 from rlhf_recipes.preferences.shapes import Lengths, Messages, Pair, Text, answer_text, prompt_text
-from rlhf_recipes.templates import RENDER_ERRORS, refused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ class TokenRuler:
 
     def __init__(self, name: str, chat_template: str | None, revision: str | None = None) -> None:
         # Imported here because torch comes with it, which only this way of measuring needs.
-        from rlhf_recipes.models import open_tokenizer
+        from rlhf_recipes.models.loading import open_tokenizer
 
         self.unit = f"tokens of {name}"
         self._name = name

@@ -13,11 +13,11 @@ from rlhf_recipes.collector import no_collection
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences import DataArguments
 from rlhf_recipes.preferences.files import Splits, read_splits
+from rlhf_recipes.preferences.filtering import Dropped, Sieve
 from rlhf_recipes.preferences.findings import Findings, count_repeats
 from rlhf_recipes.preferences.formats import Reader
 from rlhf_recipes.preferences.lengths import Ruler, TokenRuler, WordRuler
 from rlhf_recipes.preferences.shapes import NOT_MEASURED, REASONS, REMEDIES, Pair, Reason
-from rlhf_recipes.preferences.sieve import Dropped, Sieve
 from rlhf_recipes.preferences.splits import hold_out, in_balanced_order
 from rlhf_recipes.preferences.statistics import first_turn_counts, pair_statistics
 from rlhf_recipes.records import run_record, write_json

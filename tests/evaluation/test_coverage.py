@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from rlhf_recipes.evaluation.length_control import length_controlled
-from rlhf_recipes.evaluation.statistics import (
+from rlhf_recipes.evaluation.metrics.length_control import length_controlled
+from rlhf_recipes.evaluation.metrics.statistics import (
     effective_size,
     mean_interval,
     rank_correlation,
@@ -13,7 +13,7 @@ from rlhf_recipes.evaluation.statistics import (
     sign_flip_test,
     wilson,
 )
-from rlhf_recipes.evaluation.win_rate import win_rate
+from rlhf_recipes.evaluation.metrics.win_rate import win_rate
 
 pytestmark = pytest.mark.slow
 

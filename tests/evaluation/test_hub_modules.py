@@ -7,9 +7,9 @@ import evaluate
 import numpy as np
 import pytest
 
-from rlhf_recipes.evaluation.kl import kl_summary
-from rlhf_recipes.evaluation.samples import ModelSamples
-from rlhf_recipes.evaluation.win_rate import win_rate
+from rlhf_recipes.evaluation.metrics.kl import kl_summary
+from rlhf_recipes.evaluation.metrics.samples import ModelSamples
+from rlhf_recipes.evaluation.metrics.win_rate import win_rate
 
 NAMES = ("win_rate", "policy_kl", "reward_model_calibration")
 
@@ -71,7 +71,7 @@ def test_a_metric_can_be_fed_in_batches(load):
 
 def test_margins_that_mean_what_they_say_are_calibrated(load):
     """Three of four pairs right, each claimed with probability 3/4: no error, NLL the entropy."""
-    calibration = pytest.importorskip("rlhf_recipes.evaluation.calibration")
+    calibration = pytest.importorskip("rlhf_recipes.evaluation.metrics.calibration")
     margin = math.log(3)
     chosen, rejected = [margin, margin, margin, 0.0], [0.0, 0.0, 0.0, margin]
     found = load("reward_model_calibration").compute(chosen=chosen, rejected=rejected)

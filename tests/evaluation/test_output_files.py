@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation import analyse
-from rlhf_recipes.evaluation.journal import Journal
+from rlhf_recipes.evaluation.collect.journal import Journal
 from rlhf_recipes.evaluation.output_files import RECORD, collecting_folder, open_evaluation
 from rlhf_recipes.folders import REPLACEMENT
 

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from rlhf_recipes.evaluation.claims import verdict
+from rlhf_recipes.evaluation.metrics.claims import verdict
+from rlhf_recipes.evaluation.metrics.samples import read_samples
 from rlhf_recipes.evaluation.results import evaluation_results
-from rlhf_recipes.evaluation.samples import read_samples
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks.gradients import summary
 from rlhf_recipes.logprobs import kl_estimate
-from rlhf_recipes.models import base_path, open_base, open_tokenizer
+from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
 from rlhf_recipes.ppo.objective import (
     clipped_policy_loss,
     clipped_value_loss,

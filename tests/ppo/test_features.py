@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.logprobs import kl_estimate
-from rlhf_recipes.models import open_base
+from rlhf_recipes.models.loading import open_base
 from rlhf_recipes.ppo.objective import adapted_kl_coef
 from rlhf_recipes.ppo.roles import POLICY, REFERENCE, VALUE
 from rlhf_recipes.roles import Roles

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-from rlhf_recipes.models import open_base, open_tokenizer
+from rlhf_recipes.models.loading import open_base, open_tokenizer
 from rlhf_recipes.ppo.roles import POLICY
 from tests.ppo.conftest import lora, make_trainer
 

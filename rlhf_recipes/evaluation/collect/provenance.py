@@ -1,0 +1,282 @@
+"""What a collection of samples was made of, so that others are told apart from it."""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.evaluation.arguments import (
+    BASE,
+    CONTROL,
+    REFERENCE,
+    EvaluationArguments,
+    Policy,
+)
+from rlhf_recipes.generation.sampling import Prompt
+from rlhf_recipes.models.adapters import Adapter, read_adapter
+from rlhf_recipes.models.loading import Precision
+from rlhf_recipes.models.vocabulary import check_same_tokenizer
+from rlhf_recipes.preferences import dataset_fingerprint, load_prepared
+from rlhf_recipes.preferences.shapes import first_turn_key
+
+Record = dict[str, Any]
+
+VALUES = 1024
+
+
+@dataclass
+class Model:
+    """What is sampled under a name: a role of the shared base, its seed and samples a prompt."""
+
+    name: str
+    role: str | None
+    seed: int
+    count: int
+    policy: Policy | None
+    adapter: Adapter | None
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """That of its adapter, or None for the bare base."""
+        return None if self.adapter is None else self.adapter.fingerprint
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its samples depend on beside what all models' do."""
+        own = {"adapter": self.fingerprint, "seed": self.seed}
+        return own | {"samples_per_prompt": self.count}
+
+    @property
+    def finished(self) -> bool:
+        """Whether this is no checkpoint on the way to another model."""
+        return self.policy is None or self.policy.name == self.policy.run
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters of an evaluation, each read once: all on one base, from one reference.
+
+    Attributes:
+        proxy: The reward model.
+        start: What the policies were trained from; None is the base itself.
+        policies: Those that are evaluated, by name.
+        precision: How the base is held.
+    """
+
+    proxy: Adapter
+    start: Adapter | None
+    policies: dict[str, Adapter]
+    precision: Precision
+
+    def by_name(self) -> dict[str, Adapter]:
+        """Every adapter by what a message calls it."""
+        start = {"sft_model_path": self.start} if self.start else {}
+        return {"reward_model_path": self.proxy, **start, **self.policies}
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The one that all of them were trained with."""
+        tokenizer = self.proxy.tokenizer()
+        for name, adapter in self.by_name().items():
+            if adapter is not self.proxy and adapter.has_tokenizer:
+                check_same_tokenizer(
+                    tokenizer,
+                    adapter.tokenizer(),
+                    (f"the reward model ({self.proxy.folder})", f"`{name}` ({adapter.folder})"),
+                    "Every model is sampled on the same token ids, so one of them would see other "
+                    "text than in training.",
+                )
+        return tokenizer
+
+
+def read_adapters(arguments: EvaluationArguments, policies: Sequence[Policy]) -> Adapters:
+    """Read what is evaluated; RecipeError unless all are comparable on one base."""
+    proxy = read_adapter(arguments.reward_model_path)
+    proxy.check_head()
+    start = read_adapter(arguments.sft_model_path) if arguments.sft_model_path else None
+    trained = {policy.name: read_adapter(policy.folder) for policy in policies}
+    for adapter in filter(None, (start, *trained.values())):
+        adapter.check_policy()
+    adapters = Adapters(proxy, start, trained, Precision())
+    _check_bases(adapters)
+    _check_references(arguments, policies, start)
+    return replace(adapters, precision=_chosen_precision(arguments, adapters))
+
+
+def sampled_models(
+    arguments: EvaluationArguments, policies: Sequence[Policy], adapters: Adapters
+) -> list[Model]:
+    """Base, policies and control, in the order they are sampled in.
+
+    Where training started from an adapter, that is the role of base.
+    """
+    start = adapters.start
+    role = REFERENCE if start else None
+    seed, count = arguments.seed, arguments.samples_per_prompt
+    models = [Model(BASE, role, seed, arguments.base_samples, None, start)]
+    models += [Model(p.name, p.run, seed, count, p, adapters.policies[p.name]) for p in policies]
+    if arguments.control:
+        models.append(Model(CONTROL, role, seed + 1, count, None, start))
+    return models
+
+
+def digest(data: Any) -> str:
+    """SHA-256 of data that JSON can hold."""
+    return hashlib.sha256(json.dumps(data).encode()).hexdigest()
+
+
+def base_fingerprint(base: PreTrainedModel) -> str:
+    """SHA-256 over every weight's name and shape and about 1,024 of its values, evenly spaced.
+
+    Training changes nearly all values of a weight, so this tells bases apart as well as all of
+    their gigabytes would.
+    """
+    found = hashlib.sha256()
+    for name, weight in base.state_dict().items():
+        flat = weight.detach().flatten()
+        found.update(f"{name} {tuple(weight.shape)}".encode())
+        found.update(flat[:: max(1, flat.numel() // VALUES)].float().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _check_bases(adapters: Adapters) -> None:
+    proxy = adapters.proxy
+    for name, adapter in adapters.by_name().items():
+        if not adapter.base.is_same(proxy.base):
+            raise RecipeError(
+                f"`{name}` ({adapter.folder}) was trained on {adapter.base}, and the reward model "
+                f"({proxy.folder}) on {proxy.base}. All models are measured against one reference "
+                "on one base. Leave it out, or give a reward model of its base."
+            )
+
+
+def _check_references(
+    arguments: EvaluationArguments, policies: Sequence[Policy], start: Adapter | None
+) -> None:
+    """The reference is the base itself or, for all policies, the adapter `sft_model_path`."""
+    given = arguments.sft_model_path
+    for policy in policies:
+        record = policy.folder / "run.json"
+        if not record.is_file():
+            continue
+        began = json.loads(record.read_text(encoding="utf-8"))["recipe"].get("sft_model_path")
+        if not _is_adapter(began, start):
+            raise RecipeError(
+                f"`{policy.name}` ({policy.folder}) was trained from "
+                f"{began or 'the bare base'}, and this evaluation measures from "
+                f"{given or 'the base'}. A KL is from the reference that training started at: "
+                f"{f'set `sft_model_path: {began}`' if began else 'leave `sft_model_path` out'}, "
+                "or leave this policy out of `models`."
+            )
+
+
+def _is_adapter(folder: str | None, adapter: Adapter | None) -> bool:
+    """Whether a folder that a run names has the adapter, itself or a copy of it."""
+    if folder is None or adapter is None:
+        return folder is None and adapter is None
+    if Path(folder).resolve() == adapter.folder.resolve():
+        return True
+    there = (Path(folder) / "adapter_config.json").is_file()
+    return there and read_adapter(folder).fingerprint == adapter.fingerprint
+
+
+def _chosen_precision(arguments: EvaluationArguments, adapters: Adapters) -> Precision:
+    """How the recipe says that the base is held, or else how all adapters were trained."""
+    trained = {
+        name: adapter.precision for name, adapter in adapters.by_name().items() if adapter.precision
+    }
+    asked = {
+        name: getattr(arguments, name)
+        for name in ("dtype", "load_in_8bit", "load_in_4bit")
+        if getattr(arguments, name) is not None
+    }
+    if len(set(trained.values())) > 1 and not asked:
+        raise RecipeError(
+            "The adapters were trained on a base held in different ways: "
+            + ", ".join(f"`{name}` {precision}" for name, precision in trained.items())
+            + ". Rewards and KL depend on it, so say how this evaluation holds it: `dtype`, and "
+            "`load_in_4bit` or `load_in_8bit`."
+        )
+    unanimous = vars(next(iter(trained.values()))) if len(set(trained.values())) == 1 else {}
+    if asked.get("load_in_8bit") or asked.get("load_in_4bit"):
+        unanimous = {**unanimous, "load_in_8bit": False, "load_in_4bit": False}
+    chosen = Precision.read({**unanimous, **asked})
+    for name, precision in trained.items():
+        if precision != chosen:
+            logging.getLogger(__name__).warning(
+                "The base is held in %s, and `%s` was trained on one in %s: its rewards and KL "
+                "are those of a slightly different model.",
+                chosen,
+                name,
+                precision,
+            )
+    return chosen
+
+
+def collection_facts(
+    arguments: EvaluationArguments,
+    settings: Mapping[str, Any],
+    adapters: Adapters,
+    models: Sequence[Model],
+    judges: Mapping[str, str],
+    prompts: Sequence[Prompt],
+) -> dict[str, Any]:
+    """What collection.json says of the samples beside it."""
+    policies = [model.policy for model in models if model.policy is not None]
+    return {
+        "models": {
+            model.name: {
+                **model.settings,
+                "adapter": str(model.policy.folder) if model.policy else None,
+                "fingerprint": model.fingerprint,
+            }
+            for model in models
+        },
+        "families": {policy.name: policy.family for policy in policies},
+        "checkpoints": {p.name: p.step for p in policies if p.step is not None},
+        "judges": dict(judges),
+        "base": settings["base"]["name"],
+        "base_fingerprint": settings["base"]["fingerprint"],
+        "base_revision": adapters.proxy.base.revision,
+        "dtype": adapters.precision.dtype,
+        "precision": {
+            "base": str(adapters.precision),
+            "trained": {
+                name: str(adapter.precision) if adapter.precision else None
+                for name, adapter in adapters.by_name().items()
+            },
+        },
+        "reference": arguments.sft_model_path,
+        "reward_model": arguments.reward_model_path,
+        "reward_model_fingerprint": adapters.proxy.fingerprint,
+        "gold": arguments.gold_func or arguments.gold_model_path,
+        "generation": arguments.generation(),
+        "seed": arguments.seed,
+        "n_prompts": len(prompts),
+        "prompts_in_training": _in_training(arguments.dataset_name, prompts),
+        "samples_per_prompt": arguments.samples_per_prompt,
+        "best_of_n": arguments.best_of_n,
+        "dataset": arguments.dataset_name,
+        "dataset_fingerprint": dataset_fingerprint(arguments.dataset_name),
+        "hardware": {
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+        },
+    }
+
+
+def _in_training(folder: str, prompts: Sequence[Prompt]) -> int:
+    """Number of prompts whose first user turn is in training too, by the rule of the split."""
+    train = load_prepared(folder, max_eval_samples=1)["train"]
+    seen = {first_turn_key(prompt) for prompt in train["prompt"]}
+    return sum(first_turn_key(prompt) in seen for prompt in prompts)

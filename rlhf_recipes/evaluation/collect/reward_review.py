@@ -1,0 +1,62 @@
+"""Score held-out pairs with a trained reward model, for a look into those it gets wrong."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from rlhf_recipes.evaluation.metrics.reward_model import reward_model_errors
+from rlhf_recipes.generation.sampling import prompt_ids
+from rlhf_recipes.preferences import prompt_text
+from rlhf_recipes.records import workspace, write_json
+from rlhf_recipes.rewards import RewardModel, scored_ids
+
+
+def review_reward_model(folder: Path, pairs: Dataset, **kwargs: Any) -> dict[str, float]:
+    """Score held-out pairs with a trained reward model and look into those it gets wrong.
+
+    Writes `results/reward_model_errors.json` into the run's workspace and `scores.json` into its
+    folder. Returns `eval_accuracy`, and as `eval_loss` the mean of -log sigmoid(chosen - rejected)
+    in nats, both by the scoring path that PPO and evaluation use. The base is opened as `kwargs`
+    say.
+    """
+    reward_model = RewardModel.load(folder, **kwargs)
+    reward_model.to("cuda" if torch.cuda.is_available() else "cpu")
+    records = score_pairs(reward_model, pairs)
+    write_json(folder / "scores.json", records)
+    report = reward_model_errors(records)
+    write_json(workspace(folder) / "results" / "reward_model_errors.json", report)
+    margins = [record["chosen_reward"] - record["rejected_reward"] for record in records]
+    loss = np.logaddexp(0, np.negative(margins)).mean()
+    return {"eval_loss": float(loss), "eval_accuracy": report["accuracy"]["value"]}
+
+
+def score_pairs(reward_model: RewardModel, pairs: Dataset) -> list[dict[str, Any]]:
+    """One record a pair: its texts, both scores, and their lengths in tokens."""
+    tokenizer = reward_model.tokenizer
+    prompts = list(pairs["prompt"])
+    opening = [len(prompt_ids(tokenizer, prompt)) for prompt in prompts]
+    columns: dict[str, list[Any]] = {
+        "prompt": [prompt_text(prompt) for prompt in prompts],
+        "turns": list(pairs["turns"]),
+        "source": list(pairs["source"]),
+    }
+    texts = {side: [_text(answer) for answer in pairs[side]] for side in ("chosen", "rejected")}
+    # Together: the two answers to a prompt share it.
+    both = [*texts["chosen"], *texts["rejected"]]
+    scores = iter(reward_model([*prompts, *prompts], both, progress="scoring pairs"))
+    for side, answers in texts.items():
+        columns[side] = answers
+        columns[f"{side}_reward"] = [next(scores) for _ in answers]
+        columns[f"{side}_tokens"] = [
+            len(scored_ids(tokenizer, prompt, text)) - start
+            for prompt, text, start in zip(prompts, answers, opening, strict=True)
+        ]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _text(side: str | Sequence[Mapping[str, str]]) -> str:
+    return side if isinstance(side, str) else side[-1]["content"]

@@ -1,0 +1,1 @@
+"""Statistics of saved samples, without torch or figures."""

@@ -1,0 +1,84 @@
+"""Whether a reward model's margins mean what Bradley and Terry take them for: probabilities."""
+
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import expit
+
+from rlhf_recipes.evaluation.metrics.statistics import Array, estimate, wilson
+
+BINS = 10
+QUANTILES = 5
+LARGEST_LOG_TEMPERATURE = 6.0
+
+
+def calibration(margins: Array) -> dict[str, Any]:
+    """NLL, Brier score, folded ECE with its bins, and the temperature that would fit best.
+
+    NLL = mean log(1 + e^-m), ln 2 for a model that knows nothing; Brier = mean (σ(m) - 1)²; both
+    with intervals over pairs. ECE = Σ_bins n_b/n |right_b - claimed_b|: margins ln 3 three times
+    and -ln 3 once claim 75% and are right on 75%, an error of 0. T minimises the NLL of m / T on
+    these pairs: above 1, the model is too sure; null if no finite T does.
+
+    Args:
+        margins: Score of the chosen minus that of the rejected text, shape (pairs,).
+    """
+    bins = reliability(margins)
+    return {
+        "nll": estimate(np.logaddexp(0, -margins)),
+        "nll_of_chance": float(np.log(2)),
+        "brier": estimate(np.square(expit(margins) - 1)),
+        "ece": sum(row["n"] * abs(row["right"] - row["claimed"]) for row in bins) / len(margins),
+        "temperature": temperature(margins),
+        "reliability": bins,
+    }
+
+
+def reliability(margins: Array) -> list[dict[str, Any]]:
+    """Per bin of σ(|m|) in [0.5, 1]: pairs, mean probability, share right with its interval.
+
+    Folded, because the chosen text is always listed first: the model claims that its preferred text
+    wins with probability σ(|m|), and is right where m > 0, half right where m = 0.
+    """
+    claimed, right = expit(np.abs(margins)), (np.sign(margins) + 1) / 2
+    index = np.minimum((2 * BINS * (claimed - 0.5)).astype(int), BINS - 1)
+    return [
+        {
+            "from": 0.5 + b / (2 * BINS),
+            "to": 0.5 + (b + 1) / (2 * BINS),
+            "n": int(inside.sum()),
+            "claimed": float(claimed[inside].mean()),
+            "right": float(right[inside].mean()),
+            "ci": wilson(float(right[inside].mean()), int(inside.sum())),
+        }
+        for b in range(BINS)
+        if (inside := index == b).any()
+    ]
+
+
+def temperature(margins: Array) -> float | None:
+    """T > 0 that minimises mean log(1 + e^(-m/T)); None where the best T is 0 or infinite."""
+    best = minimize_scalar(
+        lambda log_t: float(np.logaddexp(0, -margins * np.exp(-log_t)).mean()),
+        bounds=(-LARGEST_LOG_TEMPERATURE, LARGEST_LOG_TEMPERATURE),
+        method="bounded",
+    )
+    bounded = abs(best.x) < LARGEST_LOG_TEMPERATURE - 0.01
+    return float(np.exp(best.x)) if bounded and np.any(margins) else None
+
+
+def margin_curve(margins: Array) -> list[dict[str, Any]]:
+    """Accuracy by fifth of |m|, smallest first: a useful reward model errs where it is unsure."""
+    right = (np.sign(margins) + 1) / 2
+    order = np.argsort(np.abs(margins), kind="stable")
+    return [
+        {
+            "margin": [float(np.abs(margins[part]).min()), float(np.abs(margins[part]).max())],
+            "n": len(part),
+            "accuracy": float(right[part].mean()),
+            "ci": wilson(float(right[part].mean()), len(part)),
+        }
+        for part in np.array_split(order, QUANTILES)
+        if len(part)
+    ]

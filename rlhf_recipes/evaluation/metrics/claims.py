@@ -1,0 +1,63 @@
+"""What may be said of an estimate: a direction only beyond doubt, and from enough prompts.
+
+Sentences, figures and controls all ask here, so that none of them says more than another.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+from rlhf_recipes.evaluation.metrics.statistics import ALPHA
+
+# The 95% bootstrap interval of a mean holds the truth in 51% of cases at 2 prompts, 87% at 5.
+FEWEST_PROMPTS = 10
+FEWEST_READABLE = 0.8
+
+
+class Claim(StrEnum):
+    """What an estimate, its interval and its test allow to be said of the true value."""
+
+    ABOVE = "above"
+    BELOW = "below"
+    UNDETECTED = "undetected"
+    TOO_FEW = "too few prompts"
+    UNREADABLE = "too few readable verdicts"
+
+
+VERDICTS = {
+    Claim.ABOVE: "better",
+    Claim.BELOW: "worse",
+    Claim.UNDETECTED: "no detectable difference",
+    Claim.TOO_FEW: "too few prompts",
+    Claim.UNREADABLE: "too few readable verdicts",
+}
+
+
+def claim(
+    interval: Sequence[float], prompts: int, *, against: float = 0.0, p_holm: float | None = None
+) -> Claim:
+    """Say on which side of `against` a value lies, if its interval and its corrected p agree.
+
+    Args:
+        interval: Ends of the 95% interval.
+        prompts: Number of prompts that the interval is over.
+        p_holm: Holm-corrected p of the test against the same value; None where nothing is tested.
+    """
+    if prompts < FEWEST_PROMPTS:
+        return Claim.TOO_FEW
+    low, high = interval
+    if low <= against <= high or (p_holm is not None and p_holm >= ALPHA):
+        return Claim.UNDETECTED
+    return Claim.ABOVE if low > against else Claim.BELOW
+
+
+def win_claim(rate: dict[str, Any]) -> Claim:
+    """Say on which side of one half a win rate lies; of a judge only if enough can be read."""
+    if rate["readable"] is not None and rate["readable"]["fraction"] < FEWEST_READABLE:
+        return Claim.UNREADABLE
+    return claim(rate["ci"], rate["n"], against=0.5, p_holm=rate.get("p_holm"))
+
+
+def verdict(rate: dict[str, Any]) -> str:
+    """The claim on a win rate in the words of `models.NAME.verdict`."""
+    return VERDICTS[win_claim(rate)]

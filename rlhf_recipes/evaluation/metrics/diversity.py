@@ -1,0 +1,189 @@
+"""How varied a model's responses are: to one prompt, and from prompt to prompt."""
+
+import zlib
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_recipes.evaluation.metrics.detectors import words
+from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples
+from rlhf_recipes.evaluation.metrics.statistics import (
+    Array,
+    correct,
+    estimate,
+    mean_interval,
+    sign_flip_test,
+)
+
+Gram = tuple[str, ...]
+Numbers = NDArray[np.int64]
+
+ORDER = 4
+
+
+def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
+    """Per model: distinct-n, self-BLEU within and across prompts, compression ratio, entropy.
+
+    distinct-n and compression depend on how much text there is, so every model is cut to the text
+    of the shortest: `budget_words` words of first samples, `budget_bytes` bytes. Each prompt's
+    self-BLEU and entropy has its interval over prompts, and its paired difference to base with the
+    sign-flip test's p, Holm-corrected over the policies.
+    """
+    models = list(collection.models.values())
+    said = {m.name: [words(row[0]["response"]) for row in m.records] for m in models}
+    texts = {m.name: "\n".join(row[0]["response"] for row in m.records).encode() for m in models}
+    budget = min(sum(map(len, tokens)) for tokens in said.values())
+    size = min(map(len, texts.values()))
+    # Against more texts a BLEU is higher, so every model has as many as the one with fewest.
+    samples = min(len(model.records[0]) for model in models)
+    measured = {model.name: _by_prompt(model, samples) for model in models}
+    base = measured[collection.base.name]
+    found: dict[str, dict[str, Any]] = {}
+    for model in models:
+        kept = _first(said[model.name], budget)
+        across = self_bleu(said[model.name])
+        found[model.name] = {
+            "budget_words": budget,
+            "budget_bytes": size,
+            "distinct": {str(n): distinct(kept, n) for n in (1, 2, 3)},
+            "self_bleu_across": float(np.mean(across)) if across else None,
+            "compression_ratio": compression_ratio(texts[model.name][:size]),
+        }
+        for measure, own in measured[model.name].items():
+            reference = None if model is collection.base else base[measure]
+            found[model.name][measure] = _against(own, reference)
+    for measure in base:
+        correct([test for m in collection.finals if (test := found[m.name][measure])])
+    return found
+
+
+def _by_prompt(model: ModelSamples, samples: int) -> dict[str, Array | None]:
+    """What has a value for each prompt: None where there is one sample, or no entropy saved."""
+    within = None
+    if samples > 1:
+        texts = [words(r["response"]) for row in model.records for r in row[:samples]]
+        groups = np.repeat(np.arange(len(model.records)), samples)
+        within = np.array(self_bleu(texts, groups)).reshape(-1, samples).mean(axis=1)
+    measured = all("entropy" in record for record in model.flat)
+    return {
+        "self_bleu_within": within,
+        "entropy": model.values("entropy").mean(axis=1) if measured else None,
+    }
+
+
+def _against(own: Array | None, reference: Array | None) -> dict[str, Any] | None:
+    if own is None:
+        return None
+    gap = None if reference is None else own - reference
+    return {
+        **estimate(own),
+        "difference": None if gap is None else float(gap.mean()),
+        "difference_ci": None if gap is None else mean_interval(gap),
+        "p": None if gap is None else sign_flip_test(gap),
+        "p_holm": None,
+    }
+
+
+def distinct(responses: Sequence[Sequence[str]], n: int) -> float | None:
+    """distinct-n: different n-grams over all n-grams, none across two responses. "a a a a": 0.25.
+
+    https://arxiv.org/abs/1510.03055. None without any n-gram.
+    """
+    grams = [gram for tokens in responses for gram in _grams(tokens, n)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def compression_ratio(text: bytes) -> float | None:
+    """Bytes over bytes after zlib; more is more repetitive. "the cat sat. " fifty times: 23.2.
+
+    Shaib et al. (https://arxiv.org/abs/2403.00553).
+    """
+    return len(text) / len(zlib.compress(text)) if text else None
+
+
+def self_bleu(texts: Sequence[Sequence[str]], groups: Numbers | None = None) -> list[float]:
+    """BLEU-4 of each text against all the others, 0 to 100; empty for fewer than two texts.
+
+    BLEU = BP exp(mean_n log p_n) over n up to min(4, words), p_n the fraction of n-grams found in
+    some other text, clipped to how often the one with the most has it; a p_n of 0 becomes
+    1/(2^k N_n) at the k-th such n, and BLEU is 0 where no word is shared.
+    BP = exp(min(0, 1 - r/c)), r the length of the other text nearest in length. As sacrebleu's
+    sentence_bleu. Equal texts: 100. https://arxiv.org/abs/1802.01886
+
+    Args:
+        texts: Words of each text.
+        groups: Number of each text's group, of at least two texts; a text is compared with the
+            others of its group. None: all texts are one group.
+    """
+    if len(texts) < 2:
+        return []
+    group = np.zeros(len(texts), dtype=np.int64) if groups is None else groups.astype(np.int64)
+    length = np.array([len(tokens) for tokens in texts])
+    owner = np.repeat(np.arange(len(texts)), length)
+    number = {word: i for i, word in enumerate(dict.fromkeys(chain.from_iterable(texts)))}
+    tokens = np.array([number[word] for word in chain.from_iterable(texts)], dtype=np.int64)
+    grams, logs, smooth = tokens, np.zeros(len(texts)), np.ones(len(texts))
+    alike = np.zeros(len(texts), dtype=bool)
+    for n in range(1, ORDER + 1):
+        total = length - n + 1
+        if n > 1:  # an n-gram is the (n-1)-gram at its place and the word after that
+            grams = np.unique(grams[:-1] * len(number) + tokens[n - 1 :], return_inverse=True)[1]
+        whole = owner[: len(grams)] == owner[n - 1 :]  # none spans two texts
+        matched = _matches(grams[whole], owner[: len(grams)][whole], group)
+        alike |= matched > 0
+        missing = (total > 0) & (matched == 0)
+        smooth[missing] *= 2
+        precision = np.where(missing, 1 / smooth, matched) / np.maximum(total, 1)
+        logs += np.log(precision, where=total > 0, out=np.zeros(len(texts)))
+    orders, size = np.clip(length, 1, ORDER), np.maximum(length, 1)
+    brevity = np.minimum(0.0, 1 - _nearest(length, group) / size)
+    return [float(bleu) for bleu in np.where(alike, 100 * np.exp(brevity + logs / orders), 0.0)]
+
+
+def _matches(grams: Numbers, owner: Numbers, group: Numbers) -> Array:
+    """How many of each text's n-grams the other texts of its group have, clipped to their most.
+
+    What the others have matters up to what the text has itself, and that is the second largest
+    count in the group: of a text with less, some other has as much.
+
+    Args:
+        grams: Number of each n-gram of all texts.
+        owner: Text that each is in.
+    """
+    keys, counts = np.unique(grams * len(group) + owner, return_counts=True)
+    gram, text = np.divmod(keys, len(group))
+    order = np.lexsort((-counts, group[text], gram))
+    gram, text, counts = gram[order], text[order], counts[order]
+    first = np.append(True, (np.diff(gram) != 0) | (np.diff(group[text]) != 0))
+    start = np.flatnonzero(first[: len(gram)])
+    sizes = np.diff(np.append(start, len(gram)))
+    second = np.where(sizes > 1, counts[np.minimum(start + 1, len(gram) - 1)], 0)
+    clipped = np.minimum(counts, np.repeat(second, sizes))
+    return np.bincount(text, weights=clipped, minlength=len(group)).astype(np.float64)
+
+
+def _nearest(length: Numbers, group: Numbers) -> Array:
+    """Length of the other text of the group that is nearest in length, the shorter of two."""
+    order = np.lexsort((length, group))
+    ordered = length[order].astype(np.float64)
+    apart = np.diff(group[order]) != 0
+    shorter = np.append(-np.inf, np.where(apart, -np.inf, ordered[:-1]))
+    longer = np.append(np.where(apart, np.inf, ordered[1:]), np.inf)
+    nearest = np.empty(len(length))
+    nearest[order] = np.where(ordered - shorter <= longer - ordered, shorter, longer)
+    return nearest
+
+
+def _grams(tokens: Sequence[str], n: int) -> list[Gram]:
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+
+
+def _first(responses: Sequence[Sequence[str]], budget: int) -> list[Sequence[str]]:
+    kept = []
+    for tokens in responses:
+        kept.append(tokens[:budget])
+        budget -= len(kept[-1])
+    return kept

@@ -1,0 +1,167 @@
+"""The reward-KL frontier: who is on it, how surely, under what ceiling, and paths at one KL."""
+
+import math
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_recipes.evaluation.metrics.claims import FEWEST_PROMPTS
+from rlhf_recipes.evaluation.metrics.samples import Collection, Results
+from rlhf_recipes.evaluation.metrics.statistics import (
+    CONFIDENCE,
+    Array,
+    Interval,
+    correct,
+    percentiles,
+    prompt_draws,
+)
+
+NOT_FROM_ONE = "base has one sample a prompt and no control"
+
+
+def dominance(kl: Array, reward: Array) -> NDArray[np.bool_]:
+    """Whether point a dominates point b at [..., a, b]: no more KL, no less reward, one strictly.
+
+    Args:
+        kl: Shape (..., points), as is reward.
+    """
+    less_kl = kl[..., :, None] - kl[..., None, :]
+    more_reward = reward[..., :, None] - reward[..., None, :]
+    strict = (less_kl < 0) | (more_reward > 0)
+    return np.asarray((less_kl <= 0) & (more_reward >= 0) & strict)
+
+
+def frontier_probability(kl: Array, reward: Array) -> tuple[Array, Array]:
+    """Fraction of joint bootstrap draws of the prompts in which each model is on the frontier.
+
+    Also returns the fraction in which model a dominates model b, at [a, b].
+
+    Args:
+        kl: Shape (models, prompts), as is reward; the reference is one of the models.
+    """
+    draws = prompt_draws(kl.shape[1])
+    beats = dominance(draws @ kl.T, draws @ reward.T)
+    return 1 - beats.any(axis=1).mean(axis=0), beats.mean(axis=0)
+
+
+def within_prompt_sd(rewards: Array) -> float | None:
+    """Pooled standard deviation of a prompt's rewards, None from one sample a prompt."""
+    if rewards.shape[1] < 2:
+        return None
+    return float(np.sqrt(rewards.var(axis=1, ddof=1).mean()))
+
+
+def efficiency(gain: Any, sd: float, kl: Any) -> Any:
+    """Share of the ceiling that a policy reached: gain / (sd √(2 KL)).
+
+    A reward that is sub-Gaussian under the reference cannot gain more than sd √(2 KL)
+    (https://arxiv.org/abs/2406.05883), and tilting a Gaussian reaches it. Skewed rewards may
+    exceed 1.
+
+    Args:
+        gain: In units of the reward, as is sd, its deviation among base's answers to one prompt.
+        kl: Nats per response.
+    """
+    return gain / (sd * np.sqrt(2 * kl))
+
+
+def gain_at(kl: float, path_kl: Array, path_gain: Array) -> float:
+    """Gain of a path of checkpoints at a KL, interpolated linearly in √KL from (0, 0)."""
+    order = np.argsort(path_kl, kind="stable")
+    roots = np.sqrt(np.clip(path_kl[order], 0, None))
+    return float(np.interp(math.sqrt(kl), [0.0, *roots], [0.0, *path_gain[order]]))
+
+
+def matched_difference(
+    kl: tuple[Array, Array], gain: tuple[Array, Array]
+) -> tuple[float, float, Interval, float]:
+    """Gain of one path of checkpoints over another at the largest KL that both reach.
+
+    Returns that KL, the difference, its 95% interval and two-sided p from bootstrap draws of the
+    prompts, on each of which the KL and both paths are found anew.
+
+    Args:
+        kl: Of both paths, each of shape (checkpoints, prompts), as is gain.
+    """
+    n = kl[0].shape[1]
+    draws = np.vstack([np.ones(n), prompt_draws(n)]) / n
+    paths = [(draws @ k.T, draws @ g.T) for k, g in zip(kl, gain, strict=True)]
+    shared = np.clip(np.minimum(paths[0][0].max(axis=1), paths[1][0].max(axis=1)), 0, None)
+    first, second = (
+        np.array([gain_at(*row) for row in zip(shared, *path, strict=True)]) for path in paths
+    )
+    gaps = (first - second)[1:]
+    rarer = min(int((gaps <= 0).sum()), int((gaps >= 0).sum()))
+    p = min(1.0, 2 * (rarer + 1) / (len(gaps) + 1))
+    return float(shared[0]), float(first[0] - second[0]), percentiles(gaps), p
+
+
+def add_frontiers(models: Results, collection: Collection) -> Results:
+    """Each model's `frontier` by metric, added to its results; returns what concerns them all.
+
+    A model is `dominated` if at least 95% of the bootstrap draws, of at least ten prompts, say so,
+    and `dominated_by` each model of which as many draws say so. The ceiling is the gain in standard
+    deviations of base per √KL that no policy can exceed if rewards are sub-Gaussian:
+    √2 sd_within / sd. `matched` compares families of several checkpoints at the largest KL that
+    both reach.
+    """
+    found: Results = {}
+    names = list(models)
+    for entry in models.values():
+        entry["frontier"] = {"gold": None}
+    kl = np.array([m.values("kl").mean(axis=1) for m in collection.models.values()])
+    enough = kl.shape[1] >= FEWEST_PROMPTS
+    for metric in collection.metrics:
+        reward = np.array([m.scores(metric).mean(axis=1) for m in collection.models.values()])
+        rewards = collection.base.scores(metric)
+        scale = float(rewards.std(ddof=1)) or 1.0
+        if collection.control is not None:  # its samples are base's too
+            rewards = np.concatenate([rewards, collection.control.scores(metric)], axis=1)
+        deviation = within_prompt_sd(rewards)
+        beats = dominance(kl.mean(axis=1), reward.mean(axis=1))
+        on_front, dominating = frontier_probability(kl, reward)
+        for i, probability in enumerate(map(float, on_front)):
+            certain = np.flatnonzero(dominating[:, i] >= CONFIDENCE)
+            models[names[i]]["frontier"][metric] = {
+                "on_front": not beats[:, i].any(),
+                "dominated_by": [names[j] for j in certain if enough],
+                "probability": probability,
+                "dominated": enough and 1 - probability >= CONFIDENCE,
+                "efficiency": _efficiency(reward[i] - reward[0], kl[i], deviation),
+            }
+        found[metric] = {
+            "front": [n for n in names if models[n]["frontier"][metric]["on_front"]],
+            "sd_within": deviation,
+            "ceiling": None if deviation is None else math.sqrt(2) * deviation / scale,
+            "reason": NOT_FROM_ONE if deviation is None else None,
+            "matched": _matched(collection, metric, scale),
+        }
+    return found
+
+
+def _efficiency(gain: Array, kl: Array, deviation: float | None) -> Results | None:
+    if not deviation or kl.mean() <= 0:
+        return None
+    draws = prompt_draws(len(kl)) / len(kl)
+    drawn = efficiency(draws @ gain, deviation, np.maximum(draws @ kl, 1e-12))
+    value = float(efficiency(gain.mean(), deviation, kl.mean()))
+    return {"value": value, "ci": percentiles(drawn)}
+
+
+def _matched(collection: Collection, metric: str, scale: float) -> list[Results]:
+    paths = {path[0].family: path for path in collection.runs.values() if len(path) > 1}
+    families = [model.family for model in collection.finals]
+    base = collection.base.scores(metric).mean(axis=1)
+    found: list[Results] = []
+    for first, second in combinations([f for f in paths if families.count(f) == 1], 2):
+        sides = paths[first], paths[second]
+        kl, other_kl = (np.array([m.values("kl").mean(axis=1) for m in side]) for side in sides)
+        gain, other_gain = (
+            np.array([m.scores(metric).mean(axis=1) - base for m in side]) / scale for side in sides
+        )
+        at, gap, ci, p = matched_difference((kl, other_kl), (gain, other_gain))
+        found.append({"families": [first, second], "kl": at, "difference": gap, "ci": ci, "p": p})
+    correct(found)
+    return found

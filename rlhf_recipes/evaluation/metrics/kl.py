@@ -1,0 +1,76 @@
+"""How far a policy has moved from the reference, from the divergences saved with its samples."""
+
+import math
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from rlhf_recipes.evaluation.metrics.samples import ModelSamples
+from rlhf_recipes.evaluation.metrics.statistics import (
+    mean_interval,
+    rank_correlation,
+    student_half_width,
+)
+
+JOINT_ERRORS = 3.0
+ESTIMATOR = "exact over the vocabulary at each position of the policy's own samples"
+
+
+def kl_summary(model: ModelSamples) -> dict[str, Any]:
+    """KL(policy || reference) in nats: per response with its interval, per token, cross-checked.
+
+    seq   = mean over prompts of KL(y) = Σ_t Σ_v π(v|h_t) (log π(v|h_t) - log ref(v|h_t))
+    token = Σ KL(y) / Σ tokens(y), not the mean of ratios
+
+    The Rao-Blackwellised estimator of https://arxiv.org/abs/2504.10637. k1, the sampled log-ratio
+    log π(y) - log ref(y), has the same mean, so their difference by prompt must be 0 within three
+    of its standard errors; if not, the samples do not come from the distribution whose logits were
+    used.
+    """
+    exact, sampled = model.values("kl"), model.values("kl_k1")
+    per_prompt = exact.mean(axis=1)
+    gap = sampled.mean(axis=1) - per_prompt
+    error = float(stats.sem(gap))
+    return {
+        "seq": float(per_prompt.mean()),
+        "ci": mean_interval(per_prompt),
+        "sd": float(exact.std(ddof=1)),
+        "token": float(exact.sum() / max(model.values("n_tokens").sum(), 1)),
+        "sqrt": math.sqrt(max(0.0, float(per_prompt.mean()))),
+        "k1": float(sampled.mean()),
+        "k1_joint_se": error,
+        "k1_agrees": bool(abs(gap.mean()) <= JOINT_ERRORS * error + 1e-9),
+        "estimator": ESTIMATOR,
+        "capped": float(np.mean([record.get("finish") == "length" for record in model.flat])),
+        "by_position": kl_by_position(model),
+        "by_length": rank_correlation(exact[:, 0], model.values("n_tokens")[:, 0]),
+    }
+
+
+def kl_by_position(model: ModelSamples) -> dict[str, Any] | None:
+    """Mean exact KL at each token position over the responses that reach it, with its interval.
+
+    KL_t = mean over responses of Σ_v π(v|h_t) (log π(v|h_t) - log ref(v|h_t)); Σ_t n_t KL_t is the
+    sum of all responses' KL. Intervals are Student's over prompts, whose responses' deviations are
+    summed before they are squared; None where one prompt is left. None without saved curves.
+    """
+    curves: list[Any] = [record.get("kl_curve") for record in model.flat]
+    if None in curves or not any(curves):
+        return None
+    reached = np.array([len(curve) for curve in curves])[:, None] > np.arange(max(map(len, curves)))
+    table = np.zeros(reached.shape)
+    table[reached] = np.concatenate(curves)
+    n = reached.sum(axis=0)
+    mean = table.sum(axis=0) / n
+    shape = len(model.records), -1, len(n)
+    deviations = np.where(reached, table - mean, 0).reshape(shape).sum(axis=1)
+    prompts = reached.reshape(shape).any(axis=1).sum(axis=0)
+    spread = np.square(deviations).sum(axis=0) * prompts / np.maximum(prompts - 1, 1)
+    half = student_half_width(prompts) * np.sqrt(spread) / n
+    ends = np.stack([mean - half, mean + half], axis=1).tolist()
+    return {
+        "kl": mean.tolist(),
+        "n": n.tolist(),
+        "ci": [pair if count > 1 else None for pair, count in zip(ends, prompts, strict=True)],
+    }

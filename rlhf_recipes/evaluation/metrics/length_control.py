@@ -1,0 +1,83 @@
+"""The win rate at equal length: what remains of it when the answers are as long as base's."""
+
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+
+from rlhf_recipes.evaluation.metrics.statistics import (
+    Array,
+    Interval,
+    percentiles,
+    prompt_draws,
+    wilson,
+)
+
+RIDGE = 1e-4
+NEWTON_STEPS = 25
+LARGEST_STEP = 4.0
+CONVERGED = 1e-10
+OVERLAP = 0.05
+SEPARATED = 0.01
+
+
+def length_controlled(scores: Array, length_difference: Array) -> dict[str, Any]:
+    """Win rate with the effect of length taken out by a logistic fit, and its 95% interval.
+
+    logit P(win_i) = θ + φ tanh(d_i / rms(d)),   value = σ(θ)
+
+    After AlpacaEval 2 (https://arxiv.org/abs/2404.04475), without its instruction difficulty, which
+    needs many models. rms is not centred, so the rates of A over B and of B over A sum to 1. The
+    interval refits on bootstrap draws of the prompts, where AlpacaEval takes the fit as certain.
+    30 of 40 wins at +d and 5 of 20 at -d are 0.583 raw and 0.5 at equal length. A regression
+    adjustment: it does not prove what length caused. `shift` is the adjusted minus the raw rate,
+    with its interval from the same draws; `overlaps` says that neither side is longer on over 95%
+    of the prompts.
+
+    Args:
+        scores: Wins per prompt in [0, 1], shape (prompts,).
+        length_difference: Tokens more than the reference, shape (prompts,).
+    """
+    raw = float(scores.mean())
+    longer, shorter = (float(np.mean(side > 0)) for side in (length_difference, -length_difference))
+    found = {"raw": raw, "longer": longer, "overlaps": max(longer, shorter) <= 1 - OVERLAP}
+    scale = np.sqrt(np.mean(np.square(length_difference)))
+    tilt = np.tanh(length_difference / scale) if scale > 0 else np.zeros(len(scores))
+    n = len(scores)
+    if np.ptp(scores) == 0:  # nothing to adjust, and nothing that draws could differ in
+        still = {"value": 0.0, "ci": Interval(0.0, 0.0)}
+        return found | {"value": raw, "ci": wilson(raw, n), "length_effect": 0.0, "shift": still}
+    draws = prompt_draws(n)
+    start = _fit(scores, tilt, np.ones((1, n)), (0.0, 0.0))
+    theta, phi = (float(side[0]) for side in start)
+    value, drawn = float(expit(theta)), expit(_fit(scores, tilt, draws, (theta, phi))[0])
+    shift = {"value": value - raw, "ci": percentiles(drawn - draws @ scores / n)}
+    interval = percentiles(drawn)
+    if interval.high - interval.low < SEPARATED:
+        # Length tells wins from losses without an error, and so it does on every draw.
+        interval = wilson(value, n)
+    fit = {"value": value, "ci": interval, "length_effect": phi}
+    return found | fit | {"shift": shift}
+
+
+def _fit(
+    scores: Array, tilt: Array, weights: Array, start: tuple[float, float]
+) -> tuple[Array, Array]:
+    """θ and φ for each row of weights, by Newton's method; a slight ridge on φ alone.
+
+    The ridge keeps φ finite where length separates wins from losses.
+    """
+    theta, phi = (np.full(len(weights), value) for value in start)
+    for _ in range(NEWTON_STEPS):
+        chance = expit(theta[:, None] + phi[:, None] * tilt)
+        gap, curve = weights * (scores - chance), weights * chance * (1 - chance)
+        g0, g1 = gap.sum(axis=1), gap @ tilt - RIDGE * phi
+        h00, h01 = curve.sum(axis=1) + 1e-12, curve @ tilt
+        h11 = curve @ np.square(tilt) + RIDGE
+        determinant = h00 * h11 - h01**2
+        steps = np.stack([h11 * g0 - h01 * g1, h00 * g1 - h01 * g0]) / determinant
+        steps = np.clip(steps, -LARGEST_STEP, LARGEST_STEP)
+        theta, phi = theta + steps[0], phi + steps[1]
+        if np.abs(steps).max() < CONVERGED:
+            break
+    return theta, phi

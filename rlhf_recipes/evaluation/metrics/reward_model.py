@@ -1,0 +1,186 @@
+"""Where a reward model disagrees with the preference labels: how often, on what, and examples."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.evaluation.metrics.calibration import calibration, margin_curve
+from rlhf_recipes.evaluation.metrics.detectors import refuses, words
+from rlhf_recipes.evaluation.metrics.statistics import SEED, Array, rank_correlation, wilson
+from rlhf_recipes.evaluation.metrics.win_rate import win_rate
+
+Pair = dict[str, Any]
+
+CONFIDENT = 10
+RANDOM = 10
+NEAR_DUPLICATE = 0.8
+MANY_TURNS = 4
+FLAGGED = {
+    "refusal in chosen": "refusal_in_chosen",
+    "refusal in rejected": "refusal_in_rejected",
+    "near-duplicate": "near_duplicate",
+}
+
+
+def reward_model_errors(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """How good a reward model is: accuracy, calibration, length bias, slices, 20 wrong pairs.
+
+    A pair is right if the chosen text scores higher; equal scores count one half. The wrong pairs
+    shown are the 10 with the largest margin against the label and 10 drawn from the others with
+    a fixed seed, or all of them if there are no more than 20.
+
+    Args:
+        pairs: Records with prompt, chosen, rejected (texts), chosen_reward, rejected_reward,
+            chosen_tokens, rejected_tokens, turns and source; chosen_gold and rejected_gold where
+            there is a gold judge.
+    """
+    _require_scores(pairs)
+    described = [_describe(index, pair) for index, pair in enumerate(pairs)]
+    wrong = sorted((p for p in described if p["margin"] < 0), key=lambda p: float(p["margin"]))
+    margins = np.array([pair["margin"] for pair in described])
+    return {
+        "n": len(pairs),
+        "accuracy": _accuracy(described),
+        "margin": {
+            "mean": float(margins.mean()),
+            "quantiles": {f"{q:.2f}": float(np.quantile(margins, q)) for q in (0.05, 0.5, 0.95)},
+        },
+        "calibration": calibration(margins),
+        "margin_curve": margin_curve(margins),
+        "length_bias": length_bias(described),
+        "slices": _slices(described),
+        "n_wrong": len(wrong),
+        "rule": (
+            f"the {CONFIDENT} wrong pairs with the largest margin against the label, then "
+            f"{RANDOM} drawn from the rest with seed {SEED}; all if there are no more"
+        ),
+        "wrong_pairs": _chosen_by_rule(wrong),
+    }
+
+
+def length_bias(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Does the model reward length beyond what the labels do?
+
+    Spearman's correlation of margin and length difference; how often the longer text wins by the
+    model and by the labels (pairs of unequal length); accuracy where the chosen text is shorter and
+    longer, and the mean of the two, which a pure length rule leaves at 0.5. Singhal et al.
+    (https://arxiv.org/abs/2310.03716).
+    """
+    margin = np.array([pair["margin"] for pair in pairs])
+    gap = np.array([pair["length_gap"] for pair in pairs], dtype=np.float64)
+    unequal = gap != 0
+    shorter = [pair for pair in pairs if pair["length_gap"] < 0]
+    longer = [pair for pair in pairs if pair["length_gap"] > 0]
+    sides = {"chosen_shorter": shorter, "chosen_longer": longer}
+    accuracy = {name: _accuracy(part) if part else None for name, part in sides.items()}
+    both = [found["value"] for found in accuracy.values() if found]
+    return {
+        "spearman": rank_correlation(margin, gap),
+        "longer_wins": _share((np.sign(margin * gap)[unequal] + 1) / 2),
+        "longer_is_chosen": _share((gap[unequal] > 0).astype(np.float64)),
+        "accuracy": accuracy,
+        "balanced_accuracy": sum(both) / 2 if len(both) == 2 else None,
+    }
+
+
+def _share(values: Array) -> dict[str, Any] | None:
+    if not len(values):
+        return None
+    share = float(values.mean())
+    return {"value": share, "ci": wilson(share, len(values)), "n": len(values)}
+
+
+def near_duplicates(first: str, second: str) -> bool:
+    """Whether two texts share 80% of their words, counted with repeats (Dice's coefficient)."""
+    a, b = Counter(words(first)), Counter(words(second))
+    total = a.total() + b.total()
+    return total == 0 or 2 * (a & b).total() / total >= NEAR_DUPLICATE
+
+
+def _require_scores(pairs: Sequence[Pair]) -> None:
+    if not pairs:
+        raise RecipeError(
+            "There are no preference pairs to score. The reward model's errors cannot be counted. "
+            "Prepare data with a validation split that is not empty."
+        )
+    for index, pair in enumerate(pairs):
+        scores = pair["chosen_reward"], pair["rejected_reward"]
+        if not all(map(math.isfinite, scores)):
+            raise RecipeError(
+                f"The reward model scores pair {index} as {scores[0]} and {scores[1]}. Its weights "
+                "are broken, most likely by a diverged run. Train it with a lower learning rate."
+            )
+
+
+def _describe(index: int, pair: Pair) -> Pair:
+    gap = pair["chosen_tokens"] - pair["rejected_tokens"]
+    found = {
+        "chosen_shorter": gap < 0,
+        "refusal_in_chosen": refuses(pair["chosen"]),
+        "refusal_in_rejected": refuses(pair["rejected"]),
+        "near_duplicate": near_duplicates(pair["chosen"], pair["rejected"]),
+        "gold_disagrees_with_label": pair.get("chosen_gold", 0) < pair.get("rejected_gold", 0),
+    }
+    return {
+        "index": index,
+        **pair,
+        "margin": pair["chosen_reward"] - pair["rejected_reward"],
+        "length_gap": gap,
+        "flags": [name for name, holds in found.items() if holds],
+    }
+
+
+def _accuracy(pairs: Sequence[Pair]) -> dict[str, Any]:
+    rate = win_rate(
+        np.array([[pair["chosen_reward"]] for pair in pairs], dtype=np.float64),
+        np.array([[pair["rejected_reward"]] for pair in pairs], dtype=np.float64),
+    )
+    counts = {"right": rate["wins"], "ties": rate["ties"], "wrong": rate["losses"]}
+    return {"value": rate["value"], "ci": rate["ci"], **counts}
+
+
+def _slices(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    table = []
+    for name in ("length", "turns", *FLAGGED, "source"):
+        groups: dict[str, list[Pair]] = {}
+        for pair in pairs:
+            groups.setdefault(_slice(name, pair), []).append(pair)
+        for value, group in sorted(groups.items()):
+            accuracy = _accuracy(group)
+            table.append(
+                {
+                    "slice": name,
+                    "value": value,
+                    "n": len(group),
+                    "wrong": accuracy["wrong"],
+                    "ties": accuracy["ties"],
+                    "error_rate": 1 - accuracy["value"],
+                    "ci": [1 - accuracy["ci"][1], 1 - accuracy["ci"][0]],
+                }
+            )
+    return table
+
+
+def _slice(name: str, pair: Pair) -> str:
+    """Where a pair stands in a slicing."""
+    if name == "length":
+        return ("equal length", "chosen longer", "chosen shorter")[int(np.sign(pair["length_gap"]))]
+    if name == "turns":
+        return str(pair["turns"]) if pair["turns"] < MANY_TURNS else f"{MANY_TURNS} or more"
+    if name in FLAGGED:
+        return "yes" if FLAGGED[name] in pair["flags"] else "no"
+    return str(pair[name])
+
+
+def _chosen_by_rule(wrong: list[Pair]) -> list[Pair]:
+    if len(wrong) <= CONFIDENT + RANDOM:
+        return [pair | {"selection": "all"} for pair in wrong]
+    rest = wrong[CONFIDENT:]
+    drawn = sorted(np.random.default_rng(SEED).choice(len(rest), RANDOM, replace=False))
+    return [pair | {"selection": "most confident"} for pair in wrong[:CONFIDENT]] + [
+        rest[i] | {"selection": "random"} for i in drawn
+    ]

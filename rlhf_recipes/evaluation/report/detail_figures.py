@@ -1,0 +1,92 @@
+"""Figures to look into: where KL is spent, and how far a reward model can be believed."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from rlhf_recipes.evaluation.metrics.samples import Collection, Results
+from rlhf_recipes.evaluation.report.figures import COLOURS, MUTED, caption, colours, figure
+
+FEWEST = 5
+
+
+def kl_figure(results: Results, collection: Collection, path: Path) -> bool:
+    """KL by token position and against length; False, and no file, if no curves were collected."""
+    finals = [m for m in collection.finals if results["models"][m.name]["kl"]["by_position"]]
+    if not finals:
+        return False
+    tints = colours(results)
+    text = caption(
+        collection,
+        "Left: exact KL at each position, mean over the responses that reach it (five or more), "
+        "band: 95% interval. Right: each completion.",
+    )
+    with figure(path, 10.4, 4.6, text) as canvas:
+        left, right = canvas.subplots(1, 2)
+        for model in finals:
+            kl = results["models"][model.name]["kl"]
+            _by_position(left, kl["by_position"], tints[model.name], model.name)
+            lengths, spent = model.values("n_tokens").ravel(), model.values("kl").ravel()
+            tint = tints[model.name]
+            right.plot(lengths, spent, "o", color=tint, markersize=3, alpha=0.3, markeredgewidth=0)
+        left.set_ylim(bottom=0)
+        left.set_title("KL by position")
+        left.set_xlabel("token position in the response")
+        left.set_ylabel("nats per token")
+        right.set_ylim(bottom=0)
+        right.set_title("KL against length")
+        right.set_xlabel("response length (tokens)")
+        right.set_ylabel("nats per response")
+        handles, labels = left.get_legend_handles_labels()
+        canvas.legend(handles, labels, loc="outside upper left", ncols=len(labels))
+    return True
+
+
+def _by_position(axes: Axes, curve: Results, tint: str, name: str) -> None:
+    kept = [i for i, n in enumerate(curve["n"]) if n >= FEWEST]
+    positions = [i + 1 for i in kept]
+    ends = np.array([curve["ci"][i] for i in kept]).reshape(-1, 2)
+    axes.plot(positions, [curve["kl"][i] for i in kept], color=tint, linewidth=1.8, label=name)
+    axes.fill_between(positions, ends[:, 0], ends[:, 1], color=tint, alpha=0.18, linewidth=0)
+
+
+def reward_model_figure(model: Results, path: Path) -> None:
+    """Reliability diagram, accuracy by margin, and accuracy by length of the chosen text."""
+    text = (
+        "Left: share right against claimed probability σ(|margin|), folded; on the line, claims "
+        "hold; numbers: pairs. Middle: by fifth of |margin|. Right: by length of the chosen text. "
+        f"Bars: 95% intervals. n = {model['n']} held-out pairs."
+    )
+    tint = COLOURS["reward"]
+    with figure(path, 11.4, 4.2, text) as canvas:
+        left, middle, right = canvas.subplots(1, 3)
+        left.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for row in model["calibration"]["reliability"]:
+            _bar(left, row["claimed"], row["right"], row["ci"], tint)
+            left.annotate(
+                str(row["n"]), (row["claimed"], 0.03), ha="center", fontsize=7.5, color=MUTED
+            )
+        left.set_title("reliability")
+        left.set_xlabel("claimed probability")
+        left.set_ylabel("share right")
+        left.set_xlim(0.48, 1.02)
+        for fifth in model["margin_curve"]:
+            _bar(middle, float(np.mean(fifth["margin"])), fifth["accuracy"], fifth["ci"], tint)
+        middle.set_title("accuracy by margin")
+        middle.set_xlabel("|margin|, middle of the fifth")
+        sides = model["length_bias"]["accuracy"]
+        for place, found in enumerate(sides.values()):
+            if found:
+                _bar(right, place, found["value"], found["ci"], tint)
+        right.set_title("accuracy by length")
+        right.set_xticks(range(len(sides)), [name.replace("_", " ") for name in sides])
+        right.set_xlim(-0.6, 1.6)
+        for axes in (left, middle, right):
+            axes.axhline(0.5, color="#ced4da", linewidth=1, zorder=1)
+            axes.set_ylim(-0.02, 1.02)
+
+
+def _bar(axes: Axes, x: float, y: float, ends: list[float], tint: str) -> None:
+    axes.plot([x, x], ends, color=tint, linewidth=1.8, alpha=0.7, solid_capstyle="round")
+    axes.plot(x, y, "o", color=tint, markersize=7)

@@ -1,0 +1,201 @@
+"""The figures of an evaluation. One colour and one marker per model, the same in every figure."""
+
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from rlhf_recipes.evaluation.metrics.claims import Claim, win_claim
+from rlhf_recipes.evaluation.metrics.samples import Collection, Results, reward_of
+from rlhf_recipes.evaluation.metrics.statistics import SEED
+
+# Okabe and Ito's palette: told apart with any kind of colour vision.
+COLOURS = {
+    "base": "#4d4d4d",
+    "control": "#999999",
+    "reward": "#CC79A7",
+    "ppo": "#D55E00",
+    "grpo": "#0072B2",
+    "dpo": "#009E73",
+}
+OTHER_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#000000")
+MARKERS = {"base": "o", "control": "o", "ppo": "s", "grpo": "^", "dpo": "D"}
+MUTED = "#5f6670"
+STYLE: Any = {
+    "font.size": 9.5,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelcolor": "#30353b",
+    "axes.edgecolor": "#b8bec6",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
+    "grid.color": "#e9ecef",
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "legend.frameon": False,
+}
+
+
+def colours(results: Results) -> dict[str, str]:
+    """The colour of each model: that of its family."""
+    families = {name: model["family"] for name, model in results["models"].items()}
+    unique = list(dict.fromkeys(families.values()))
+    return {name: colour(family, unique) for name, family in families.items()}
+
+
+def colour(name: str, names: list[str]) -> str:
+    """The colour of a family; those without one of their own take the others in turn."""
+    others = [n for n in names if n not in COLOURS]
+    return COLOURS.get(name) or OTHER_COLOURS[others.index(name) % len(OTHER_COLOURS)]
+
+
+@contextmanager
+def figure(path: Path, width: float, height: float, caption: str) -> Iterator[Figure]:
+    """A figure in the project's style with a caption below it, saved to path at the end."""
+    with mpl.rc_context(STYLE):
+        padding = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09, wspace=0.02, hspace=0.02)
+        canvas = Figure(figsize=(width, height), layout=padding)
+        yield canvas
+        lines = textwrap.fill(caption, int(width * 16.5))
+        canvas.supxlabel(lines, x=0.01, ha="left", fontsize=8, color=MUTED, linespacing=1.4)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        canvas.savefig(path, dpi=150)
+
+
+def caption(collection: Collection, text: str) -> str:
+    """The text, then what every figure must say: prompts, samples, reference."""
+    prompts, samples = collection.base.values("reward").shape
+    each = "1 sample" if samples == 1 else f"{samples} samples"
+    return (
+        f"{text} n = {prompts} prompts, {each} of base each; reference: base; draws: seed {SEED}."
+    )
+
+
+def win_rates_figure(results: Results, collection: Collection, path: Path) -> None:
+    """Forest plot: each policy against base, at equal length, against each other; the controls."""
+    groups = _forest_groups(results)
+    rows = [row for group in groups for row in group]
+    metrics = list(reversed(collection.metrics))
+    tints = colours(results)
+    text = caption(
+        collection,
+        "Fraction of completion pairs won, a tie one half; bars: 95% intervals; filled: off 50% "
+        "by the interval and the corrected test. At equal length: logistic adjustment, on the "
+        "metric that claims are made on; it has no test and is never filled.",
+    )
+    height = 1.6 + 0.36 * len(rows)
+    with figure(path, 5.2 * len(metrics) + 1, height, text) as canvas:
+        panels = canvas.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+        for axes, metric in zip(panels, metrics, strict=True):
+            axes.axvline(50, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            edge = -0.5
+            for group in groups[:-1]:
+                edge += len(group)
+                axes.axhline(edge, color="#e9ecef", linewidth=1)
+            for position, (label, rates) in enumerate(rows):
+                if rates.get(metric):
+                    tint = tints.get(label.split(" ")[0], MUTED)
+                    draw_rate(axes, position, rates[metric], tint)
+            axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.set_xlim(0, 100)
+            axes.set_xlabel("win rate (%)")
+            axes.set_title(f"{metric} win rate")
+            axes.tick_params(axis="y", length=0)
+            axes.grid(axis="y", visible=False)
+
+
+def _forest_groups(results: Results) -> list[list[tuple[str, Results]]]:
+    finals = [name for family in results["families"].values() for name in family["finals"]]
+    rates = {name: results["models"][name]["win_rate"] for name in finals}
+    controls = {"control": "base again vs base", "best_of_n": "best of {n} of base vs base"}
+    groups = [
+        [(f"{name} vs base", rates[name]) for name in finals],
+        [
+            (f"{name} at equal length", {rates[name]["lc"]["metric"]: rates[name]["lc"]})
+            for name in finals
+        ],
+        list(results["pairwise"].items()),
+        [
+            (controls[name].format(n=each.get("n")), each["win_rate"])
+            for name, each in results["controls"].items()
+        ],
+    ]
+    return [group for group in groups if group]
+
+
+def draw_rate(axes: Axes, position: int, rate: Results, tint: str) -> None:
+    """One row of the forest plot: filled where the sentences name a direction."""
+    value, (low, high) = 100 * rate["value"], (100 * rate["ci"][0], 100 * rate["ci"][1])
+    axes.plot([low, high], [position] * 2, color=tint, linewidth=2.2, solid_capstyle="round")
+    # The adjusted rate has no test of its own.
+    tested = "p_holm" in rate
+    fill = tint if tested and win_claim(rate) in (Claim.ABOVE, Claim.BELOW) else "white"
+    axes.plot(value, position, "o", color=tint, markerfacecolor=fill, markersize=7.5)
+    axes.annotate(
+        f"{value:.0f}  [{low:.0f}, {high:.0f}]",
+        (1.02, position),
+        xycoords=("axes fraction", "data"),
+        va="center",
+        fontsize=8.5,
+        color="#30353b",
+    )
+
+
+def reward_distributions_figure(results: Results, collection: Collection, path: Path) -> None:
+    """Above, the distribution of each model's rewards; below, the paired differences to base."""
+    metrics = list(reversed(collection.metrics))
+    tints = colours(results)
+    shown = [collection.base, *collection.finals]
+    text = caption(
+        collection,
+        "Above: share of samples at or below a reward. Below: difference to base per prompt; "
+        "diamonds: mean with its 95% interval.",
+    )
+    with figure(path, 5.4 * len(metrics), 4.4 + 0.5 * len(shown), text) as canvas:
+        grid = canvas.subplots(
+            2, len(metrics), squeeze=False, height_ratios=[3.4, 0.6 + 0.55 * (len(shown) - 1)]
+        )
+        for column, metric in enumerate(metrics):
+            above, below = grid[0][column], grid[1][column]
+            for model in shown:
+                rewards = model.scores(metric).ravel()
+                above.ecdf(rewards, color=tints[model.name], linewidth=1.9, label=model.name)
+            above.set_title(f"{metric} reward")
+            above.set_ylabel("share of samples" if column == 0 else "")
+            _differences(below, results, collection, metric)
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        canvas.legend(handles, labels, loc="outside upper left", ncols=len(shown))
+
+
+def _differences(axes: Axes, results: Results, collection: Collection, metric: str) -> None:
+    tints = colours(results)
+    base = collection.base.scores(metric).mean(axis=1)
+    rng = np.random.default_rng(SEED)
+    for position, model in enumerate(collection.finals):
+        tint = tints[model.name]
+        gaps = model.scores(metric).mean(axis=1) - base
+        jitter = position + rng.uniform(-0.24, 0.24, len(gaps))
+        axes.plot(gaps, jitter, "o", color=tint, markersize=3.5, alpha=0.35, markeredgewidth=0)
+        difference = reward_of(results["models"][model.name], metric)["difference"]
+        axes.plot(difference["ci"], [position] * 2, color="#16191d", linewidth=2.2)
+        axes.plot(
+            difference["mean"], position, "D", color=tint, markeredgecolor="#16191d", markersize=7
+        )
+    axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.set_yticks(range(len(collection.finals)), [m.name for m in collection.finals])
+    axes.set_ylim(len(collection.finals) - 0.5, -0.5)
+    axes.set_xlabel(f"{metric} reward minus base, same prompt")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)

@@ -1,0 +1,145 @@
+"""pareto_frontier.png: reward gained over base against √KL, a panel for each metric."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from rlhf_recipes.evaluation.metrics.samples import Collection, Results, reward_of
+from rlhf_recipes.evaluation.report.figures import MARKERS, MUTED, caption, colours, figure
+
+Point = tuple[float, float]
+
+ERROR_TINT = 0.55
+
+
+def pareto_frontier_figure(results: Results, collection: Collection, path: Path) -> None:
+    """Every model as a point with both intervals, checkpoints as paths, and what bounds them."""
+    metrics = list(reversed(collection.metrics))
+    text = caption(collection, _explained(results))
+    with figure(path, 5.4 * len(metrics), 5.1, text) as canvas:
+        panels = list(canvas.subplots(1, len(metrics), squeeze=False)[0])
+        for axes, metric in zip(panels, metrics, strict=True):
+            _panel(axes, results, metric)
+        panels[0].set_ylabel("reward gained over base (sd of base)")
+        handles = _legend(results)
+        canvas.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+
+
+def _explained(results: Results) -> str:
+    parts = [
+        "Bars: 95% intervals over prompts. Hollow: dominated (another has at least the reward for "
+        "no more KL) in 95% of the bootstrap draws. Dashed: frontier of the points."
+    ]
+    if _runs(results["models"]):
+        parts.append("Small: earlier checkpoints, joined in order.")
+    if results["best_of_n"]:
+        parts.append("Dotted: best of n of base by the proxy, at most this KL.")
+    if any(front["ceiling"] for front in results["frontier"].values()):
+        parts.append("Shaded: beyond what sub-Gaussian rewards allow, sd_within √(2 KL).")
+    return " ".join(parts)
+
+
+def _legend(results: Results) -> list[Line2D]:
+    tints = colours(results)
+    names = {model["family"]: name for name, model in results["models"].items()}
+    return [
+        Line2D([], [], linestyle="", marker=_marker(family), color=tints[name], label=family)
+        for family, name in names.items()
+    ]
+
+
+def _marker(family: str) -> str:
+    return MARKERS.get(family, "P")
+
+
+def _place(model: Results, metric: str) -> Point:
+    return model["kl"]["sqrt"], reward_of(model, metric)["gain"]["value"]
+
+
+def _panel(axes: Axes, results: Results, metric: str) -> None:
+    models, tints = results["models"], colours(results)
+    end = max(model["kl"]["sqrt"] for model in models.values()) * 1.12 + 0.05
+    finals = {name for family in results["families"].values() for name in family["finals"]}
+    for run in _runs(models):
+        places = [(0.0, 0.0), *(_place(models[name], metric) for name in run)]
+        axes.plot(*zip(*places, strict=True), color=tints[run[0]], linewidth=1.3, zorder=2)
+    for name, model in models.items():
+        small = name not in finals and name != "base"
+        _point(axes, model, metric, tints[name], small=small)
+    front = sorted(_place(models[name], metric) for name in results["frontier"][metric]["front"])
+    line = [*front, (end, front[-1][1])]
+    axes.step(*zip(*line, strict=True), where="post", color=MUTED, linewidth=1, linestyle="--")
+    _best_of_n(axes, results, metric, end)
+    axes.update_datalim([(0.0, -0.1), (0.0, 0.1)])  # models that did not move stay a flat line
+    axes.autoscale_view(scalex=False)
+    _ceiling(axes, results["frontier"][metric]["ceiling"], end)
+    axes.axhline(0, color="#ced4da", linewidth=1, zorder=1)
+    axes.set_xlim(-0.04 * end, end)
+    axes.set_xlabel("√KL to the reference (√nats per response)")
+    axes.set_title(f"{metric} reward")
+    _kl_axis(axes, end)
+
+
+def _runs(models: Results) -> list[list[str]]:
+    """Names of the checkpoints of each run that has several, in their order."""
+    runs: dict[str, list[str]] = {}
+    for name, model in models.items():
+        runs.setdefault(model["run"], []).append(name)
+    return [run for run in runs.values() if len(run) > 1]
+
+
+def _point(axes: Axes, model: Results, metric: str, tint: str, *, small: bool) -> None:
+    x, y = _place(model, metric)
+    gain, ends = reward_of(model, metric)["gain"], np.sqrt(np.clip(model["kl"]["ci"], 0, None))
+    filled = not model["frontier"][metric]["dominated"]
+    axes.errorbar(
+        x,
+        y,
+        xerr=[[max(0.0, x - ends[0])], [max(0.0, ends[1] - x)]],
+        yerr=[[max(0.0, y - gain["ci"][0])], [max(0.0, gain["ci"][1] - y)]],
+        fmt=_marker(model["family"]),
+        color=tint,
+        ecolor=(tint, ERROR_TINT),
+        markerfacecolor=tint if filled else "white",
+        markersize=5 if small else 9,
+        markeredgewidth=1.2 if small else 1.8,
+        elinewidth=0.9 if small else 1.5,
+        zorder=3 if small else 4,
+    )
+
+
+def _ceiling(axes: Axes, ceiling: float | None, end: float) -> None:
+    """Shade what lies above the ceiling, without letting it choose the limits of the panel."""
+    if ceiling is None:
+        return
+    limits = axes.get_ylim()
+    x = np.array([0.0, end])
+    axes.fill_between(x, ceiling * x, max(limits[1], ceiling * end), color="#f1f3f5", zorder=0)
+    axes.plot(x, ceiling * x, color="#adb5bd", linewidth=1, zorder=1)
+    axes.set_ylim(limits)
+
+
+def _best_of_n(axes: Axes, results: Results, metric: str, end: float) -> None:
+    rows = [row for row in results["best_of_n"] if row["sqrt_kl_bound"] <= end]
+    x, y = [row["sqrt_kl_bound"] for row in rows], [row[metric]["gain"] for row in rows]
+    axes.plot(x, y, ":", color="#4d4d4d", linewidth=1.4, marker=".", zorder=2)
+    for row, left, up in list(zip(rows, x, y, strict=True))[1:]:  # n = 1 is base itself
+        axes.annotate(f"{row['n']}", (left, up), (0, 5), textcoords="offset points", fontsize=7.5)
+
+
+def _kl_axis(axes: Axes, end: float) -> None:
+    def square(x: Any) -> Any:
+        return np.sign(x) * np.square(x)
+
+    def root(x: Any) -> Any:
+        return np.sign(x) * np.sqrt(np.abs(x))
+
+    top = axes.secondary_xaxis("top", functions=(square, root))
+    steps = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0, end**2)
+    top.set_xticks([kl for kl in steps if 0 <= kl <= end**2])
+    top.set_xlabel("KL (nats per response)", color=MUTED)
+    top.spines["top"].set_visible(False)

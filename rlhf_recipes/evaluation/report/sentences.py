@@ -1,0 +1,353 @@
+"""Sentences about results: a table of conditions for each kind, and the numbers filled in.
+
+A condition is a claim (`claims`): on which side of nothing a value lies beyond doubt. Numbers come
+from the results as they are, rounded for reading; nothing is computed here.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rlhf_recipes.evaluation.metrics import statistics
+from rlhf_recipes.evaluation.metrics.claims import FEWEST_READABLE, Claim, claim, win_claim
+from rlhf_recipes.evaluation.metrics.over_optimization import gain_claims
+
+Results = dict[str, Any]
+
+MOST_NAMED = 3
+EXTREME = 0.1  # AlpacaEval calls a change of 10 points between the two rates extreme.
+
+COMPARISON = {
+    Claim.ABOVE: "**{name}** is **better** than {other}: it wins {facts}.",
+    Claim.BELOW: "**{name}** is **worse** than {other}: it wins {facts}.",
+    Claim.UNDETECTED: "**{name}** shows no detectable difference from {other}: it wins {facts}."
+    "{power}",
+    Claim.TOO_FEW: "**{name}** against {other}: {n} prompts are too few to name a direction. It "
+    "wins {facts}.",
+    Claim.UNREADABLE: "**{name}** against {other}: fewer than {needed} of the verdicts by "
+    "{metric} can be read, too few to name a direction. It wins {facts}.",
+}
+FRONTIER = {
+    "dominated by": "is dominated by {models} on {metric}, on the frontier in {draws}.",
+    "dominated": "is dominated by some model on {metric}, by no single one of them beyond doubt; "
+    "on the frontier in {draws}.",
+    "on it": "is on the {metric} frontier in {draws}.",
+    "unsettled": "may be on the {metric} frontier, in {draws}: these prompts do not settle it.",
+    "too few": "is on the {metric} frontier in {draws}: {n} prompts are too few to settle it.",
+}
+# By what may be said of the gain on the proxy and of that on gold.
+PROXY_AND_GOLD = {
+    (Claim.ABOVE, Claim.BELOW): "is over-optimized: the proxy rose and gold fell",
+    (Claim.ABOVE, Claim.ABOVE): "rose on the proxy and on gold",
+    (Claim.ABOVE, Claim.UNDETECTED): "rose on the proxy; on gold no change is detectable",
+    (Claim.BELOW, Claim.BELOW): "fell on the proxy and on gold",
+    (Claim.BELOW, Claim.ABOVE): "fell on the proxy and rose on gold",
+    (Claim.BELOW, Claim.UNDETECTED): "fell on the proxy; on gold no change is detectable",
+    (Claim.UNDETECTED, Claim.ABOVE): "rose on gold; on the proxy no change is detectable",
+    (Claim.UNDETECTED, Claim.BELOW): "fell on gold; on the proxy no change is detectable",
+    (Claim.UNDETECTED, Claim.UNDETECTED): "shows no detectable change on the proxy or on gold",
+    (Claim.TOO_FEW, Claim.TOO_FEW): "was tried on {n} prompts, too few to name a direction",
+}
+GAP = {
+    Claim.ABOVE: "The proxy's gain is larger than gold's",
+    Claim.BELOW: "Gold's gain is larger than the proxy's",
+    Claim.UNDETECTED: "No gap between the two is detectable",
+    Claim.TOO_FEW: "The gap is not interpreted either",
+}
+# By what may be said of the win rate as it is, of the shift to that at equal length, and of the
+# latter; None: whatever that is.
+LENGTH = (
+    (Claim.ABOVE, Claim.BELOW, None, "at least part of the lead goes with length"),
+    (Claim.ABOVE, Claim.ABOVE, None, "length hides part of the lead"),
+    (Claim.BELOW, Claim.ABOVE, None, "at least part of the deficit goes with length"),
+    (Claim.BELOW, Claim.BELOW, None, "length hides part of the deficit"),
+    (Claim.UNDETECTED, Claim.ABOVE, Claim.ABOVE, "length hides a lead"),
+    (Claim.UNDETECTED, Claim.BELOW, Claim.BELOW, "length hides a deficit"),
+    (Claim.UNDETECTED, Claim.ABOVE, None, "length lowers the win rate"),
+    (Claim.UNDETECTED, Claim.BELOW, None, "length raises the win rate"),
+)
+FAILURE = {Claim.ABOVE: "more", Claim.BELOW: "less"}
+VARIETY = {
+    ("self_bleu_within", Claim.ABOVE): "completions of one prompt are more alike",
+    ("self_bleu_within", Claim.BELOW): "completions of one prompt are less alike",
+    ("entropy", Claim.ABOVE): "token choices are more varied",
+    ("entropy", Claim.BELOW): "token choices are less varied",
+}
+MATCHED = {
+    Claim.ABOVE: "{at} **{first}** gains more than **{second}** ({facts}).",
+    Claim.BELOW: "{at} **{first}** gains less than **{second}** ({facts}).",
+    Claim.UNDETECTED: "{at} **{first}** and **{second}** show no detectable difference ({facts}).",
+    Claim.TOO_FEW: "{at} {n} prompts are too few to compare **{first}** and **{second}** "
+    "({facts}).",
+}
+CONTROL = {True: "passed", False: "**failed** on {failed}", None: "could not be decided on {open}"}
+
+
+def number(value: float) -> str:
+    """Three significant digits, never scientific: 52.1, 0.123, 1234."""
+    if value == 0:
+        return "0"
+    # Of the rounded value: 9.998 is 10.0.
+    decimals = min(4, max(0, 2 - math.floor(math.log10(float(f"{abs(value):.2e}")))))
+    text = f"{value:.{decimals}f}"
+    return "0" if float(text) == 0 else text
+
+
+def signed(value: float) -> str:
+    """The number with its sign."""
+    return f"+{number(value)}" if value > 0 else number(value)
+
+
+def gain(value: float) -> str:
+    """A gain in standard deviations of base."""
+    text = f"{value:+.2f}"
+    return "+0.00" if text == "-0.00" else text
+
+
+def percent(share: float) -> str:
+    """A share as whole percent."""
+    return f"{100 * share:.0f}%"
+
+
+def p_value(p: float) -> str:
+    """Two significant digits: 0.033, 2.2e-13."""
+    return f"{p:.2g}"
+
+
+def gain_span(ci: Sequence[float]) -> str:
+    """An interval of gains."""
+    return f"[{gain(ci[0])}, {gain(ci[1])}]"
+
+
+def span(ci: Sequence[float]) -> str:
+    """An interval in its own unit."""
+    return f"[{number(ci[0])}, {number(ci[1])}]"
+
+
+def percent_span(ci: Sequence[float]) -> str:
+    """An interval of shares, in percent."""
+    return f"[{100 * ci[0]:.0f}, {100 * ci[1]:.0f}]"
+
+
+def optional(value: float | None) -> str:
+    """The number, if it could be computed."""
+    return "undefined" if value is None else number(value)
+
+
+def correlation(found: Results) -> str:
+    """A rank correlation with its interval, or why there is none."""
+    if found["value"] is None:
+        return f"undefined: {found['reason']}"
+    return f"{number(found['value'])} {span(found['ci'])}"
+
+
+def rate(value: float, ci: Sequence[float]) -> str:
+    """A share never stands without its interval: 75% [63, 84]."""
+    return f"{percent(value)} {percent_span(ci)}"
+
+
+def counted(win: Results) -> str:
+    """What a win rate is a fraction of, and how it follows from what was counted."""
+    prompts = f"{win['wins']} won, {win['ties']} tied, {win['losses']} lost"
+    pairs = win["pairs"]
+    if pairs is None:
+        return f"of {win['n']} prompts"
+    if pairs["n"] == win["n"]:
+        return f"of {win['n']} prompts ({prompts}; a tie counts one half)"
+    return (
+        f"of {pairs['n']} pairs of completions to {win['n']} prompts (pairs: {pairs['wins']} won, "
+        f"{pairs['ties']} tied, {pairs['losses']} lost; a tie counts one half; prompts by their "
+        f"pairs: {prompts})"
+    )
+
+
+def comparison_sentence(name: str, other: str, win: Results, metric: str) -> str:
+    """One policy against base or another policy, by a metric or a judge."""
+    facts = f"{rate(win['value'], win['ci'])} {counted(win)} by {metric}"
+    if read := win["readable"]:
+        facts += f", {read['n']} of {read['of']} verdicts readable"
+    facts += f", Holm p = {p_value(win['p_holm'])}"
+    power = ""
+    if win["detectable"]:
+        power = (
+            f" A true difference under {100 * win['detectable']:.0f} points would be missed more "
+            f"than {percent(1 - statistics.POWER)} of the time."
+        )
+    return COMPARISON[win_claim(win)].format(
+        name=name,
+        other=other,
+        facts=facts,
+        power=power,
+        n=win["n"],
+        metric=metric,
+        needed=percent(FEWEST_READABLE),
+    )
+
+
+def frontier_state(front: Results, prompts: int) -> str:
+    """Which of the frontier's sentences holds."""
+    if claim((0, 0), prompts) == Claim.TOO_FEW:
+        return "too few"
+    if front["dominated"]:
+        return "dominated by" if front["dominated_by"] else "dominated"
+    return "on it" if front["probability"] >= statistics.CONFIDENCE else "unsettled"
+
+
+def frontier_sentence(name: str, kl: Results, front: Results, metric: str, prompts: int) -> str:
+    """Whether a model is on the reward-KL frontier, and how sure that is."""
+    named = front["dominated_by"]
+    more = [f"{len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else []
+    sentence = FRONTIER[frontier_state(front, prompts)].format(
+        models=_listed([*named[:MOST_NAMED], *more]),
+        metric=metric,
+        draws=f"{percent(front['probability'])} of the bootstrap draws",
+        n=prompts,
+    )
+    return (
+        f"**{name}** spends {number(kl['seq'])} nats per completion {span(kl['ci'])} and {sentence}"
+    )
+
+
+def over_optimisation_sentence(name: str, policy: Results, prompts: int) -> str:
+    """Gain on the proxy, gain on gold, and their gap: each only as its interval and p allow."""
+    proxy, gold, gap = gain_claims(policy, prompts)
+    facts = ", ".join(
+        f"{metric} {gain(policy[f'{metric}_gain'])} {gain_span(policy[f'{metric}_ci'])}"
+        for metric in ("proxy", "gold")
+    )
+    gap_facts = f"proxy minus gold {gain(policy['gap'])} {gain_span(policy['gap_ci'])}"
+    sentence = PROXY_AND_GOLD[proxy, gold].format(n=prompts)
+    return f"**{name}** {sentence} ({facts} sd of base). {GAP[gap]} ({gap_facts})."
+
+
+def length_sentence(name: str, win: Results, adjusted: Results) -> str | None:
+    """What length does to a win rate, if it is detectable and more than ten points."""
+    found = (
+        win_claim(win),
+        claim(adjusted["shift"]["ci"], win["n"]),
+        claim(adjusted["ci"], win["n"], against=0.5),
+    )
+    if abs(adjusted["shift"]["value"]) <= EXTREME:
+        return None
+    for raw, shift, equal, text in LENGTH:
+        if (raw, shift) == found[:2] and equal in (None, found[2]):
+            low, high = adjusted["shift"]["ci"]
+            return (
+                f"{name}: the win rate is {rate(win['value'], win['ci'])} as it is and "
+                f"{rate(adjusted['value'], adjusted['ci'])} at equal length, a shift of "
+                f"{100 * adjusted['shift']['value']:+.0f} points [{100 * low:+.0f}, "
+                f"{100 * high:+.0f}]: {text}."
+            )
+    return None
+
+
+def failure_sentences(failures: Results, prompts: int) -> list[str]:
+    """The failures that became more or less frequent than in base beyond doubt."""
+    sentences = []
+    for detector, found in failures.items():
+        for name, entry in found["per_model"].items():
+            if entry.get("p_holm") is None:  # base and earlier checkpoints are not tested
+                continue
+            direction = claim(entry["diff_ci"], prompts, p_holm=entry["p_holm"])
+            if direction not in FAILURE:
+                continue
+            base = found["per_model"]["base"]["rate"]
+            sentences.append(
+                f"**{name}** has {FAILURE[direction]} `{detector}` than base: "
+                f"{percent(entry['rate'])} against {percent(base)} (difference "
+                f"{100 * entry['diff_vs_base']:+.0f} points {percent_span(entry['diff_ci'])}, Holm "
+                f"p = {p_value(entry['p_holm'])})."
+            )
+    none = "No failure is detectably more or less frequent than in base."
+    return sentences or [_undetected(none, "compare the failures with base's", prompts)]
+
+
+def diversity_sentences(results: Results) -> list[str]:
+    """Models whose completions became more or less varied than base's beyond doubt."""
+    sentences, prompts = [], results["config"]["n_prompts"]
+    for name, model in results["models"].items():
+        for measure in dict.fromkeys(measure for measure, _ in VARIETY):
+            found = model["diversity"][measure]
+            # Base has nothing to differ from, and earlier checkpoints are not tested.
+            if not found or found["p_holm"] is None:
+                continue
+            direction = claim(found["difference_ci"], prompts, p_holm=found["p_holm"])
+            if (measure, direction) not in VARIETY:
+                continue
+            sentences.append(
+                f"**{name}**: {VARIETY[measure, direction]} than base's (difference "
+                f"{signed(found['difference'])} {span(found['difference_ci'])}, Holm p = "
+                f"{p_value(found['p_holm'])})."
+            )
+    none = "No model is detectably more or less varied than base."
+    return sentences or [_undetected(none, "compare the variety with base's", prompts)]
+
+
+def _undetected(none: str, act: str, prompts: int) -> str:
+    few = claim((0, 0), prompts) == Claim.TOO_FEW
+    return f"{prompts} prompts are too few to {act}." if few else none
+
+
+def matched_sentence(pair: Results, metric: str, prompts: int) -> str:
+    """Two families at one KL; a direction only if Holm's p and the interval agree."""
+    first, second = pair["families"]
+    facts = f"{gain(pair['difference'])} {gain_span(pair['ci'])} sd of base by {metric}, "
+    facts += f"Holm p = {p_value(pair['p_holm'])}"
+    return MATCHED[claim(pair["ci"], prompts, p_holm=pair["p_holm"])].format(
+        at=f"At {number(pair['kl'])} nats, the most that both reach,",
+        first=first,
+        second=second,
+        facts=facts,
+        n=prompts,
+    )
+
+
+def seeds_sentence(family: str, seeds: Results, metric: str) -> str:
+    """How a family's training seeds differ."""
+    found = seeds[metric]
+    return (
+        f"**{family}**, {seeds['n']} runs: {gain(found['mean'])} {gain_span(found['ci'])} sd of "
+        f"base by {metric}, sd between runs {number(found['sd'])}."
+    )
+
+
+def judge_sentence(name: str, judge: Results) -> str:
+    """How a judge that compares has behaved."""
+    facts = {
+        "readable": "readable in both orders",
+        "consistent": "the orders agree",
+        "first": "the answer shown first preferred",
+    }
+    said = [f"{text} {percent(judge[k])}" for k, text in facts.items() if judge[k] is not None]
+    if judge["kappa"] is not None:
+        said.append(f"Cohen's kappa with gold {number(judge['kappa'])}")
+    return f"Judge `{name}`, {judge['n']} verdicts: {', '.join(said)}."
+
+
+def control_sentence(name: str, control: Results, primary: str) -> str:
+    """A control in words, with the numbers of what it failed on."""
+    rates = control["win_rate"]
+
+    def won(metric: str) -> str:
+        win = rates[metric]
+        return f"{rate(win['value'], win['ci'])} by {metric} (Holm p = {p_value(win['p_holm'])})"
+
+    if name == "best_of_n":
+        outcome = CONTROL[control["passed"]].format(failed="proxy", open="proxy")
+        return (
+            f"Positive control `best of {control['n']}` {outcome}: base's best sample by the proxy "
+            f"wins {won('proxy')} against base sampled again; {percent(control['expected'])} "
+            "expected without ties."
+        )
+    failed, undecided = control["failed_on"], control["undecided_on"]
+    outcome = CONTROL[control["passed"]].format(failed=_listed(failed), open=_listed(undecided))
+    shown = [m for m in failed or undecided if rates.get(m)] or [primary]
+    return (
+        f"A/A control `{name}` {outcome}: base sampled again wins {_listed(map(won, shown))} "
+        f"against itself, at a KL of {number(control['kl']['seq'])} nats (must be 0)."
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    *first, last = [*names] or [""]
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,0 +1,1 @@
+"""Sampling completions token by token, for PPO, GRPO and evaluation."""

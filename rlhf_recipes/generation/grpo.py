@@ -1,0 +1,83 @@
+"""GRPO's completions from this project's sampler, through the `rollout_func` of its trainer."""
+
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from peft import PeftModel
+from trl import GRPOConfig, GRPOTrainer
+
+from rlhf_recipes.generation.sampling import Prompt, prompt_ids, sample
+from rlhf_recipes.models.merging import merged
+from rlhf_recipes.sharding import shards_weights
+
+OURS = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": None,
+    "repetition_penalty": 1.0,
+    "use_vllm": False,
+    "use_transformers_continuous_batching": False,
+    "generation_kwargs": None,
+    "chat_template_kwargs": None,
+    "cache_implementation": None,
+}
+"""Settings of GRPOConfig that ask for no more than the model's own distribution, sampled here."""
+
+log = logging.getLogger(__name__)
+
+
+def rollout_func_for(args: GRPOConfig) -> Callable[..., dict[str, Any]] | None:
+    """The `rollout_func` to give to a GRPOTrainer with these arguments.
+
+    None, with a line in the log, where they ask for another distribution than the model's own, or
+    for another engine: then TRL samples.
+    """
+    for name, value in OURS.items():
+        if (getattr(args, name, value) or None) != (value or None):
+            log.warning("TRL's own sampler is used: `%s` is %s.", name, getattr(args, name))
+            return None
+    if args.max_completion_length is None:
+        log.warning("TRL's own sampler is used: `max_completion_length` is None.")
+        return None
+    if shards_weights(args):
+        log.warning("TRL's own sampler is used: the weights are spread over processes.")
+        return None
+    # It says that `rollout_func` may change; TRL is pinned, and the tests run it.
+    warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
+    return sampled_completions
+
+
+def sampled_completions(prompts: list[Prompt], trainer: GRPOTrainer) -> dict[str, Any]:
+    """Completions of each prompt in turn, in the form that GRPOTrainer takes.
+
+    Equal prompts are prefilled once, the adapter is merged into the weights for the while, and the
+    seed comes from torch's generator, which a checkpoint holds. There are no `logprobs`: the
+    trainer computes those it needs.
+    """
+    args: Any = trainer.args
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    tokenizer: Any = trainer.processing_class
+    lora, was_training = isinstance(model, PeftModel), model.training
+    model.eval()  # in training mode a base with gradient checkpointing drops its cache
+    try:
+        with merged(model, model.active_adapter) if lora else nullcontext():
+            rows = sample(
+                model.get_base_model() if lora else model,
+                tokenizer,
+                prompts,
+                max_completion_length=args.max_completion_length,
+                temperature=args.temperature,
+                batch_size=len(prompts),
+                seed=int(torch.randint(2**31, ())),
+            )
+    finally:
+        model.train(was_training)
+    return {
+        "prompt_ids": [prompt_ids(tokenizer, prompt) for prompt in prompts],
+        "completion_ids": [completion.ids for (completion,) in rows],
+        "logprobs": None,
+    }

@@ -1,0 +1,1 @@
+"""Pushing adapters to the Hub with their model cards."""

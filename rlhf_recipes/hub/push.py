@@ -1,0 +1,291 @@
+"""Push the adapters of finished runs to the Hugging Face Hub, each with its model card.
+
+    python -m rlhf_recipes.hub.push outputs --user NAME
+
+Repositories are private unless asked otherwise. What is pushed is enough to load and to reproduce
+the adapter; checkpoints, optimiser state and sampled completions stay on the machine.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
+from safetensors import SafetensorError, safe_open
+
+from rlhf_recipes.arguments import run
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.hub.model_card import card_text, public_base
+from rlhf_recipes.records import read_json, workspace, write_text
+
+PUSHED = (
+    "adapter_config.json",
+    "*.safetensors",
+    "tokenizer*",
+    "chat_template*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "README.md",
+    "recipe.yaml",
+    "run.json",
+    "training_curves.png",
+    "value/adapter_config.json",
+    "value/*.safetensors",
+)
+"""What is pushed of a run folder; `value` is PPO's second adapter, with its head."""
+
+
+STRUCTURED = (".json", ".yaml")
+TEXTS = (*STRUCTURED, ".md", ".jinja")
+VOCABULARY = "tokenizer.json"  # has tokens alone, and those must stay as they are
+
+
+class Upload(NamedTuple):
+    """A file of a run folder as it goes to the Hub: its own path, or its text as rewritten."""
+
+    name: str
+    content: Path | bytes
+
+
+def write_card(run_folder: Path, record: Mapping[str, Any], name: str) -> None:
+    """Write README.md, the model card of the run with that record, for a folder of that name."""
+    write_text(run_folder / "README.md", card_text(run_folder, record, name))
+
+
+def repo_name(run_folder: Path) -> str:
+    """The name a run's repository gets on the Hub: `outputs-ppo` for outputs/models/ppo_model."""
+    stage = run_folder.name.removesuffix("_model")
+    shared = workspace(run_folder)
+    return stage if shared == run_folder else f"{shared.resolve().name}-{stage}"
+
+
+def check_push(repo_id: str, token: str | None) -> None:
+    """Raise RecipeError where a push is known to fail; nothing is asked of the Hub."""
+    if constants.HF_HUB_OFFLINE:
+        raise RecipeError(
+            f"{repo_id} could not be pushed: HF_HUB_OFFLINE is set. Unset it, or leave "
+            "`push_to_hub` out and push the finished run with `make push`."
+        )
+    if token is None and get_token() is None:
+        raise RecipeError(
+            f"{repo_id} could not be pushed: there is no token on this machine. Log in with "
+            "`hf auth login`, set HF_TOKEN, or leave `push_to_hub` out."
+        )
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise RecipeError(
+            f"`hub_model_id` is {repo_id}, which cannot name a repository: {error}"
+        ) from error
+
+
+def push(run_folder: Path, repo_id: str, private: bool = True, token: str | None = None) -> str:
+    """Push a finished run to the Hub and return the URL of its repository.
+
+    A repository that exists gets another commit. One that is public already is refused while
+    `private` holds: the Hub would keep it public.
+
+    Args:
+        run_folder: Holds an adapter and its `run.json`; only a missing card is written into it.
+        repo_id: `name` or `user/name`; without a user, the token's.
+        token: Instead of HF_TOKEN or the one that `hf auth login` stored.
+    """
+    record = _read_run(run_folder)
+    if not _has_own_card(run_folder):
+        write_card(run_folder, record, run_folder.name)
+    for weights in sorted({*run_folder.glob("*.safetensors"), *run_folder.glob("value/*.safet*")}):
+        _check_weights(weights)
+    api = HfApi(token=token, library_name="rlhf_recipes")
+    with _hub_errors(run_folder, repo_id):
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(url.repo_id).private:
+            raise RecipeError(
+                f"{url} exists and is public, so {run_folder} was not pushed to it. Push to "
+                "another name, make that repository private in its settings, or push in public: "
+                "`make push ARGS=--public`, or `hub_private_repo: false` in a recipe."
+            )
+        operations = [
+            CommitOperationAdd(upload.name, upload.content)
+            for upload in _uploads(run_folder, url.repo_id)
+        ]
+        api.create_commit(url.repo_id, operations, commit_message=f"Push {run_folder.name}")
+    return str(url)
+
+
+def push_all(output_dir: Path, user: str, private: bool = True) -> Iterator[tuple[Path, str]]:
+    """Push each finished run of `output_dir/models`; yields its folder and its URL once it is up.
+
+    A repository is named `user/repo_name(folder)`.
+    """
+    folders = sorted(record.parent for record in output_dir.glob("models/*/run.json"))
+    if not folders:
+        raise RecipeError(
+            f"{output_dir}/models has no finished run, so there is nothing to push. "
+            "Train one first, for example with `make dpo`, or name another folder with OUT=."
+        )
+    for folder in folders:
+        yield folder, push(folder, f"{user}/{repo_name(folder)}", private)
+
+
+def _read_run(run_folder: Path) -> dict[str, Any]:
+    for name in ("run.json", "adapter_config.json"):
+        if not (run_folder / name).is_file():
+            raise RecipeError(
+                f"{run_folder} has no {name}, so it is not the folder of a finished training run. "
+                "Finish the run first, or name another folder."
+            )
+    if not list(run_folder.glob("adapter_model*.safetensors")):
+        raise RecipeError(
+            f"{run_folder} has no adapter_model.safetensors: its weights are lost, so there is "
+            "nothing to push. Bring the file back, or train again with `--overwrite`."
+        )
+    record: dict[str, Any] = read_json(run_folder / "run.json")
+    return record
+
+
+def _check_weights(path: Path) -> None:
+    """Raise RecipeError unless the file has tensors, all of them finite."""
+    found = ""
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            bad = [name for name in names if not file.get_tensor(name).isfinite().all()]
+    except SafetensorError as error:
+        found = f"is {path.stat().st_size} bytes that cannot be read ({error})"
+    else:
+        if not names:
+            found = "has no tensors in it"
+        elif bad:
+            found = f"has NaN or infinity in {len(bad)} of its {len(names)} tensors, as {bad[0]}"
+    if found:
+        raise RecipeError(
+            f"{path} {found}, so it was not pushed. Bring back a copy of the file, or train again "
+            "with `--overwrite`."
+        )
+
+
+def _has_own_card(run_folder: Path) -> bool:
+    """True for a card of ours, which its owner may have edited; TRL's trainers leave theirs."""
+    card = run_folder / "README.md"
+    return card.is_file() and "rlhf_recipes" in (ModelCard.load(card).data.tags or [])
+
+
+def _uploads(run_folder: Path, repo_id: str) -> list[Upload]:
+    """The files to push. Their texts have no path of this machine."""
+    base = read_json(run_folder / "adapter_config.json")["base_model_name_or_path"]
+    uploads = []
+    for path in sorted({path for pattern in PUSHED for path in run_folder.glob(pattern)}):
+        content: Path | bytes = path
+        if path.suffix in TEXTS and path.name != VOCABULARY:
+            text = _public_text(path, base, workspace(run_folder))
+            text = text.replace(f'adapter = "{run_folder.name}"', f'adapter = "{repo_id}"')
+            content = text.encode()
+        uploads.append(Upload(path.relative_to(run_folder).as_posix(), content))
+    return uploads
+
+
+def _public_text(path: Path, base: str, shared: Path) -> str:
+    """A text file as it may leave this machine: with names in place of paths."""
+    text = path.read_text(encoding="utf-8")
+    places = {base: public_base(base)}  # first: a base may lie in the workspace
+    for folder in (shared.absolute(), shared.resolve()):
+        places[str(folder)] = shared.resolve().name
+    if path.suffix in STRUCTURED:
+        is_json = path.suffix == ".json"
+        data = json.loads(text) if is_json else yaml.safe_load(text)
+        public = _public_value(data, places)
+        if public != data:
+            written = json.dumps(public, indent=2, ensure_ascii=False)
+            text = written if is_json else yaml.safe_dump(public, sort_keys=False)
+    places |= {str(Path.cwd()): Path.cwd().name, str(Path.home()): "~"}
+    for place, name in places.items():
+        if Path(place).is_absolute() and place != "/":
+            text = re.sub(rf"{re.escape(place)}(?![\w.-])", name.replace("\\", r"\\"), text)
+    return text
+
+
+def _public_value(value: Any, places: Mapping[str, str]) -> Any:
+    """A value of JSON or YAML: an absolute path is told by its name, or within the workspace."""
+    if isinstance(value, dict):
+        return {key: _public_value(item, places) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_public_value(item, places) for item in value]
+    if not isinstance(value, str) or value in places:
+        return places.get(value, value) if isinstance(value, str) else value
+    path = Path(value)
+    if "\n" in value or not path.is_absolute() or len(path.parts) < 3:
+        return value
+    for place, name in places.items():
+        if path.is_relative_to(place):
+            return str(Path(name) / path.relative_to(place))
+    return path.name
+
+
+@contextmanager
+def _hub_errors(run_folder: Path, repo_id: str) -> Iterator[None]:
+    """Turn what the Hub or the network refuses into a RecipeError that says the way out."""
+    kept = f"Nothing is lost: {run_folder} is complete, and `make push` can be repeated."
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise RecipeError(
+            f"{repo_id} cannot be pushed: HF_HUB_OFFLINE is set. Unset it to push. {kept}"
+        ) from error
+    except HFValidationError as error:
+        raise RecipeError(f"`{repo_id}` cannot name a repository: {error} {kept}") from error
+    except (json.JSONDecodeError, KeyError) as error:
+        raise RecipeError(
+            f"{repo_id} cannot be pushed: what answers at {constants.ENDPOINT} is not the Hub, but "
+            "perhaps the login page of this network. Open a web page in a browser and log in, or "
+            f"look at HF_ENDPOINT if it is set. {kept}"
+        ) from error
+    except HfHubHTTPError as error:
+        raise RecipeError(f"{_refusal(repo_id, error)} {kept}") from error
+    except (httpx2.TransportError, OSError, RuntimeError) as error:
+        # The upload of large files reports a broken connection as OSError or RuntimeError.
+        raise RecipeError(
+            f"{repo_id} cannot be pushed: the Hub does not answer ({error}). Check the network, "
+            f"and HF_ENDPOINT if it is set. {kept}"
+        ) from error
+
+
+def _refusal(repo_id: str, error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    if status == 401:
+        return (
+            f"{repo_id} cannot be pushed: there is no token, or the Hub does not know it (401). "
+            "Log in with `hf auth login`, or set HF_TOKEN to a token with write access."
+        )
+    if status == 403:
+        return (
+            f"{repo_id} cannot be pushed: the token may not write there (403). Make a token with "
+            "write access to that account at hf.co/settings/tokens and set HF_TOKEN to it, or "
+            "name your own account: HUB_USER=."
+        )
+    return f"{repo_id} cannot be pushed: the Hub answered {error}"
+
+
+def main() -> None:
+    """Push every finished run of a workspace and write the URL of each."""
+    parser = argparse.ArgumentParser(prog="python -m rlhf_recipes.hub.push", description=__doc__)
+    parser.add_argument("output_dir", type=Path, help="the folder that holds models/")
+    parser.add_argument("--user", required=True, help="account or organisation to push to")
+    parser.add_argument("--public", action="store_true", help="let everyone see the repositories")
+    options = parser.parse_args()
+    for folder, url in push_all(options.output_dir, options.user, private=not options.public):
+        sys.stdout.write(f"{folder} -> {url}\n")
+
+
+if __name__ == "__main__":
+    run(main)

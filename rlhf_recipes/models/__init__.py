@@ -1,0 +1,1 @@
+"""The base model and what is put on it: opening, architectures, tokenizers, adapters."""

@@ -1,0 +1,72 @@
+"""Which LoRA can be a role: one that adds to layers' outputs and leaves the base as it is."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from peft import LoraConfig
+from trl import ModelConfig, get_peft_config
+
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models.loading import Base
+
+HEAD_NAMES = ("score", "classifier")
+"""What transformers calls the linear head of a sequence classifier."""
+
+ADDITIVE = {
+    *("base_model_name_or_path", "revision", "task_type", "peft_type", "auto_mapping"),
+    *("peft_version", "inference_mode", "modules_to_save", "init_lora_weights", "loftq_config"),
+    *("r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern", "bias"),
+    *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform"),
+    "layers_pattern",
+    *("fan_in_fan_out", "use_dora", "lora_bias", "eva_config", "qalora_group_size"),
+    *("megatron_core", "ensure_weight_tying"),
+}
+"""Settings that a role can have: they shape what is added to a layer's output, or are idle."""
+
+HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva")
+"""Ways to draw a LoRA's first weights that leave the base's as they are."""
+
+DEFAULTS = {f.name: getattr(LoraConfig(), f.name, None) for f in fields(LoraConfig)}
+
+
+def more_than_lora(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a LoRA configuration that would change a shared base, or not be applied."""
+    others = {
+        name: value
+        for name, value in settings.items()
+        if name not in ADDITIVE and value not in (None, False, [], {}, DEFAULTS.get(name))
+    }
+    # A classifier's own head is the only module that is kept whole: beside the base.
+    whole = sorted({*(settings.get("modules_to_save") or ())} - {*HEAD_NAMES})
+    others |= {"modules_to_save": whole} if whole else {}
+    others |= {"bias": settings["bias"]} if settings.get("bias", "none") != "none" else {}
+    if settings.get("init_lora_weights", True) not in HARMLESS_INITS:
+        others["init_lora_weights"] = settings["init_lora_weights"]
+    return others
+
+
+def check_lora(settings: Mapping[str, Any], what: str) -> None:
+    """Raise RecipeError, naming the settings, where `what` could not be a role."""
+    others = more_than_lora(settings)
+    if others:
+        raise RecipeError(
+            f"{what} is more than LoRA: "
+            + ", ".join(f"`{name}: {value}`" for name, value in sorted(others.items()))
+            + ". All roles share one frozen base, and this would change it for all of them, or "
+            "not be applied. Train without that setting (to train whole layers, name them in "
+            "`lora_target_modules`), or merge the adapter into a copy of the base with PEFT's "
+            "`merge_and_unload` and use that folder as `model_name_or_path`."
+        )
+
+
+def lora_config(model: ModelConfig) -> LoraConfig:
+    """The LoRA that a recipe asks for, with the revision of its base.
+
+    What later stages would refuse to open is refused here, before it is trained.
+    """
+    config = get_peft_config(model)
+    assert isinstance(config, LoraConfig), "every stage trains adapters"
+    check_lora(config.to_dict(), "What the keys `lora_*` ask for")
+    config.revision = Base.of(model).revision
+    return config

@@ -1,0 +1,175 @@
+"""What a stage would do, cost and produce, told before it does it. No weights are loaded.
+
+Counts of rows, steps and parameters are exact; memory is estimated by the formulas in `memory`.
+"""
+
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_recipes.checks import Inputs, check_training
+from rlhf_recipes.evaluation.collect.collection import held_out_prompts
+from rlhf_recipes.evaluation.collect.provenance import read_adapters
+from rlhf_recipes.evaluation.collect.scorers import check_judges
+from rlhf_recipes.hub.push import repo_name
+from rlhf_recipes.models.adapters import read_adapter
+from rlhf_recipes.models.weight_files import check_weight_files
+from rlhf_recipes.planning.memory import Memory, evaluation_memory, training_memory
+from rlhf_recipes.planning.parameters import Parameters, evaluation_parameters, stage_parameters
+from rlhf_recipes.preferences.truncation import Rows, check_context, plain_text_notes, prompt_rows
+from rlhf_recipes.steps import completion_count
+
+if TYPE_CHECKING:
+    from rlhf_recipes.evaluation.arguments import EvaluationArguments
+
+RUN_OUTPUTS = (
+    "adapter, tokenizer, recipe.yaml, run.json, README.md",
+    "trainer_state.json, all_results.json, training_curves.png",
+)
+STAGE_OUTPUTS = {
+    "reward": ("results/reward_model_errors.json beside models/",),
+    "grpo": ("completions/*.parquet",),
+    "ppo": ("completions/*.parquet, value/ (the value role's adapter)",),
+}
+EVALUATION_OUTPUTS = ("samples/*_samples.json", "results/ with report.html", "ANALYSIS.md")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stage comes to. Evaluation has no `batch` and no steps."""
+
+    stage: str
+    base_model: str
+    rows: Mapping[str, Rows]
+    batch: tuple[int, int, int] | None  # device, accumulation, processes
+    steps: int
+    completions: int
+    generated_tokens: int  # if no completion ends early
+    parameters: Parameters
+    memory: Memory
+    output_dir: str
+    outputs: tuple[str, ...]
+    pushed_to: str | None
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return format_plan(self)
+
+
+def training_plan(inputs: Inputs) -> Plan:
+    """Check what a training stage is given, and count what it comes to.
+
+    A run calls this too: what `--plan` refuses, the run refuses in the same words.
+    """
+    check_training(inputs)
+    stage, training, model, rows = inputs.stage, inputs.training, inputs.model, inputs.rows
+    completions = completion_count(stage, inputs.epoch, inputs.steps, training)
+    meta, parameters = stage_parameters(stage, model, inputs.reward_model)
+    pushed_to = training.hub_model_id or repo_name(Path(training.output_dir))
+    return Plan(
+        stage=stage,
+        base_model=str(model.model_name_or_path),
+        rows=rows,
+        batch=(
+            training.train_batch_size,
+            training.gradient_accumulation_steps,
+            training.world_size,
+        ),
+        steps=inputs.steps,
+        completions=completions,
+        generated_tokens=completions * getattr(training, "max_completion_length", 0),
+        parameters=parameters,
+        memory=training_memory(
+            stage,
+            meta,
+            parameters,
+            model,
+            training,
+            rows["train"].longest,
+            inputs.reward_precision,
+        ),
+        output_dir=str(training.output_dir),
+        outputs=RUN_OUTPUTS + STAGE_OUTPUTS.get(stage, ()),
+        pushed_to=pushed_to if training.push_to_hub else None,
+        notes=plain_text_notes(inputs.dataset["train"], inputs.tokenizer),
+    )
+
+
+def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
+    """Check what an evaluation is given, and count what it comes to; the run calls this too."""
+    policies = arguments.policies()
+    adapters = read_adapters(arguments, policies)
+    check_judges(arguments, adapters.proxy)
+    prompts = held_out_prompts(arguments)
+    rows = prompt_rows(prompts, adapters.tokenizer(), arguments.max_completion_length)
+    samples = (len(policies) + arguments.control) * arguments.samples_per_prompt
+    completions = rows.used * (arguments.base_samples + samples)
+    # A checkpoint takes the place of the adapter it became.
+    held = [adapters.policies[policy.name] for policy in policies if policy.name == policy.run]
+    gold = arguments.gold_model_path
+    others = (adapters.start, read_adapter(gold) if gold else None)
+    meta, parameters = evaluation_parameters([adapters.proxy, *held, *filter(None, others)])
+    check_weight_files(meta, adapters.proxy.base)
+    check_context(meta.config, {"validation": rows})
+    return Plan(
+        stage="evaluate",
+        base_model=adapters.proxy.base.name,
+        rows={"validation": rows},
+        batch=None,
+        steps=0,
+        completions=completions,
+        generated_tokens=completions * arguments.max_completion_length,
+        parameters=parameters,
+        memory=evaluation_memory(meta, parameters, adapters.precision, arguments, rows.longest),
+        output_dir=arguments.output_dir,
+        outputs=EVALUATION_OUTPUTS,
+        pushed_to=None,
+    )
+
+
+def format_plan(plan: Plan) -> str:
+    """The plan as a table of two columns, at most 80 characters wide."""
+    lines = [("stage", plan.stage), ("base model", plan.base_model)]
+    for split, rows in plan.rows.items():
+        first, *others = rows.lines()
+        lines += [(f"{split} rows", first), *(("", line) for line in others)]
+    if plan.stage in ("grpo", "ppo"):
+        lines.append(("", "no prompt is cut or left out"))
+    if plan.batch is not None:
+        device, accumulation, processes = plan.batch
+        lines += [
+            (
+                "effective batch",
+                f"{math.prod(plan.batch):,} = {device} a device x {accumulation} accumulated "
+                f"x {processes} process" + "es" * (processes > 1),
+            ),
+            ("optimiser steps", f"{plan.steps:,}"),
+        ]
+    if plan.completions:
+        lines += [
+            ("completions", f"{plan.completions:,}"),
+            ("generated tokens", f"at most {plan.generated_tokens:,}"),
+        ]
+    counts = plan.parameters
+    share = counts.trainable / counts.total
+    lines.append(("parameters", f"{counts.total:,}, base {counts.base:,}"))
+    if plan.batch is not None:
+        lines.append(("trainable", f"{counts.trainable:,} ({share:.2%})"))
+    lines.append(("memory", "an estimate, for each process, without sharding"))
+    lines += [(f"  {name}", _bytes(size)) for name, size in plan.memory.parts().items()]
+    lines.append(("outputs in", plan.output_dir))
+    lines += [("", output) for output in plan.outputs]
+    lines.append(("pushed", f"to {plan.pushed_to}" if plan.pushed_to else "nothing"))
+    table = [f"{name:<17} {_shortened(value, 62)}".rstrip() for name, value in lines]
+    return "\n".join([*table, *(textwrap.fill(note, 80) for note in plan.notes)])
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:8.2f} GB" if size >= 1e9 else f"{size / 1e6:8.2f} MB"
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else "..." + text[len(text) - width + 3 :]

@@ -1,0 +1,1 @@
+"""Rows of a batch that begin alike, computed once."""

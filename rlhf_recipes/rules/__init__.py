@@ -1,0 +1,1 @@
+"""Rules that the values of a recipe must keep."""

@@ -1,0 +1,1 @@
+"""The folder of a run: locked, replaced as a whole, resumed, and found complete."""

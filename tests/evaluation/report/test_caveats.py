@@ -1,0 +1,222 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation.metrics.outliers import outliers
+from rlhf_recipes.evaluation.metrics.samples import read_samples
+from rlhf_recipes.evaluation.report.caveats import CAVEATS, caveats
+
+
+@pytest.fixture
+def results(evaluated):
+    return json.loads((evaluated / "results" / "evaluation_results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def collection(evaluated):
+    return read_samples(evaluated / "samples")
+
+
+def said(results, collection):
+    return " ".join(caveats(results, collection))
+
+
+def test_nothing_is_said_that_does_not_hold(results, collection):
+    assert caveats(results, collection) == results["warnings"]
+    seed, cut_off = results["warnings"]
+    assert "One training seed" in seed and "cut off at the length limit (base 34%," in cut_off
+
+
+def test_each_caveat_is_said_where_it_holds(results, collection):
+    ppo = results["models"]["ppo"]
+    shift = {"value": -0.19, "ci": [-0.3, -0.1]}
+    lc = {"value": 0.52, "ci": [0.4, 0.6], "shift": shift}
+    for change, sentence in (
+        (lambda: results["config"].update(n_prompts=20), "20 prompts are few"),
+        (lambda: ppo["kl"].update(k1_agrees=False), "ppo: the exact KL and its sampled estimate"),
+        (
+            lambda: ppo["win_rate"]["lc"].update(lc),
+            "52% [40, 60] at equal length, a shift of -19 points",
+        ),
+        (lambda: ppo["win_rate"]["lc"].update(overlaps=False, longer=0.97), "on 97% of the"),
+        (lambda: ppo["failures"]["truncated"].update(rate=0.45), "ppo 45%"),
+        (lambda: results["controls"]["control"].update(passed=False), "A/A control failed"),
+        (
+            lambda: results["controls"].update(best_of_n={"passed": False}),
+            "positive control failed",
+        ),
+        (lambda: results["controls"].pop("control"), "No control"),
+    ):
+        assert sentence not in said(results, collection)
+        change()
+        assert sentence in said(results, collection)
+
+
+def test_prompts_that_were_trained_on_are_counted(results, collection):
+    facts = copy.deepcopy(collection.facts)
+    collection.facts["prompts_in_training"] = 7
+    assert "7 of the prompts are training prompts" in said(results, collection)
+    collection.facts.clear()
+    collection.facts.update(facts)
+
+
+def altered(records, **changes):
+    """Records with fields set by functions of the record."""
+    return [record | {key: of(record) for key, of in changes.items()} for record in records]
+
+
+def one_judged(readable):
+    """Verdicts on every prompt of ppo and the control, of which some cannot be read."""
+    return [
+        {
+            "prompt_id": i,
+            "sample_index": 0,
+            "model": model,
+            "against": "base",
+            "readable": i >= 24 - readable,
+            "outcome": 1.0 if i >= 24 - readable else None,
+            "first": 1.0,
+            "second": 1.0 if i >= 24 - readable else None,
+        }
+        for model in ("ppo", "control")
+        for i in range(24)
+    ]
+
+
+@pytest.fixture(scope="module")
+def warned(tmp_path_factory, records_of, collection_in):
+    """Analyses a collection of base, control and ppo, changed as told; returns all it left."""
+    numbers = iter(range(100))
+
+    def analysed(prompts=24, change=None, verdicts=None, **facts):
+        effects = {"base": (0, 0, 0), "control": (0, 0, 0), "ppo": (0.5, 5, 2)}
+        models = {name: records_of(name, effect, prompts, 1) for name, effect in effects.items()}
+        for record in models["base"] + models["control"]:
+            record |= {"kl": 0.0, "kl_k1": 0.0, "kl_curve": [0.0] * record["n_tokens"]}
+        models = change(models) if change else models
+        folder = tmp_path_factory.mktemp("warned") / str(next(numbers))
+        output = collection_in(folder, models, **facts)
+        if verdicts is not None:
+            (output / "samples" / "verdicts_chat.json").write_text(json.dumps(verdicts))
+        return analyse(output), (output / "ANALYSIS.md").read_text()
+
+    return analysed
+
+
+def with_outlier(models):
+    models["ppo"][3]["reward"] = 1e6
+    return models
+
+
+def with_repeats(models):
+    for records in models.values():
+        for i in (5, 6):
+            records[i]["prompt"] = "  " + records[0]["prompt"].upper().replace(" ", "  ")
+    return models
+
+
+def with_copies(models):
+    copied = [record["response"] for record in models["base"]]
+    models["ppo"] = [r | {"response": t} for r, t in zip(models["ppo"], copied, strict=True)]
+    return models
+
+
+def without_variation(models):
+    return {name: altered(records, gold=lambda r: 7.0) for name, records in models.items()}
+
+
+SILENT = {
+    "outliers": (with_outlier, "ppo: `ppo-0003-0` scores 1000000 by proxy, over 10 robust"),
+    "repeated prompts": (with_repeats, "2 prompts are another one but for case and spaces"),
+    "equal completions": (with_copies, "base and ppo give the same completion to 100%"),
+    "constant": (without_variation, "base: every completion scores 7.00 by gold. Gains by it are"),
+    "all tied": (without_variation, "ppo: all 24 prompts tie with base by gold"),
+}
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_what_would_bend_the_numbers_silently_is_said(warned, name):
+    change, sentence = SILENT[name]
+    assert not any(sentence in warning for warning in warned()[0]["warnings"])
+    results, text = warned(change=change)
+    assert any(sentence in warning for warning in results["warnings"])
+    assert sentence in text
+
+
+def test_every_caveat_has_a_case_in_these_tests():
+    elsewhere = {"few prompts", "too few prompts", "training prompts", "no gold", "one seed", "k1"}
+    elsewhere |= {"empty", "length", "no overlap", "cut off", "unreadable verdicts", "no control"}
+    elsewhere |= {"failed control", "failed positive control"}
+    assert set(CAVEATS) == elsewhere | set(SILENT)
+
+
+def test_a_repeated_prompt_counts_once(warned):
+    results, _ = warned(change=with_repeats)
+    assert results["config"]["n_prompts"] == 22 and results["models"]["ppo"]["n_prompts"] == 22
+
+    # Doubling every prompt adds nothing: all intervals are as before.
+    def doubled(models):
+        return {
+            name: [
+                r
+                | {"prompt_id": 2 * r["prompt_id"] + k, "id": f"{name}-{2 * r['prompt_id'] + k}-0"}
+                for r in records
+                for k in (0, 1)
+            ]
+            for name, records in models.items()
+        }
+
+    once, twice = warned()[0], warned(change=doubled)[0]
+    assert twice["models"]["ppo"]["win_rate"] == once["models"]["ppo"]["win_rate"]
+    assert twice["models"]["ppo"]["gold"] == once["models"]["ppo"]["gold"]
+
+
+@pytest.mark.parametrize("prompts", [2, 5, 9])
+def test_of_few_prompts_no_direction_is_named_anywhere(warned, prompts):
+    def far_apart(models):
+        models["ppo"] = altered(
+            models["ppo"], reward=lambda r: r["reward"] + 50, gold=lambda r: r["gold"] + 500
+        )
+        return models
+
+    results, text = warned(prompts, far_apart)
+    assert results["models"]["ppo"]["verdict"] == "too few prompts"
+    assert results["controls"]["control"]["passed"] is None
+    assert not results["models"]["base"]["frontier"]["gold"]["dominated"]
+    prose = text[: text.index("## Samples")]
+    for word in ("better", "worse", "rose", "fell", "is dominated", "passed", "more `", "less `"):
+        assert word not in prose, word
+    assert f"{prompts} prompts are too few: below 10 no direction is named" in text
+
+
+@pytest.mark.parametrize(("readable", "passed"), [(0, None), (12, None), (19, None), (24, False)])
+def test_a_control_never_passes_on_verdicts_that_are_missing(warned, readable, passed):
+    results, text = warned(verdicts=one_judged(readable))
+    control = results["controls"]["control"]
+    assert control["passed"] is passed
+    assert control["undecided_on"] == ([] if readable == 24 else ["chat"])
+    judged = results["models"]["ppo"]["win_rate"]["chat"]
+    if readable == 0:
+        assert judged is None
+    else:
+        assert judged["value"] == 1 and judged["n"] == readable
+    missing = f"chat: {48 - 2 * readable} of 48 verdicts cannot be read"
+    assert (missing in text) == (readable < 24)
+    refused = "Nothing is said of ppo, where fewer than 80% can be read" in text
+    assert refused == (readable < 20)
+
+
+def test_outliers_are_those_that_decide_a_mean():
+    rng = np.random.default_rng(0)
+    normal = rng.normal(size=(500, 4))
+    assert not outliers(normal).any()
+    assert not outliers((rng.random((200, 1)) < 0.1).astype(float)).any()
+    assert not outliers(np.zeros((20, 1))).any()
+    normal[7, 2] = 1e6
+    assert np.argwhere(outliers(normal)).tolist() == [[7, 2]]
+    rare = np.zeros((50, 1))
+    rare[3] = 1e6
+    assert np.argwhere(outliers(rare)).tolist() == [[3, 0]]

@@ -1,0 +1,75 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from rlhf_recipes.models.loading import open_base
+from rlhf_recipes.models.merging import merged
+
+IDS = torch.arange(3, 43).view(2, 20)
+
+
+def peft_model(**changes):
+    settings = {"r": 4, "target_modules": ["q_proj", "down_proj"], **changes}
+    model = get_peft_model(open_base("tiny"), LoraConfig(**settings)).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora_bias": True},
+        {"use_dora": True},
+        {"target_modules": ["q_proj", "lm_head"]},  # the embeddings are the same weight
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, of what is tested here
+def test_a_merged_model_computes_the_same(changes):
+    model = peft_model(**changes)
+    expected, before = logits(model), {n: p.clone() for n, p in model.named_parameters()}
+    with merged(model, "default"):
+        torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits(model), expected)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_a_weight_that_has_the_adapter_in_it_is_left_alone():
+    model = peft_model()
+    expected = logits(model)
+    with merged(model, "default"):
+        with merged(model, "default"):
+            torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    model.merge_adapter()
+    with merged(model, "default"):
+        pass
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_weights_come_back_after_an_error_and_after_a_pass_without_adapters():
+    model = peft_model()
+    expected = logits(model)
+    with model.disable_adapter():
+        base = logits(model)
+
+    def fail():
+        with model.disable_adapter():
+            torch.testing.assert_close(logits(model), base, rtol=1e-4, atol=1e-4)
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"), merged(model, "default"):
+        fail()
+    assert torch.equal(logits(model), expected)

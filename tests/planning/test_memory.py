@@ -1,0 +1,131 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from rlhf_recipes.planning.memory import (
+    Architecture,
+    Memory,
+    activation_bytes,
+    architecture,
+    item_bytes,
+    kv_cache_bytes,
+    logits_bytes,
+    optimiser_bytes,
+    weight_bytes,
+)
+
+# PEFT says that GPT-2's Conv1D stores its weight transposed, and goes on:
+# https://github.com/huggingface/peft/blob/v0.21.2/src/peft/tuners/lora/layer.py
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+
+LLAMA = LlamaConfig(
+    vocab_size=101,
+    hidden_size=64,
+    intermediate_size=192,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    pad_token_id=0,
+)
+GPT2 = GPT2Config(
+    vocab_size=101, n_embd=64, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0, n_positions=64
+)
+BATCH, LENGTH = 4, 32
+TOKENS = BATCH * LENGTH
+
+
+def kept_for_backward(config, checkpointing):
+    """Bytes that autograd keeps of a forward pass of the trunk, parameters apart, each once."""
+    base = AutoModelForCausalLM.from_config(config)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    model.train()
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
+        return tensor
+
+    ids = torch.randint(0, 100, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        base.base_model(ids, use_cache=False)
+    return sum(
+        tensor.untyped_storage().nbytes()
+        for address, tensor in kept.items()
+        if address not in parameters
+    )
+
+
+def test_the_sizes_of_a_decoder_are_read_from_its_configuration():
+    assert architecture(LLAMA) == Architecture(4, 64, 192, 32, 101)
+    assert architecture(GPT2) == Architecture(4, 64, 256, 64, 101)
+
+
+@pytest.mark.parametrize(("config", "most"), [(LLAMA, 1.1), (GPT2, 1.6)], ids=["llama", "gpt2"])
+def test_activations_are_about_what_autograd_keeps(config, most):
+    estimate = activation_bytes(architecture(config), TOKENS, 4, checkpointing=False)
+    assert 1 <= kept_for_backward(config, checkpointing=False) / estimate <= most
+
+
+def test_with_checkpointing_a_layer_keeps_its_input_alone():
+    """The estimate holds one layer more, which is computed again in the backward pass."""
+    sizes = architecture(LLAMA)
+    one_layer = activation_bytes(sizes, TOKENS, 4, checkpointing=False) // sizes.layers
+    estimate = activation_bytes(sizes, TOKENS, 4, checkpointing=True) - one_layer
+    assert estimate == TOKENS * sizes.layers * sizes.width * 4
+    assert 1 <= kept_for_backward(LLAMA, checkpointing=True) / estimate <= 1.5
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_the_kv_cache_is_that_of_a_forward_pass(config):
+    model = AutoModelForCausalLM.from_config(config)
+    cache = model(torch.ones(BATCH, LENGTH, dtype=torch.long)).past_key_values
+    size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert kv_cache_bytes(architecture(config), TOKENS, 4) == size
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_those_of_the_model(dtype):
+    model = AutoModelForCausalLM.from_config(LLAMA, dtype=dtype)
+    size = sum(p.nbytes for p in model.parameters())
+    assert weight_bytes(model, dtype.itemsize, None) == size
+
+
+def test_quantisation_shrinks_the_linear_layers_but_not_the_lm_head():
+    # A layer: q and o 64x64, k and v 32x64, three of the MLP 192x64 -> 49,152 weights. Four bits
+    # and half a bit of scale make 27,648 bytes of them.
+    model = AutoModelForCausalLM.from_config(LLAMA)
+    linear = 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 192 * 64)
+    assert linear == 4 * 49_152
+    others = sum(p.numel() for p in model.parameters()) - linear
+    assert weight_bytes(model, 2, 4) == 4 * 27_648 + 2 * others
+
+
+def test_the_optimiser_state_is_adams():
+    weight = torch.nn.Parameter(torch.zeros(1000))
+    weight.grad = torch.ones(1000)
+    adam = torch.optim.AdamW([weight])
+    adam.step()
+    state = adam.state[weight]
+    assert optimiser_bytes(1000, "adamw_torch", 4) == state["exp_avg"].nbytes * 2
+    assert optimiser_bytes(1000, "adamw_bnb_8bit", 4) == 2000
+    assert optimiser_bytes(1000, "sgd", 4) == 0
+
+
+def test_logits_are_counted_three_times_in_float32():
+    assert logits_bytes(architecture(LLAMA), 10) == 10 * 101 * 4 * 3
+
+
+def test_the_type_auto_is_the_models_own():
+    assert [item_bytes(d, torch.bfloat16) for d in ("float32", "auto", None)] == [4, 2, 2]
+    assert item_bytes("auto", None) == 4
+
+
+def test_the_peak_is_what_lasts_and_the_larger_of_training_and_sampling():
+    assert Memory(1, 2, 4, 8, activations=100, logits=10, kv_cache=50, merged=5).peak == 15 + 110
+    assert Memory(1, 2, 4, 8, activations=10, logits=10, kv_cache=50, merged=5).peak == 15 + 55
+    assert Memory(weights=3, adapters=0).parts() == {"weights": 3, "peak": 3}

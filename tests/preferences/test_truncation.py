@@ -1,0 +1,141 @@
+"""Rows counted before training against the rows and batches that TRL's trainers make of them."""
+
+import json
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from peft import LoraConfig
+from torch import equal
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+
+from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models.loading import base_path, open_tokenizer
+from rlhf_recipes.preferences.truncation import Rows, fit_pairs, plain_text_notes, rows_text
+
+pytestmark = [
+    # TRL 1.16 sets `gradient_checkpointing` itself, whose name transformers 5.23 has deprecated.
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated"),
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true"),
+    pytest.mark.filterwarnings("ignore:.*keep_end.*deprecated"),
+]
+LIMIT = 60
+
+
+def chat(prompt: int, chosen: str, rejected: str) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": "p" * prompt}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
+
+
+# The tiny tokenizer has a token per letter; the template adds about 20 around a pair's texts.
+ROWS = Dataset.from_list(
+    [
+        chat(4, "good", "bad"),
+        chat(4, "y" * 90, "no"),  # cut
+        chat(4, "w" * 90 + "good", "w" * 90 + "bad"),  # the same once cut
+        chat(90, "good", "bad"),  # the prompt fills it
+        chat(4, "good" + "w" * 90, "bad" + "w" * 90),  # the same if the end is kept
+        chat(4, "no", "yes"),
+    ]
+)
+
+
+def trainer_of(stage: str, split: Dataset, folder: Any, **settings: Any) -> Any:
+    config, trainer = {"dpo": (DPOConfig, DPOTrainer), "reward": (RewardConfig, RewardTrainer)}[
+        stage
+    ]
+    training = config(
+        output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", **settings
+    )
+    task = {"dpo": "CAUSAL_LM", "reward": "SEQ_CLS"}[stage]
+    lora = LoraConfig(task_type=task, r=2, target_modules="all-linear")
+    return trainer(
+        model=base_path("tiny"),
+        args=training,
+        train_dataset=split,
+        processing_class=open_tokenizer("tiny"),
+        peft_config=lora,
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "expected"),
+    [
+        ("reward", {"max_length": LIMIT}, (0, 4, 0)),
+        ("reward", {"max_length": None}, (0, 0, 0)),
+        ("dpo", {"max_length": LIMIT}, (2, 1, 1)),
+        ("dpo", {"max_length": LIMIT, "truncation_mode": "keep_end"}, (3, 0, 1)),
+        ("dpo", {"max_length": None}, (0, 0, 0)),
+    ],
+)
+def test_counts_are_those_of_the_batches_of_trl(tmp_path, stage, settings, expected):
+    stock = trainer_of(stage, ROWS, tmp_path, **settings)
+    rows = fit_pairs(stage, "train", ROWS, open_tokenizer("tiny"), stock.args)
+    assert (rows.cut, rows.too_long, rows.identical) == expected
+    assert rows.used == len(ROWS) - rows.too_long - rows.identical == len(rows.kept)
+    assert len(stock.train_dataset) == rows.used + rows.identical
+
+    # What the stock trainer is fed: each pair as the two rows of a batch, without the padding.
+    same = longest = 0
+    for example in stock.train_dataset:
+        batch = stock.data_collator([example])
+        longest = max(longest, batch["input_ids"].shape[1])
+        same += equal(batch["input_ids"][0], batch["input_ids"][1])
+    assert (same, longest) == (rows.identical, rows.longest)
+
+    ours = trainer_of(stage, ROWS.select(rows.kept), tmp_path, **settings)
+    assert len(ours.train_dataset) == rows.used
+
+
+def test_plain_text_ends_as_trl_ends_it(tmp_path):
+    split = Dataset.from_list(
+        [
+            {"prompt": "p" * 10, "chosen": "y" * 20, "rejected": "n<|im_end|>"},
+            {"prompt": "p" * 10, "chosen": "same", "rejected": "same<|im_end|>"},
+        ]
+    )
+    stock = trainer_of("dpo", split, tmp_path, max_length=25)
+    rows = fit_pairs("dpo", "train", split, open_tokenizer("tiny"), stock.args)
+    assert (rows.used, rows.cut, rows.identical) == (1, 1, 1)
+    batch = stock.data_collator([stock.train_dataset[1]])
+    assert equal(batch["input_ids"][0], batch["input_ids"][1])
+    (note,) = plain_text_notes(split, open_tokenizer("tiny"))
+    assert "plain text and the tokenizer has a chat template" in note
+    assert plain_text_notes(ROWS, open_tokenizer("tiny")) == ()
+    tokenizer = open_tokenizer("tiny")
+    tokenizer.chat_template = None
+    assert plain_text_notes(split, tokenizer) == ()
+
+
+def test_nothing_left_says_how_much_is_needed(tmp_path):
+    tokenizer = open_tokenizer("tiny")
+    training = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_length=LIMIT)
+    with pytest.raises(RecipeError, match="1 are too long for it and 1 have two answers") as error:
+        fit_pairs("dpo", "train", ROWS.select([2, 3]), tokenizer, training)
+    assert "Raise `max_length`: half of the pairs fit in" in str(error.value)
+    twins = Dataset.from_list([chat(4, "yes", "yes")])
+    with pytest.raises(RecipeError, match="the same tokens to this model"):
+        fit_pairs("dpo", "train", twins, tokenizer, training)
+
+
+def test_a_run_says_its_rows_in_words_and_numbers():
+    rows = Rows(used=5, longest=60, cut=2, too_long=1, identical=3, kept=(0, 1, 2, 3, 4))
+    text = rows_text({"train": rows, "validation": Rows(4, 9)}, ["A note."])
+    assert text.splitlines() == [
+        "train rows        5, up to 60 tokens",
+        "                  - 2 cut at max_length",
+        "                  - 1 left out: too long for max_length",
+        "                  - 3 left out: both answers are the same tokens",
+        "validation rows   4, up to 9 tokens",
+        "A note.",
+    ]
+    assert json.loads(json.dumps(rows.counts())) == {
+        "used": 5,
+        "cut": 2,
+        "too_long": 1,
+        "identical": 3,
+        "longest": 60,
+    }

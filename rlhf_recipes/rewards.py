@@ -46,6 +46,12 @@ class RewardModel:
 
     Works as a reward function of TRL's GRPOTrainer as well: completions may be texts or the
     messages of one assistant turn.
+
+    >>> from rlhf_recipes import RewardModel
+    >>> reward_model = RewardModel.load(reward_folder)
+    >>> scores = reward_model(["Why?", "Why?"], ["Because it rains.", "No."])
+    >>> len(scores)
+    2
     """
 
     def __init__(

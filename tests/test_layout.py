@@ -119,8 +119,10 @@ def refuse(*args, **kwargs):
 socket.socket = refuse
 before = set(sys.modules)
 import rlhf_recipes
+assert "PPOTrainer" in dir(rlhf_recipes)
 assert not logging.root.handlers
-sys.stdout.write(" ".join(set(sys.modules) - before))
+loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
+sys.stdout.write(" ".join(loaded - sys.stdlib_module_names))
 """
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

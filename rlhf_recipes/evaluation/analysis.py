@@ -39,6 +39,11 @@ def analyse(output_dir: Path) -> Results:
     models/reward_model/scores.json. The same files give the same bytes. Everything is written
     beside what a finished analysis left, and put in its place at the end. Raises RecipeError if
     the samples cannot be compared.
+
+    >>> from rlhf_recipes import analyse
+    >>> results = analyse(collected)
+    >>> sorted(results["models"])
+    ['base', 'ppo']
     """
     output_dir = Path(output_dir)
     collection = read_samples(collected_folder(output_dir))

@@ -124,6 +124,15 @@ def sample(
         batch_size: Completions decoded at once.
         keep_states: Whether completions have their `states`, on the model's device.
         progress: Title of a progress bar over completions; None shows none.
+
+    >>> from rlhf_recipes import sample
+    >>> model = AutoModelForCausalLM.from_pretrained(base)
+    >>> tokenizer = AutoTokenizer.from_pretrained(base)
+    >>> ((completion, _),) = sample(
+    ...     model, tokenizer, ["Why?"], max_completion_length=8, num_completions=2
+    ... )
+    >>> len(completion.ids) <= 8
+    True
     """
     check_sampler(model)
     generator = torch.Generator(_drawing_device(model.device)).manual_seed(seed)

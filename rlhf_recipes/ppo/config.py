@@ -12,6 +12,10 @@ class PPOConfig(TrainingArguments):
     A rollout has `per_device_train_batch_size * gradient_accumulation_steps * num_mini_batches`
     episodes on each process. It is used for `num_ppo_epochs` epochs of `num_mini_batches`
     optimiser steps, then thrown away.
+
+    >>> from rlhf_recipes import PPOConfig
+    >>> PPOConfig(output_dir, num_generations=4, total_episodes=2048).cliprange
+    0.2
     """
 
     learning_rate: float = field(

@@ -51,6 +51,21 @@ class PPOTrainer(RolesTrainer):
         eval_dataset: Prompts for `evaluate`, as `train_dataset`.
         sft_model: The adapter of `args.sft_model_path`, where it was read already.
         prefix_sharing: Whether completions of one prompt share its computation.
+
+    >>> from rlhf_recipes import PPOConfig, PPOTrainer
+    >>> def brevity(prompts, completions, **_):
+    ...     return [-float(len(completion)) for completion in completions]
+    >>> trainer = PPOTrainer(
+    ...     model=AutoModelForCausalLM.from_pretrained(base),
+    ...     args=PPOConfig(output_dir, total_episodes=16, max_completion_length=8),
+    ...     train_dataset=Dataset.from_dict({"prompt": ["Say something.", "Why?"] * 8}),
+    ...     processing_class=AutoTokenizer.from_pretrained(base),
+    ...     peft_config=LoraConfig(target_modules="all-linear"),
+    ...     reward_funcs=[brevity],
+    ... )
+    >>> trainer.train().global_step  # doctest: +ELLIPSIS
+    {'loss': ...
+    8
     """
 
     args: PPOConfig

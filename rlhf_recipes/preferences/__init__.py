@@ -150,6 +150,10 @@ def load_prepared(
 
     A sample is the beginning of its file. The files are in balanced order, so it has the same mix
     of sources and turns as the whole, and a smaller sample is part of a larger one.
+
+    >>> from rlhf_recipes import load_prepared
+    >>> load_prepared(data, max_train_samples=2)["train"].num_rows
+    2
     """
     # Imported here because it takes a second, and scripts must show their help and errors sooner.
     from datasets import Dataset, DatasetDict

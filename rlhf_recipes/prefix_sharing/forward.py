@@ -100,6 +100,11 @@ def share_prefixes(model: nn.Module) -> bool:
     Args:
         model: A causal model or sequence classifier, LoRA around it or not, for example a trainer's
             `model` once the trainer is made.
+
+    >>> from rlhf_recipes import share_prefixes
+    >>> trainer = DPOTrainer(base, args=dpo_args, train_dataset=pairs, peft_config=LoraConfig())
+    >>> share_prefixes(trainer.model)
+    True
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if isinstance(base.base_model.forward, _SharingForward):

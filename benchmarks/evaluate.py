@@ -15,8 +15,9 @@ from benchmarks.cases import COMPLETION_LENGTH, Setting, settle
 from benchmarks.measure import Case, measured, read_case, report
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect.measuring import Meter
-from rlhf_recipes.generation.sampling import Completion, Prompt, prompt_ids
+from rlhf_recipes.generation.sampling import Completion
 from rlhf_recipes.models.loading import open_base, open_tokenizer
+from rlhf_recipes.prompts import Prompt, prompt_ids
 from rlhf_recipes.rewards import RewardModel, scored_ids
 from rlhf_recipes.roles import Roles
 

@@ -14,9 +14,9 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.cases import COMPLETION_LENGTH, TRAINING, Setting, settle
 from benchmarks.measure import Case, measured_steps, read_case, report
 from rlhf_recipes.generation.grpo import rollout_func_for
-from rlhf_recipes.generation.sampling import prompt_ids
 from rlhf_recipes.models.loading import open_tokenizer
 from rlhf_recipes.prefix_sharing.forward import share_prefixes
+from rlhf_recipes.prompts import prompt_ids
 
 PEER = f"trl {version('trl')} GRPOTrainer"
 UNIT = "completion"

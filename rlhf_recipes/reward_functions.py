@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.generation.sampling import Prompt
-from rlhf_recipes.preferences import prompt_text
+from rlhf_recipes.prompts import Prompt, completion_text, prompt_text
 
 REWARD_MODEL = "reward_model"
 """The name that a reward model's scores are logged under."""
@@ -28,11 +27,6 @@ RewardFunc = Callable[..., Sequence[float]]
 It is called with `prompts`, `completions` and the dataset's other columns, all of one length, and
 gives one float each.
 """
-
-
-def completion_text(completion: Completion) -> str:
-    """The text of a completion."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
 def load_function(path: str) -> RewardFunction:

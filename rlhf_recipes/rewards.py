@@ -14,10 +14,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.generation.sampling import Prompt, pad, template_ids
 from rlhf_recipes.models.adapters import Adapter, read_adapter
 from rlhf_recipes.models.loading import open_base
-from rlhf_recipes.reward_functions import REWARD_MODEL, completion_text
+from rlhf_recipes.prompts import Prompt, completion_text, pad, template_ids
+from rlhf_recipes.reward_functions import REWARD_MODEL
 from rlhf_recipes.roles import Roles
 
 

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.generation.sampling import positions
 from rlhf_recipes.logprobs import TokenLogps, token_logps
 from rlhf_recipes.models.adapters import Adapter, read_adapter
 from rlhf_recipes.models.dropout import turn_off_dropout
@@ -34,6 +33,7 @@ from rlhf_recipes.models.merging import merged
 from rlhf_recipes.prefix_sharing.forward import packed_pass, takes_packed
 from rlhf_recipes.prefix_sharing.packing import packing_of
 from rlhf_recipes.prefix_sharing.shared_layers import lowest_adapted_layer, only_layers, trunk_input
+from rlhf_recipes.prompts import position_ids
 
 
 class Roles(nn.Module):
@@ -297,7 +297,7 @@ class Roles(nn.Module):
             packed = {name: packing.pack(tensor) for name, tensor in given.items()}
             return packing.unpack(packed_pass(decoder, packing, **packed).last_hidden_state)
         output = decoder(
-            attention_mask=mask.long(), position_ids=positions(mask), use_cache=False, **given
+            attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False, **given
         )
         return output.last_hidden_state  # type: ignore[no-any-return]
 

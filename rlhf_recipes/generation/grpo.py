@@ -10,8 +10,9 @@ import torch
 from peft import PeftModel
 from trl import GRPOConfig, GRPOTrainer
 
-from rlhf_recipes.generation.sampling import Prompt, prompt_ids, sample
+from rlhf_recipes.generation.sampling import sample
 from rlhf_recipes.models.merging import merged
+from rlhf_recipes.prompts import Prompt, prompt_ids
 from rlhf_recipes.sharding import shards_weights
 
 OURS = {

@@ -13,19 +13,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.generation.kv_cache import block_cache, joined, joins, keep_rows
 from rlhf_recipes.logprobs import TokenLogps, token_logps
 from rlhf_recipes.models.architectures import check_sampler
-from rlhf_recipes.models.templates import RENDER_ERRORS, refused
+from rlhf_recipes.prompts import Prompt, ids_to_complete, pad, position_ids
 
 PREFILL_ROWS = 4
 """Prompts computed at once before the first token is drawn: enough to keep the cores busy."""
-
-Messages = list[dict[str, str]]
-
-Prompt = str | Messages
-"""Plain text, or the messages of a conversation that ends with the user's turn."""
 
 
 @dataclass(frozen=True)
@@ -48,56 +42,11 @@ class Completion:
     states: Tensor | None = field(default=None, compare=False, repr=False)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """The token ids a completion of that prompt is conditioned on, as TRL's trainers see them."""
-    if isinstance(prompt, str):
-        return list(tokenizer(text=prompt)["input_ids"])
-    return template_ids(tokenizer, prompt, add_generation_prompt=True)
-
-
-def template_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Messages, *, add_generation_prompt: bool
-) -> list[int]:
-    """The token ids of a conversation, as the tokenizer's chat template renders it."""
-    if tokenizer.chat_template is None:
-        raise RecipeError(
-            "The data is conversations and the tokenizer has no chat template. Set "
-            "`chat_template` to a Jinja file; recipes/hh-rlhf/gpt2 ships one in HH's own format."
-        )
-    try:
-        encoded: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
-        )
-    except RENDER_ERRORS as error:
-        raise refused(tokenizer.name_or_path, messages, error) from error
-    return list(encoded["input_ids"])
-
-
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The token ids that end a completion: the tokenizer's and the model's own."""
     own = model.generation_config.eos_token_id if model.generation_config else None
     listed = own if isinstance(own, list) else [own]
     return sorted({i for i in [tokenizer.eos_token_id, *listed] if i is not None})
-
-
-def pad(sequences: Sequence[Sequence[int]], value: int, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Token ids of shape (batch, longest) and their mask, True where a token is real.
-
-    The mask comes from the lengths, never from the ids: the padding token may be a real one.
-    """
-    width = max(len(s) for s in sequences)
-    ids = torch.full((len(sequences), width), value, dtype=torch.long)
-    mask = torch.zeros((len(sequences), width), dtype=torch.bool)
-    for row, sequence in enumerate(sequences):
-        part = slice(width - len(sequence), width) if left else slice(0, len(sequence))
-        ids[row, part] = torch.tensor(sequence, dtype=torch.long)
-        mask[row, part] = True
-    return ids, mask
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Position ids that count real tokens only, so that left padding does not shift them."""
-    return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 def sample(
@@ -160,17 +109,6 @@ def sample(
                 completions[row].append(Completion(ids, str(text), ended, logps, entropy, states))
             bar.update(len(batch))
     return completions
-
-
-def ids_to_complete(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """The token ids of a prompt; RecipeError where there are none to continue."""
-    ids = prompt_ids(tokenizer, prompt)
-    if not ids:
-        raise RecipeError(
-            f"The prompt {prompt!r} has no token, so there is nothing to complete. Leave empty "
-            "prompts out of the data, and see that the chat template writes what it is given."
-        )
-    return ids
 
 
 class Sampled(NamedTuple):
@@ -265,7 +203,7 @@ def _prefill(
         left = int((~mask[rows]).all(0).long().cumprod(0).sum())
         part = mask[rows, left:]
         caches.append(block_cache(model.config))
-        first.append(_next(model, input_ids[rows, left:], part, positions(part), caches[-1]))
+        first.append(_next(model, input_ids[rows, left:], part, position_ids(part), caches[-1]))
     logits, states = (torch.cat(parts) for parts in zip(*first, strict=True))
     return logits, states, joined(caches, mask.shape[1], model.config)
 

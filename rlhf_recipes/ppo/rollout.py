@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.generation.sampling import Completion, Prompt, pad, prompt_ids, sample
+from rlhf_recipes.generation.sampling import Completion, sample
 from rlhf_recipes.logprobs import TokenLogps, kl_estimate
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.episodes import Episodes, Rollout, bounds
@@ -22,6 +22,7 @@ from rlhf_recipes.ppo.objective import (
 )
 from rlhf_recipes.ppo.roles import POLICY, VALUE
 from rlhf_recipes.ppo.scoring import RewardScale, Scorer
+from rlhf_recipes.prompts import Prompt, pad, prompt_ids
 from rlhf_recipes.roles import Roles
 
 

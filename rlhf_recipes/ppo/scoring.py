@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_recipes.generation.sampling import Prompt
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.objective import Total
+from rlhf_recipes.prompts import Prompt
 from rlhf_recipes.reward_functions import RewardFunc, check_functions, checked, function_name
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from rlhf_recipes.preferences import prompt_text
+from rlhf_recipes.prompts import prompt_text
 
 Table = dict[str, list[Any]]
 """Columns of one length: an episode's prompt, completion, scores, KL and the like."""

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.containers import READABLE, read_json_lines
 from rlhf_recipes.preferences.formats import OURS
-from rlhf_recipes.preferences.shapes import first_turn_key, prompt_text
+from rlhf_recipes.preferences.shapes import first_turn_key
 from rlhf_recipes.preferences.splits import whole_groups
+from rlhf_recipes.prompts import prompt_text
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -26,7 +27,6 @@ __all__ = [
     "data_fingerprint",
     "dataset_fingerprint",
     "load_prepared",
-    "prompt_text",
     "split_off",
     "unique_prompts",
 ]

@@ -8,8 +8,9 @@ from tqdm.auto import tqdm
 from rlhf_recipes.preferences.files import RawRow
 from rlhf_recipes.preferences.formats import Reader
 from rlhf_recipes.preferences.lengths import Ruler
-from rlhf_recipes.preferences.shapes import REASONS, Pair, Reason, UnusableRow, answer_text
+from rlhf_recipes.preferences.shapes import REASONS, Pair, Reason, UnusableRow
 from rlhf_recipes.preferences.turns import parse_pair
+from rlhf_recipes.prompts import completion_text
 
 EXAMPLES_PER_REASON = 3
 EXAMPLE_CHARACTERS = 60
@@ -118,7 +119,7 @@ def _ending(text: object) -> str:
 def _repeats_its_prompt(pair: Pair) -> bool:
     if not isinstance(pair.prompt, str) or pair.cut:
         return False
-    texts = (answer_text(pair.chosen), answer_text(pair.rejected))
+    texts = (completion_text(pair.chosen), completion_text(pair.rejected))
     return all(text.startswith(pair.prompt) and text != pair.prompt for text in texts)
 
 

@@ -4,7 +4,8 @@ from collections.abc import Hashable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlhf_recipes.preferences.shapes import Pair, answer_text, prompt_key
+from rlhf_recipes.preferences.shapes import Pair, prompt_key
+from rlhf_recipes.prompts import completion_text
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def count_repeats(pairs: Iterable[Pair]) -> dict[str, int]:
     distinct: set[tuple[Hashable, str, str]] = set()
     for pair in pairs:
         total += 1
-        answers = answer_text(pair.chosen).strip(), answer_text(pair.rejected).strip()
+        answers = completion_text(pair.chosen).strip(), completion_text(pair.rejected).strip()
         distinct.add((prompt_key(pair.prompt), *answers))
     both = sum((prompt, rejected, chosen) in distinct for prompt, chosen, rejected in distinct)
     return {"duplicates": total - len(distinct), "contradictions": both // 2}

@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 from tqdm.auto import tqdm
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.models.templates import RENDER_ERRORS, refused
-from rlhf_recipes.preferences.shapes import Lengths, Messages, Pair, Text, answer_text, prompt_text
+from rlhf_recipes.preferences.shapes import Lengths, Pair, Text
+from rlhf_recipes.prompts import (
+    RENDER_ERRORS,
+    Messages,
+    completion_text,
+    prompt_text,
+    template_error,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,8 +58,8 @@ class WordRuler:
         return [
             Lengths(
                 _words(prompt_text(pair.prompt)),
-                _words(answer_text(pair.chosen)),
-                _words(answer_text(pair.rejected)),
+                _words(completion_text(pair.chosen)),
+                _words(completion_text(pair.rejected)),
             )
             for pair in pairs
         ]
@@ -168,7 +174,7 @@ class TokenRuler:
         try:
             self._render([messages], answered)
         except RENDER_ERRORS as error:
-            raise refused(self._name, messages, error) from error
+            raise template_error(self._name, messages, error) from error
 
 
 def _words(text: str) -> int:
@@ -187,6 +193,6 @@ def _with_roles(text: Text) -> str:
 
 def _joined(prompt: Text, answer: Text) -> Text:
     if isinstance(prompt, str):
-        return prompt + answer_text(answer)
+        return prompt + completion_text(answer)
     assert not isinstance(answer, str)
     return [*prompt, *answer]

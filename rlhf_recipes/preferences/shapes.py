@@ -1,13 +1,13 @@
 """What a preference pair is, why a row may not be one, and its texts for people to read."""
 
-import re
 import unicodedata
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-Messages = list[dict[str, str]]
+from rlhf_recipes.prompts import Messages
+
 Text = str | Messages
 
 Reason = Literal[
@@ -48,9 +48,6 @@ REMEDIES: dict[Reason, str] = {
     "and make an instruction that stands in every row a system message.",
 }
 """What to do if rows are left out for a reason, where something can be done."""
-
-HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-_SPOKEN = re.compile(r"(?:\A|\n\n)(Human|Assistant|System): ")
 
 
 class Lengths(NamedTuple):
@@ -136,30 +133,3 @@ def first_turn_key(prompt: Text) -> str:
         return " ".join(turn.lower().split())
     folded = unicodedata.normalize("NFKC", turn).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
-
-
-def prompt_text(prompt: str | Sequence[Mapping[str, str]]) -> str:
-    """A prompt for people to read: text or a single turn as it is, else turns as HH writes them."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return prompt[0]["content"]
-    names = {role: name for name, role in HH_ROLES.items()}
-    return "\n\n".join(f"{names.get(m['role'], 'System')}: {m['content']}" for m in prompt)
-
-
-def spoken_turns(text: str) -> list[tuple[str, str]]:
-    r"""The turns that `prompt_text` joined, each with its speaker; a single one has none.
-
-    >>> spoken_turns("Human: hi\n\nAssistant: yes?\n\nHuman: help")
-    [('Human', 'hi'), ('Assistant', 'yes?'), ('Human', 'help')]
-    """
-    if not _SPOKEN.match(text):
-        return [("", text)]
-    parts = _SPOKEN.split(text)
-    return list(zip(parts[1::2], parts[2::2], strict=True))
-
-
-def answer_text(answer: Text) -> str:
-    """A chosen or rejected answer as text."""
-    return answer if isinstance(answer, str) else answer[-1]["content"]

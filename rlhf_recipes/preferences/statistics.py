@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_recipes.preferences.shapes import Pair, answer_text, prompt_key
+from rlhf_recipes.preferences.shapes import Pair, prompt_key
+from rlhf_recipes.prompts import completion_text
 
 QUANTILES = {
     "min": 0.0,
@@ -49,8 +50,8 @@ def pair_statistics(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, dict[str, 
             "repeated_prompts": _repeated_prompts(members),
             "openings": {
                 "prompt": _openings(_last_turn(pair) for pair in members),
-                "chosen": _openings(answer_text(pair.chosen) for pair in members),
-                "rejected": _openings(answer_text(pair.rejected) for pair in members),
+                "chosen": _openings(completion_text(pair.chosen) for pair in members),
+                "rejected": _openings(completion_text(pair.rejected) for pair in members),
             },
         }
         for split, members in pairs.items()

@@ -8,7 +8,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-from rlhf_recipes.preferences.shapes import Messages, UnusableRow
+from rlhf_recipes.preferences.shapes import UnusableRow
+from rlhf_recipes.prompts import Messages
 
 ROLES = {
     "system": "system",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.generation.sampling import Prompt, ids_to_complete, prompt_ids, template_ids
+from rlhf_recipes.prompts import Prompt, ids_to_complete, prompt_ids, template_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset

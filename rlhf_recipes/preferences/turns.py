@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rlhf_recipes.preferences.shapes import Messages, Pair, Text, UnusableRow
+from rlhf_recipes.preferences.shapes import Pair, Text, UnusableRow
 from rlhf_recipes.preferences.transcripts import (
     ROLES,
     begins_a_turn,
@@ -17,6 +17,7 @@ from rlhf_recipes.preferences.transcripts import (
     style_of_pair,
     style_of_prompt,
 )
+from rlhf_recipes.prompts import Messages
 
 NOT_TEXT = {
     *("tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "thinking"),

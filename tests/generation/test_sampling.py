@@ -5,8 +5,9 @@ from transformers import DynamicCache, LlamaConfig
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.generation.kv_cache import block_cache
-from rlhf_recipes.generation.sampling import end_ids, pad, positions, prompt_ids, sample
+from rlhf_recipes.generation.sampling import end_ids, sample
 from rlhf_recipes.models.loading import open_base, open_tokenizer
+from rlhf_recipes.prompts import prompt_ids
 
 PROMPTS = ["a", "what is a name?", "tell me all of it, and slowly please"]
 
@@ -94,20 +95,6 @@ def test_a_seed_gives_the_same_completions_again_and_another_seed_does_not(model
         sample(model, tokenizer, PROMPTS, max_completion_length=8, seed=seed) for seed in (1, 1, 2)
     )
     assert first == again != other
-
-
-def test_a_mask_comes_from_lengths_even_where_padding_is_a_real_token():
-    ids, mask = pad([[7, 7], [7]], 7, left=True)
-    assert ids.tolist() == [[7, 7], [7, 7]]
-    assert mask.tolist() == [[True, True], [False, True]]
-    assert positions(mask).tolist() == [[0, 1], [0, 0]]
-
-
-def test_a_conversation_without_a_chat_template_is_refused(tokenizer):
-    bare = open_tokenizer("tiny")
-    bare.chat_template = None
-    with pytest.raises(RecipeError, match="no chat template"):
-        prompt_ids(bare, [{"role": "user", "content": "hello"}])
 
 
 def test_prompts_prefilled_in_parts_give_what_each_gives_alone(model, tokenizer):

@@ -23,7 +23,7 @@ from rlhf_recipes.checks import Inputs
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.collect.measuring import Meter
 from rlhf_recipes.generation.grpo import rollout_func_for
-from rlhf_recipes.generation.sampling import prompt_ids, sample
+from rlhf_recipes.generation.sampling import sample
 from rlhf_recipes.models.adapters import read_adapter
 from rlhf_recipes.models.loading import (
     classifier_config,
@@ -37,6 +37,7 @@ from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.planning.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
+from rlhf_recipes.prompts import prompt_ids
 from rlhf_recipes.rewards import RewardModel, scored_ids
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.training import prepare_models

@@ -3,14 +3,9 @@ from typing import Any
 import pytest
 
 from rlhf_recipes.preferences.formats import Reader
-from rlhf_recipes.preferences.shapes import (
-    Pair,
-    UnusableRow,
-    answer_text,
-    prompt_text,
-    spoken_turns,
-)
+from rlhf_recipes.preferences.shapes import Pair, UnusableRow
 from rlhf_recipes.preferences.turns import parse_pair
+from rlhf_recipes.prompts import completion_text
 
 USER = {"role": "user", "content": "Hi"}
 GOOD = {"role": "assistant", "content": "Hello!"}
@@ -51,7 +46,7 @@ def test_hh_is_split_at_the_last_assistant_turn_and_not_at_the_common_characters
 
 def test_a_name_with_colon_inside_a_paragraph_is_not_a_turn() -> None:
     pair = parse(hh_row("H:Hi A:Write\nHuman: yes", "H:Hi A:No"))
-    assert answer_text(pair.chosen) == "Write\nHuman: yes"
+    assert completion_text(pair.chosen) == "Write\nHuman: yes"
 
 
 @pytest.mark.parametrize(
@@ -161,21 +156,3 @@ def test_plain_text_without_a_prompt_is_split_before_the_first_different_word(
 )
 def test_unusable_plain_rows_are_told_apart(row: dict[str, Any], expected: str) -> None:
     assert reason(row) == expected
-
-
-def test_prompt_text_is_readable() -> None:
-    assert prompt_text("Hi") == "Hi"
-    assert prompt_text([USER]) == "Hi"
-    assert prompt_text([USER, GOOD, USER]) == "Human: Hi\n\nAssistant: Hello!\n\nHuman: Hi"
-
-
-def test_a_readable_prompt_is_taken_apart_by_turns() -> None:
-    system = {"role": "system", "content": "Be brief."}
-    assert spoken_turns(prompt_text([system, USER, GOOD, USER])) == [
-        ("System", "Be brief."),
-        ("Human", "Hi"),
-        ("Assistant", "Hello!"),
-        ("Human", "Hi"),
-    ]
-    assert spoken_turns("What did the Human: say?") == [("", "What did the Human: say?")]
-    assert spoken_turns("") == [("", "")]

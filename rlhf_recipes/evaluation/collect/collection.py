@@ -39,11 +39,11 @@ from rlhf_recipes.evaluation.collect.provenance import (
 )
 from rlhf_recipes.evaluation.collect.scorers import GOLD, Panel, Scorer, check_judges, open_panel
 from rlhf_recipes.evaluation.output_files import collecting_folder
-from rlhf_recipes.generation.sampling import Prompt, prompt_ids
 from rlhf_recipes.hub.model_card import public_base
 from rlhf_recipes.models.loading import open_base
 from rlhf_recipes.models.logits import check_logits
-from rlhf_recipes.preferences import load_prepared, prompt_text, unique_prompts
+from rlhf_recipes.preferences import load_prepared, unique_prompts
+from rlhf_recipes.prompts import Prompt, prompt_ids, prompt_text
 from rlhf_recipes.records import run_record, write_json, write_json_rows
 from rlhf_recipes.roles import Roles
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_recipes.generation.sampling import Completion, Prompt, pad, prompt_ids, sample
+from rlhf_recipes.generation.sampling import Completion, sample
 from rlhf_recipes.logprobs import exact_kl, token_logps
 from rlhf_recipes.models.logits import logits_of
+from rlhf_recipes.prompts import Prompt, pad, prompt_ids
 from rlhf_recipes.roles import Roles
 
 DIGITS = 6

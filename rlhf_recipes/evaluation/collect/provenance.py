@@ -21,12 +21,12 @@ from rlhf_recipes.evaluation.arguments import (
     EvaluationArguments,
     Policy,
 )
-from rlhf_recipes.generation.sampling import Prompt
 from rlhf_recipes.models.adapters import Adapter, read_adapter
 from rlhf_recipes.models.loading import Precision
 from rlhf_recipes.models.vocabulary import check_same_tokenizer
 from rlhf_recipes.preferences import dataset_fingerprint, load_prepared
 from rlhf_recipes.preferences.shapes import first_turn_key
+from rlhf_recipes.prompts import Prompt
 
 Record = dict[str, Any]
 

@@ -9,8 +9,7 @@ import torch
 from datasets import Dataset
 
 from rlhf_recipes.evaluation.metrics.reward_model import reward_model_errors
-from rlhf_recipes.generation.sampling import prompt_ids
-from rlhf_recipes.preferences import prompt_text
+from rlhf_recipes.prompts import prompt_ids, prompt_text
 from rlhf_recipes.records import workspace, write_json
 from rlhf_recipes.rewards import RewardModel, scored_ids
 

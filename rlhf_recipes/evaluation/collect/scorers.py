@@ -14,8 +14,8 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import REWARD, EvaluationArguments
 from rlhf_recipes.evaluation.collect.chat_judge import ChatJudge, chat_judge
 from rlhf_recipes.evaluation.collect.provenance import Adapters
-from rlhf_recipes.generation.sampling import Prompt
 from rlhf_recipes.models.adapters import Adapter, read_adapter
+from rlhf_recipes.prompts import Prompt
 from rlhf_recipes.reward_functions import checked, load_reward_func
 from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.roles import Roles

@@ -10,7 +10,7 @@ from rlhf_recipes.evaluation.report.blocks import Excerpt, Excerpts, Samples, Se
 from rlhf_recipes.evaluation.report.evidence import finals_of, metrics_of
 from rlhf_recipes.evaluation.report.figures import colours
 from rlhf_recipes.evaluation.report.sentences import number, percent, signed
-from rlhf_recipes.preferences.shapes import spoken_turns
+from rlhf_recipes.prompts import spoken_turns
 
 Results = dict[str, Any]
 

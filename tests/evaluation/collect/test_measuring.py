@@ -7,8 +7,9 @@ from peft import LoraConfig
 
 from rlhf_recipes.evaluation import measure
 from rlhf_recipes.evaluation.collect.measuring import Meter
-from rlhf_recipes.generation.sampling import Completion, prompt_ids, sample
+from rlhf_recipes.generation.sampling import Completion, sample
 from rlhf_recipes.models.loading import open_base, open_tokenizer
+from rlhf_recipes.prompts import prompt_ids
 from rlhf_recipes.roles import Roles
 
 PROMPTS = ["a", "what is it?", "tell me all of it"]

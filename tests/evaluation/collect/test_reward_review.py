@@ -4,8 +4,8 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from rlhf_recipes.evaluation.collect.reward_review import score_pairs
-from rlhf_recipes.generation.sampling import prompt_ids
 from rlhf_recipes.models.loading import open_base, open_tokenizer
+from rlhf_recipes.prompts import prompt_ids
 from rlhf_recipes.rewards import RewardModel, scored_ids
 from rlhf_recipes.roles import Roles
 

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlhf_recipes.adapters import read_adapter
-from rlhf_recipes.checks import Inputs, check_training
+from rlhf_recipes.checks import check_training
 from rlhf_recipes.evaluation.collect import held_out_prompts
 from rlhf_recipes.evaluation.identity import read_adapters
+from rlhf_recipes.evaluation.output_files import check_replaceable
 from rlhf_recipes.evaluation.panel import check_judges
 from rlhf_recipes.hub import repo_name
+from rlhf_recipes.inputs import Inputs
+from rlhf_recipes.locks import check_free
 from rlhf_recipes.memory import Memory, evaluation_memory, training_memory
 from rlhf_recipes.parameter_counts import Parameters, evaluation_parameters, stage_parameters
 from rlhf_recipes.steps import completion_count
@@ -100,6 +103,9 @@ def training_plan(inputs: Inputs) -> Plan:
 
 def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
     """Check what an evaluation is given, and count what it comes to; the run calls this too."""
+    check_replaceable(Path(arguments.output_dir), arguments.overwrite)
+    if arguments.plan:
+        check_free(Path(arguments.output_dir) / "samples")
     policies = arguments.policies()
     adapters = read_adapters(arguments, policies)
     check_judges(arguments, adapters.proxy)

@@ -23,11 +23,11 @@ from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.arguments import RecipeArguments, resolved_recipe
 from rlhf_recipes.checkpoints import WholeCheckpoints, last_checkpoint
 from rlhf_recipes.dropout import turn_off_dropout
-from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation import training_curves_figure
-from rlhf_recipes.fingerprints import model_fingerprint, run_inputs
+from rlhf_recipes.fingerprints import model_fingerprint
 from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.hub import push, repo_name, write_card
+from rlhf_recipes.inputs import named_inputs
 from rlhf_recipes.prefix_sharing import share_prefixes
 from rlhf_recipes.records import run_record, workspace
 from rlhf_recipes.resuming import seconds_trained, train
@@ -60,9 +60,8 @@ class Run:
         self.training = training
         self.resolved = resolved_recipe(recipe, training, *others)
         self.pushes, training.push_to_hub = training.push_to_hub, False
-        _refuse_lonely_processes(training.world_size)
         training.dataloader_pin_memory &= torch.cuda.is_available()
-        self.inputs = run_inputs(_settings(recipe, training, *others))
+        self.inputs = named_inputs(recipe, training, *others)
         self.folder = _open_folder(training, recipe.overwrite)
         training.output_dir = str(self.folder.path)
         self.checkpoint = last_checkpoint(self.folder.path)
@@ -158,10 +157,6 @@ class Run:
         return f"The same command {begun}.{old}"
 
 
-def _settings(*instances: Any) -> dict[str, Any]:
-    return {name: value for instance in instances for name, value in vars(instance).items()}
-
-
 def _open_folder(training: TrainingArguments, overwrite: bool) -> RunFolder:
     """The folder to write, locked by the first process of a launch for all of them.
 
@@ -242,16 +237,6 @@ def prepare_models(trainer: Trainer, *, prefix_sharing: bool) -> None:
             turn_off_dropout(model)
         if prefix_sharing and not noisy:
             share_prefixes(model)
-
-
-def _refuse_lonely_processes(world_size: int) -> None:
-    """Processes that do not find each other would all train alone and write one folder."""
-    started = int(os.getenv("WORLD_SIZE", "1"))
-    if started != world_size:
-        raise RecipeError(
-            f"{started} processes were started, and this one sees {world_size}: each would train "
-            "alone and write the same folder. On CPUs add the flag `--use_cpu`; `make` does."
-        )
 
 
 class _LogFile(TrainerCallback):

@@ -20,9 +20,9 @@ from trl import (
 
 from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
-from rlhf_recipes.checks import Inputs
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.measure import Meter
+from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.logits import check_logits
 from rlhf_recipes.lora import lora_config
 from rlhf_recipes.models import (

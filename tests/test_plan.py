@@ -19,9 +19,9 @@ from trl import (
 )
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
-from rlhf_recipes.checks import Inputs
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
+from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
 from rlhf_recipes.plan import evaluation_plan, training_plan
 from rlhf_recipes.ppo.config import PPOConfig
@@ -301,6 +301,7 @@ def test_prompts_that_ppo_evaluates_on_must_fit_the_base_too(data, tmp_path):
 
 def test_every_process_needs_a_prompt_to_evaluate_on(data, tmp_path, monkeypatch):
     monkeypatch.setattr(PPOConfig, "world_size", 3)
+    monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(RecipeError, match="There are 2 prompts to evaluate on and 3 processes"):
         held_out_for_evaluation(data, tmp_path)
 

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from peft import LoraConfig
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer, ModelConfig, RewardConfig, RewardTrainer
 
+from rlhf_recipes.checkpoints import write_manifest
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.lora import lora_config
 from rlhf_recipes.models import (
@@ -174,7 +177,9 @@ def start(root, folder, tmp_path, stage, flags, monkeypatch):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     argv = [stage, "--config", str(root / f"recipes/tiny/{stage}.yaml")]
-    argv += ["--dataset_name", str(folder / "data"), "--output_dir", str(tmp_path / "out")]
+    argv += ["--output_dir", str(tmp_path / "out")]
+    if stage != "prepare_data":
+        argv += ["--dataset_name", str(folder / "data")]
     if stage in (*ONLINE, "evaluate"):
         argv += ["--reward_model_path", str(folder / "reward")]
     if stage == "evaluate":
@@ -210,6 +215,76 @@ def test_plan_and_run_refuse_in_the_same_words(
             sentences.append(str(refused.value))
         assert sentences[0] == sentences[1]
         assert not (tmp_path / "out").exists()
+
+
+def refused_alike(said, root, folder, tmp_path, stage, flags, monkeypatch):
+    """Plan and run refuse in the same words, and change nothing in the folder they would write."""
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    sentences = []
+    for plan in (["--plan"], []):
+        with pytest.raises(RecipeError, match=said) as refused:
+            start(root, folder, tmp_path, stage, [*flags, *plan], monkeypatch)
+        sentences.append(str(refused.value))
+        if plan:
+            assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert sentences[0] == sentences[1]
+
+
+RECORDS = {
+    "evaluate": "results/evaluation_results.json",
+    "prepare_data": "data/run.json",
+    **dict.fromkeys(TRAINING, "run.json"),
+}
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("stage", RECORDS)
+def test_plan_and_run_refuse_a_folder_that_is_finished(root, folder, tmp_path, monkeypatch, stage):
+    record = tmp_path / "out" / RECORDS[stage]
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    said = "finished (run|data|evaluation)"
+    refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
+    start(root, folder, tmp_path, stage, ["--overwrite", "--plan"], monkeypatch)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from rlhf_recipes.folders import hold
+hold(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("stage", RECORDS)
+def test_plan_and_run_refuse_a_folder_that_is_written(root, folder, tmp_path, monkeypatch, stage):
+    held = tmp_path / "out" / ("samples" if stage == "evaluate" else "")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(held)], stdin=PIPE, stdout=PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        said = rf"is being written by process {holder.pid} on "
+        refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
+        holder.stdin.close()
+    start(root, folder, tmp_path, stage, ["--plan"], monkeypatch)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("stage", TRAINING)
+def test_plan_and_run_refuse_checkpoints_of_other_settings(
+    root, folder, tmp_path, monkeypatch, stage
+):
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 1}')
+    (checkpoint / "optimizer.pt").write_bytes(b"")
+    write_manifest(checkpoint)
+    (tmp_path / "out" / "recipe.yaml").write_text("learning_rate: 0.5")
+    said = "`learning_rate`: 0.5 there"
+    refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
 
 
 @pytest.mark.usefixtures("no_weights")

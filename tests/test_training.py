@@ -53,14 +53,6 @@ def test_the_trainer_does_not_push_and_the_recipe_still_says_so(tmp_path):
     assert run.resolved["push_to_hub"] is True
 
 
-def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    training = config(tmp_path)
-    assert training.world_size == 1
-    with pytest.raises(RecipeError, match="2 processes were started, and this one sees 1"):
-        Run("dpo", RecipeArguments(), training)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="threads are a CPU's concern")
 def test_processes_share_the_cores(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))

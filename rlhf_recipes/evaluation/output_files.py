@@ -29,6 +29,18 @@ SAMPLE_FILES = (COLLECTED, "*_samples.json", "verdicts_*.json")
 """Journals are no such files: those of models that are left out this time stay."""
 
 
+def check_replaceable(output_dir: Path, overwrite: bool) -> None:
+    """Raise RecipeError where a finished evaluation is not to be replaced."""
+    results = output_dir / "results"
+    killed_in_place = (results / REPLACEMENT / RECORD).is_file()
+    if (results / RECORD).exists() and not (overwrite or killed_in_place):
+        raise RecipeError(
+            f"{results / RECORD} already contains a finished evaluation. "
+            "Give another `output_dir`, or `--overwrite`: the finished one stays until the new one "
+            "has finished."
+        )
+
+
 def open_evaluation(output_dir: Path, overwrite: bool) -> bool:
     """Take the lock of an evaluation's files, and refuse to replace a finished one unless told to.
 
@@ -42,12 +54,7 @@ def open_evaluation(output_dir: Path, overwrite: bool) -> bool:
     if (results / REPLACEMENT / RECORD).is_file():
         put_evaluation_in_place(output_dir)
         return True
-    if (results / RECORD).exists() and not overwrite:
-        raise RecipeError(
-            f"{results / RECORD} already contains a finished evaluation. "
-            "Give another `output_dir`, or `--overwrite`: the finished one stays until the new one "
-            "has finished."
-        )
+    check_replaceable(output_dir, overwrite)
     return False
 
 

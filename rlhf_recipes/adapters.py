@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -17,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.lora import DEFAULTS, HEAD_NAMES, check_lora
 from rlhf_recipes.models import Base, Precision, open_config, open_tokenizer
+from rlhf_recipes.records import read_yaml
 from rlhf_recipes.vocabulary import check_vocabulary, set_padding
 
 CONFIG = "adapter_config.json"
@@ -221,4 +221,4 @@ def _precision(folder: Path) -> Precision | None:
     recipe = path / "recipe.yaml"
     if not recipe.is_file():
         return None
-    return Precision.read(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    return Precision.read(read_yaml(recipe))

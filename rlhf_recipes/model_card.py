@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from rlhf_recipes.embedded import DEMO_BASE, DEMO_FOLDER
+from rlhf_recipes.records import read_yaml
 from rlhf_recipes.terminal import printable
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -172,7 +172,7 @@ def _base_note(base: str) -> str:
 def _dataset_source(run_folder: Path, record: Mapping[str, Any]) -> str | None:
     """What the prepared data was made from, if the folder it lies in is still there."""
     recipe_file = run_folder / "recipe.yaml"
-    recipe = yaml.safe_load(recipe_file.read_text()) if recipe_file.is_file() else record["recipe"]
+    recipe = read_yaml(recipe_file) if recipe_file.is_file() else record["recipe"]
     prepared = Path(recipe.get("dataset_name", "")) / "run.json"
     if not prepared.is_file():
         return None

@@ -8,7 +8,7 @@ import yaml
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.folders import REPLACEMENT, discard_replaced, hold, put_in_place
-from rlhf_recipes.records import flush_to_disk, read_json, write_json, write_text
+from rlhf_recipes.records import flush_to_disk, read_json, read_yaml, write_json, write_text
 
 RECORD = "run.json"
 """Written last: a folder that has one is finished."""
@@ -108,7 +108,7 @@ def check_continuation(folder: Path, recipe: Mapping[str, Any], inputs: Mapping[
     """
     if not (folder / "recipe.yaml").exists():
         return
-    before = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    before = read_yaml(folder / "recipe.yaml")
     inputs_before = read_json(folder / "inputs.json") if (folder / "inputs.json").exists() else {}
     by_content = inputs.keys() & inputs_before.keys()
     changed = [

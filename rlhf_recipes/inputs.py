@@ -1,6 +1,6 @@
 """What a training stage is given, each file opened once for the checks, the plan and the run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.fingerprints import run_inputs
 from rlhf_recipes.models import Base, Precision, open_tokenizer
 from rlhf_recipes.preferences import split_off, unique_prompts
-from rlhf_recipes.reward_functions import load_reward_func
+from rlhf_recipes.reward_functions import RewardFunc, load_reward_func
 from rlhf_recipes.rules import PAIRS
 from rlhf_recipes.steps import micro_batches, optimiser_steps
 from rlhf_recipes.truncation import Rows, fit_pairs, prompt_rows
@@ -73,7 +73,7 @@ class Inputs:
         return self._adapter(getattr(self.training, "sft_model_path", None))
 
     @cached_property
-    def reward_funcs(self) -> list[Callable[..., list[float]]]:
+    def reward_funcs(self) -> list[RewardFunc]:
         """The user's reward functions, opened once."""
         paths = self.reward.reward_funcs if self.reward else None
         return [load_reward_func(path) for path in paths or ()]

@@ -311,6 +311,35 @@ def test_the_weights_would_be_missed():
         open_base("tiny")
 
 
+@pytest.mark.parametrize("name", ["q_proj", r".*\.1\..*q_proj"])
+def test_a_single_name_of_a_layer_is_a_name_and_a_pattern_a_pattern(
+    root, folder, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(root)
+    flags = ["--use_cpu", "--lora_target_modules", name]
+    start(root, folder, tmp_path, "dpo", flags, monkeypatch)
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {weight.split(".")[4] for weight in weights} == (
+        {"0", "1"} if name == "q_proj" else {"1"}
+    )
+    assert {weight.split(".")[6] for weight in weights} == {"q_proj"}
+    again = ["--config", f"{tmp_path}/out/recipe.yaml", "--output_dir", f"{tmp_path}/2", "--plan"]
+    start(root, folder, tmp_path, "dpo", again, monkeypatch)
+
+
+@pytest.mark.parametrize("stage", ONLINE)
+def test_a_reward_function_that_gives_no_number_ends_the_training(
+    root, folder, tmp_path, monkeypatch, stage
+):
+    monkeypatch.chdir(root)
+    (tmp_path / "rule.py").write_text(
+        "def rule(prompts, completions):\n    return [float('nan') for _ in completions]\n"
+    )
+    flags = ["--reward_funcs", f"{tmp_path}/rule.py:rule", "--use_cpu"]
+    with pytest.raises(RecipeError, match="reward function `rule` returned nan"):
+        start(root, folder, tmp_path, stage, flags, monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("stage", "trainer", "config"),
     [("reward", RewardTrainer, RewardConfig), ("dpo", DPOTrainer, DPOConfig)],

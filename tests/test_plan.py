@@ -280,15 +280,15 @@ def test_the_longest_row_of_ppo_is_a_prompt_and_a_whole_completion(data, tmp_pat
     assert rows["train"].longest == 23 + (1 + 4 + 1) + 2 + (1 + 9 + 1) + 9
 
 
-def held_out_for_evaluation(data, tmp_path, **keywords):
-    """A plan of PPO that evaluates on the two last prompts, those of 22 and 23 letters."""
+def evaluating(data, tmp_path, **keywords):
+    """Inputs of PPO that evaluates on the two last prompts, those of 22 and 23 letters."""
     settings = {"per_device_train_batch_size": 2, "eval_strategy": "steps", "eval_steps": 1}
     training = arguments("ppo", tmp_path, num_eval_prompts=2, **settings, **keywords)
-    return planned("ppo", RecipeArguments(), training, lora("ppo"), data)
+    return Inputs("ppo", RecipeArguments(), training, lora("ppo"), data)
 
 
 def test_prompts_that_ppo_evaluates_on_are_counted_apart(data, tmp_path):
-    rows = held_out_for_evaluation(data, tmp_path, max_completion_length=9).rows
+    rows = training_plan(evaluating(data, tmp_path, max_completion_length=9)).rows
     counted = {split: (r.used, r.longest) for split, r in rows.items()}
     assert counted == {"train": (21, 21 + 28), "evaluation": (2, 23 + 28)}
 
@@ -296,14 +296,15 @@ def test_prompts_that_ppo_evaluates_on_are_counted_apart(data, tmp_path):
 def test_prompts_that_ppo_evaluates_on_must_fit_the_base_too(data, tmp_path):
     # 2048 positions hold 19 tokens of template, 21 letters and 2008 more, and no 22 letters.
     with pytest.raises(RecipeError, match="The longest evaluation row has 2050 tokens"):
-        held_out_for_evaluation(data, tmp_path, max_completion_length=2008)
+        training_plan(evaluating(data, tmp_path, max_completion_length=2008))
 
 
 def test_every_process_needs_a_prompt_to_evaluate_on(data, tmp_path, monkeypatch):
+    given = evaluating(data, tmp_path)
     monkeypatch.setattr(PPOConfig, "world_size", 3)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(RecipeError, match="There are 2 prompts to evaluate on and 3 processes"):
-        held_out_for_evaluation(data, tmp_path)
+        training_plan(given)
 
 
 def test_a_repeated_prompt_is_sampled_on_once(data, tmp_path):

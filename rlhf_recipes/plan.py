@@ -169,7 +169,7 @@ def format_plan(plan: Plan) -> str:
     lines.append(("outputs in", plan.output_dir))
     lines += [("", output) for output in plan.outputs]
     lines.append(("pushed", f"to {plan.pushed_to}" if plan.pushed_to else "nothing"))
-    table = [f"{name:<17} {_shortened(value, 62)}".rstrip() for name, value in lines]
+    table = [f"{name:<17} {_end_of(value, 62)}".rstrip() for name, value in lines]
     return "\n".join([*table, *(textwrap.fill(note, 80) for note in plan.notes)])
 
 
@@ -177,5 +177,5 @@ def _bytes(size: int) -> str:
     return f"{size / 1e9:8.2f} GB" if size >= 1e9 else f"{size / 1e6:8.2f} MB"
 
 
-def _shortened(text: str, width: int) -> str:
+def _end_of(text: str, width: int) -> str:
     return text if len(text) <= width else "..." + text[len(text) - width + 3 :]

@@ -17,12 +17,11 @@ from rlhf_recipes.architectures import check_sampler
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.kv_cache import block_cache, joined, joins, keep_rows
 from rlhf_recipes.logprobs import TokenLogps, token_logps
+from rlhf_recipes.preferences.shapes import Messages
 from rlhf_recipes.templates import RENDER_ERRORS, refused
 
 PREFILL_ROWS = 4
 """Prompts computed at once before the first token is drawn: enough to keep the cores busy."""
-
-Messages = list[dict[str, str]]
 
 Prompt = str | Messages
 """Plain text, or the messages of a conversation that ends with the user's turn."""

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from rlhf_recipes.collector import no_collection
 from rlhf_recipes.evaluation.detail_figures import kl_figure, reward_model_figure
@@ -12,14 +11,14 @@ from rlhf_recipes.evaluation.figures import reward_distributions_figure, win_rat
 from rlhf_recipes.evaluation.frontier_figure import pareto_frontier_figure
 from rlhf_recipes.evaluation.output_files import (
     ANALYSIS,
-    RECORD,
+    FINISHED,
     collected_folder,
     put_evaluation_in_place,
 )
 from rlhf_recipes.evaluation.report import render_html, render_markdown
 from rlhf_recipes.evaluation.results import evaluation_results
 from rlhf_recipes.evaluation.reward_model import reward_model_errors
-from rlhf_recipes.evaluation.samples import read_samples
+from rlhf_recipes.evaluation.samples import Results, read_samples
 from rlhf_recipes.evaluation.training_curves import (
     read_runs,
     summarise,
@@ -27,8 +26,6 @@ from rlhf_recipes.evaluation.training_curves import (
 )
 from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.records import write_json, write_text
-
-Results = dict[str, Any]
 
 
 @no_collection()
@@ -65,7 +62,7 @@ def analyse(output_dir: Path) -> Results:
     sections = document(results, failures, collection, wrong_pairs)
     write_text(folder / "report.html", render_html(sections, results, folder))
     write_text(folder / ANALYSIS, render_markdown(sections))
-    write_json(folder / RECORD, results)
+    write_json(folder / FINISHED, results)
     put_evaluation_in_place(output_dir)
     return results
 

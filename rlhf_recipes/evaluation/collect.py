@@ -27,18 +27,18 @@ from rlhf_recipes.evaluation.arguments import (
 from rlhf_recipes.evaluation.identity import (
     Adapters,
     Model,
-    Record,
-    base_fingerprint,
     collection_facts,
     digest,
     read_adapters,
     sampled_models,
+    weights_fingerprint,
 )
 from rlhf_recipes.evaluation.journal import Journal
 from rlhf_recipes.evaluation.judges import in_order, record_verdicts
 from rlhf_recipes.evaluation.measure import Meter
 from rlhf_recipes.evaluation.output_files import collecting_folder
 from rlhf_recipes.evaluation.panel import GOLD, Panel, Scorer, check_judges, open_panel
+from rlhf_recipes.evaluation.samples import Record
 from rlhf_recipes.logits import check_logits
 from rlhf_recipes.model_card import public_base
 from rlhf_recipes.models import open_base
@@ -124,7 +124,7 @@ class _Collection:
         return {
             "base": {
                 "name": public_base(adapters.proxy.base.name),
-                "fingerprint": base_fingerprint(self.roles.base),
+                "fingerprint": weights_fingerprint(self.roles.base),
                 "dtype": str(adapters.precision),
             },
             "reference": adapters.start.fingerprint if adapters.start else None,

@@ -1,14 +1,10 @@
 """The parts of a report that compare: win rates, frontier, rewards, proxy against gold."""
 
-from typing import Any
-
 from rlhf_recipes.evaluation import sentences as say
 from rlhf_recipes.evaluation.blocks import Block, Picture, Section, Table, Text
 from rlhf_recipes.evaluation.evidence import INTERVALS, compared, metrics_of, policies_of
-from rlhf_recipes.evaluation.samples import reward_of
+from rlhf_recipes.evaluation.samples import Results, reward_of
 from rlhf_recipes.evaluation.sentences import gain, number, p_value, percent, rate, signed, span
-
-Results = dict[str, Any]
 
 CONTROLS = {"control": "base again vs base", "best_of_n": "best of {n} of base vs base"}
 

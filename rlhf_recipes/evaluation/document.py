@@ -1,7 +1,5 @@
 """The report as sections of text, tables, figures and samples: one content, two renderings."""
 
-from typing import Any
-
 from rlhf_recipes.evaluation import sentences as say
 from rlhf_recipes.evaluation.blocks import Code, Section, Table, Text
 from rlhf_recipes.evaluation.comparison_sections import (
@@ -21,10 +19,8 @@ from rlhf_recipes.evaluation.evidence import (
     reward_model_section,
 )
 from rlhf_recipes.evaluation.sample_browser import samples_section
-from rlhf_recipes.evaluation.samples import Collection, reward_of
+from rlhf_recipes.evaluation.samples import Collection, Results, reward_of
 from rlhf_recipes.evaluation.sentences import gain, number, percent, rate
-
-Results = dict[str, Any]
 
 
 def document(

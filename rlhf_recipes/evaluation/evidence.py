@@ -1,12 +1,9 @@
 """The parts of a report to look into: failures, wrong pairs, training curves."""
 
-from typing import Any
-
 from rlhf_recipes.evaluation import sentences as say
 from rlhf_recipes.evaluation.blocks import Block, Excerpt, Excerpts, Picture, Section, Table, Text
+from rlhf_recipes.evaluation.samples import Results
 from rlhf_recipes.evaluation.sentences import number, optional, percent, rate, span
-
-Results = dict[str, Any]
 
 INTERVALS = "Square brackets: 95% intervals over prompts."
 

@@ -22,13 +22,12 @@ from rlhf_recipes.evaluation.arguments import (
     EvaluationArguments,
     Policy,
 )
+from rlhf_recipes.evaluation.samples import Record
 from rlhf_recipes.models import Precision
 from rlhf_recipes.preferences import dataset_fingerprint, load_prepared
 from rlhf_recipes.preferences.shapes import first_turn_key
 from rlhf_recipes.sampling import Prompt
 from rlhf_recipes.vocabulary import check_same_tokenizer
-
-Record = dict[str, Any]
 
 VALUES = 1024
 
@@ -134,7 +133,7 @@ def digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
-def base_fingerprint(base: PreTrainedModel) -> str:
+def weights_fingerprint(base: PreTrainedModel) -> str:
     """SHA-256 over every weight's name and shape and about 1,024 of its values, evenly spaced.
 
     Training changes nearly all values of a weight, so this tells bases apart as well as all of

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.journal import Journal
 from rlhf_recipes.evaluation.judge_replies import preference
+from rlhf_recipes.preferences.shapes import Messages
 
 ATTEMPTS = 6
 LONGEST_DELAY = 60.0
@@ -42,7 +43,6 @@ class Reply(NamedTuple):
 
 Judge = Callable[[str, str, str], Reply]
 """Compares two answers to a prompt, in the order they are given in."""
-Messages = list[dict[str, str]]
 Ask = Callable[[Messages], str]
 """Sends messages to a chat model and gives its reply; raises httpx2.HTTPError."""
 

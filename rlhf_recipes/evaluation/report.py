@@ -13,11 +13,9 @@ from markupsafe import Markup, escape
 
 from rlhf_recipes.evaluation.blocks import Section, Table
 from rlhf_recipes.evaluation.figures import colours
-from rlhf_recipes.evaluation.samples import reward_of
+from rlhf_recipes.evaluation.samples import Results, reward_of
 from rlhf_recipes.evaluation.sentences import number, percent, percent_span
 from rlhf_recipes.terminal import UNPRINTABLE, printable
-
-Results = dict[str, Any]
 
 TITLE = "RLHF evaluation"
 WIDTH = 100

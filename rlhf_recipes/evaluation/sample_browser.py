@@ -1,18 +1,14 @@
 """The samples of a report: every prompt with the answers of all models, to browse or to read."""
 
-from typing import Any
-
 from rlhf_recipes.evaluation.blocks import Excerpt, Excerpts, Samples, Section
 from rlhf_recipes.evaluation.comparisons import TIE
 from rlhf_recipes.evaluation.evidence import finals_of, metrics_of
 from rlhf_recipes.evaluation.failures import DEFINITIONS
 from rlhf_recipes.evaluation.figures import colours
-from rlhf_recipes.evaluation.samples import FIELD, Collection, ModelSamples, Record
+from rlhf_recipes.evaluation.samples import FIELD, Collection, ModelSamples, Record, Results
 from rlhf_recipes.evaluation.sentences import number, percent, signed
 from rlhf_recipes.evaluation.win_rate import win_scores
 from rlhf_recipes.preferences.shapes import spoken_turns
-
-Results = dict[str, Any]
 
 OUTCOMES = ("won", "tied", "lost")
 

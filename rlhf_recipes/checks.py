@@ -24,7 +24,7 @@ from rlhf_recipes.models import Base, Precision, classifier_config
 from rlhf_recipes.optimizers import check_optimizer, check_warmup
 from rlhf_recipes.reward_functions import REWARD_MODEL, check_functions, function_name
 from rlhf_recipes.rules import ALL, GRPO, ONLINE, PAIRS, PPO, REWARD
-from rlhf_recipes.run_folder import RECORD, RunFolder, check_continuation
+from rlhf_recipes.run_folder import RECORD, RunFolder, changes_since, check_continuation, finished
 from rlhf_recipes.sharding import check_unsharded
 from rlhf_recipes.steps import check_held_out
 from rlhf_recipes.truncation import check_context
@@ -104,10 +104,15 @@ def check_begun(inputs: Inputs) -> None:
     if not recipe.plan:
         return
     check_free(final)
+    given = (recipe, inputs.training, *filter(None, (inputs.reward,)), inputs.model)
+    settings = resolved_recipe(*given), named_inputs(*given)
+    if (final / REPLACEMENT / RECORD).is_file():
+        if changes_since(final / REPLACEMENT, *settings) and not recipe.overwrite:
+            raise finished(final)
+        return
     folder = RunFolder(final, overwrite=True).path
     if last_checkpoint(folder) is not None:
-        given = (recipe, inputs.training, *filter(None, (inputs.reward,)), inputs.model)
-        check_continuation(folder, resolved_recipe(*given), named_inputs(*given))
+        check_continuation(folder, *settings)
 
 
 def check_packages(inputs: Inputs) -> None:

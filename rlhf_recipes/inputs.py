@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from trl import ModelConfig
 
 from rlhf_recipes.adapters import Adapter, read_adapter
@@ -17,6 +17,7 @@ from rlhf_recipes.models import Base, Precision, open_tokenizer
 from rlhf_recipes.preferences import split_off, unique_prompts
 from rlhf_recipes.reward_functions import RewardFunc, load_reward_func
 from rlhf_recipes.rules import PAIRS
+from rlhf_recipes.run_folder import PROCESSES
 from rlhf_recipes.steps import micro_batches, optimiser_steps
 from rlhf_recipes.truncation import Rows, fit_pairs, prompt_rows
 
@@ -128,6 +129,8 @@ class Inputs:
 
 
 def named_inputs(*instances: Any) -> dict[str, str]:
-    """The fingerprint of each input that a recipe's dataclasses name."""
+    """The fingerprint of each input that a recipe's dataclasses name, and how many processes."""
     values = [vars(instance) for instance in instances]
-    return run_inputs({name: value for given in values for name, value in given.items()})
+    found = run_inputs({name: value for given in values for name, value in given.items()})
+    training = next(given for given in instances if isinstance(given, TrainingArguments))
+    return found | {PROCESSES: str(training.world_size)}

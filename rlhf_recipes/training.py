@@ -31,7 +31,13 @@ from rlhf_recipes.inputs import named_inputs
 from rlhf_recipes.prefix_sharing import share_prefixes
 from rlhf_recipes.records import run_record, workspace
 from rlhf_recipes.resuming import seconds_trained, train
-from rlhf_recipes.run_folder import RECORD, RunFolder, check_continuation, open_folder
+from rlhf_recipes.run_folder import (
+    RECORD,
+    RunFolder,
+    changes_since,
+    check_continuation,
+    open_folder,
+)
 from rlhf_recipes.truncation import Rows, rows_text
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -62,7 +68,7 @@ class Run:
         self.pushes, training.push_to_hub = training.push_to_hub, False
         training.dataloader_pin_memory &= torch.cuda.is_available()
         self.inputs = named_inputs(recipe, training, *others)
-        self.folder = _open_folder(training, recipe.overwrite)
+        self.folder = self._open_folder()
         training.output_dir = str(self.folder.path)
         self.checkpoint = last_checkpoint(self.folder.path)
         if self.checkpoint is not None:
@@ -71,6 +77,26 @@ class Run:
         keep_freed_memory()
         self.rows: dict[str, dict[str, int]] = {}
         self.started = time.monotonic()
+
+    def _open_folder(self) -> RunFolder:
+        """The folder to write, locked by the first process of a launch for all of them.
+
+        A run whose files only had to be put in place when it was killed ends here, finished. Given
+        other settings, its folder is like that of any finished run.
+        """
+        final = Path(str(self.training.output_dir))
+        replacement = final / REPLACEMENT
+        was_complete = (replacement / RECORD).is_file()
+        is_this = was_complete and not changes_since(replacement, self.resolved, self.inputs)
+        PartialState().wait_for_everyone()  # none looks later, while the first one changes it
+        if self.training.process_index == 0:
+            open_folder(final)
+        if is_this:
+            sys.stdout.write(f"{final} had been trained to its end, and is in place now.\n")
+            raise SystemExit(0)
+        if was_complete:
+            PartialState().wait_for_everyone()  # until it is in place
+        return RunFolder(final, self.recipe.overwrite)
 
     def tell(self, rows: Mapping[str, Rows], notes: Sequence[str] = ()) -> None:
         """Print which rows are used, cut or left out; run.json will say it too."""
@@ -155,22 +181,6 @@ class Run:
             else ""
         )
         return f"The same command {begun}.{old}"
-
-
-def _open_folder(training: TrainingArguments, overwrite: bool) -> RunFolder:
-    """The folder to write, locked by the first process of a launch for all of them.
-
-    A run whose files only had to be put in place when it was killed ends here, finished.
-    """
-    final = Path(str(training.output_dir))
-    was_complete = (final / REPLACEMENT / RECORD).is_file()
-    PartialState().wait_for_everyone()  # none looks later, while the first one changes it
-    if training.process_index == 0:
-        open_folder(final)
-    if was_complete:
-        sys.stdout.write(f"{final} had been trained to its end, and is in place now.\n")
-        raise SystemExit(0)
-    return RunFolder(final, overwrite)
 
 
 def leave() -> NoReturn:

@@ -16,6 +16,7 @@ from trl import DPOConfig, DPOTrainer, ModelConfig, RewardConfig, RewardTrainer
 
 from rlhf_recipes.checkpoints import write_manifest
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.lora import lora_config
 from rlhf_recipes.models import (
     base_path,
@@ -284,6 +285,19 @@ def test_plan_and_run_refuse_checkpoints_of_other_settings(
     write_manifest(checkpoint)
     (tmp_path / "out" / "recipe.yaml").write_text("learning_rate: 0.5")
     said = "`learning_rate`: 0.5 there"
+    refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("stage", TRAINING)
+def test_plan_and_run_refuse_a_finished_run_that_was_cut_off_while_it_was_put_in_place(
+    root, folder, tmp_path, monkeypatch, stage
+):
+    new = tmp_path / "out" / REPLACEMENT
+    new.mkdir(parents=True)
+    (new / "run.json").write_text("{}")
+    (new / "recipe.yaml").write_text("learning_rate: 0.5")
+    said = "already contains a finished run"
     refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,12 @@ class Adapter:
                 "DPO writes it."
             )
 
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer saved with the adapter, chat template included; else that of its base."""
+        """The tokenizer saved with the adapter, chat template included; else that of its base.
+
+        Opened once, and the same object for all: to be copied before it is changed.
+        """
         name, revision = self.base.name, self.base.revision
         if not self.has_tokenizer:
             return open_tokenizer(name, revision=revision)

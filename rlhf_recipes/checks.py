@@ -193,7 +193,7 @@ def _check_role(inputs: Inputs, adapter: Adapter, key: str) -> None:
     if adapter.has_tokenizer:
         check_same_tokenizer(
             inputs.tokenizer,
-            adapter.tokenizer(),
+            adapter.tokenizer,
             (f"`{inputs.base}`", f"`{key}` ({adapter.folder})"),
             "All roles of PPO read the same token ids, so this one would read other text than in "
             "its training.",

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_recipes.adapters import read_adapter
 from rlhf_recipes.checks import check_training
 from rlhf_recipes.evaluation.collect import held_out_prompts
-from rlhf_recipes.evaluation.identity import read_adapters
+from rlhf_recipes.evaluation.identity import Adapters
 from rlhf_recipes.evaluation.output_files import check_replaceable
 from rlhf_recipes.evaluation.panel import check_judges
 from rlhf_recipes.hub import repo_name
@@ -101,22 +100,21 @@ def training_plan(inputs: Inputs) -> Plan:
     )
 
 
-def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
+def evaluation_plan(arguments: "EvaluationArguments", adapters: Adapters) -> Plan:
     """Check what an evaluation is given, and count what it comes to; the run calls this too."""
     check_replaceable(Path(arguments.output_dir), arguments.overwrite)
     if arguments.plan:
         check_free(Path(arguments.output_dir) / "samples")
-    policies = arguments.policies()
-    adapters = read_adapters(arguments, policies)
-    check_judges(arguments, adapters.proxy)
+    check_judges(arguments, adapters)
     prompts = held_out_prompts(arguments)
-    rows = prompt_rows(prompts, adapters.tokenizer(), arguments.max_completion_length)
-    samples = (len(policies) + arguments.control) * arguments.samples_per_prompt
+    rows = prompt_rows(prompts, adapters.tokenizer, arguments.max_completion_length)
+    samples = (len(adapters.evaluated) + arguments.control) * arguments.samples_per_prompt
     completions = rows.used * (arguments.base_samples + samples)
     # A checkpoint takes the place of the adapter it became.
-    held = [adapters.policies[policy.name] for policy in policies if policy.name == policy.run]
-    gold = arguments.gold_model_path
-    others = (adapters.start, read_adapter(gold) if gold else None)
+    held = [
+        adapters.policies[policy.name] for policy in adapters.evaluated if policy.name == policy.run
+    ]
+    others = (adapters.start, *adapters.judges.values())
     meta, parameters = evaluation_parameters([adapters.proxy, *held, *filter(None, others)])
     check_weight_files(meta, adapters.proxy.base)
     check_context(meta.config, {"validation": rows})

@@ -21,6 +21,7 @@ from trl import (
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
+from rlhf_recipes.evaluation.identity import read_adapters
 from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.models import base_path, open_base, open_tokenizer
 from rlhf_recipes.plan import evaluation_plan, training_plan
@@ -396,7 +397,8 @@ def test_an_evaluation_samples_every_model_on_the_same_prompts(data, reward_mode
         "samples_per_prompt": 2,
         "max_completion_length": 5,
     }
-    plan = evaluation_plan(EvaluationArguments(**settings))
+    arguments = EvaluationArguments(**settings)
+    plan = evaluation_plan(arguments, read_adapters(arguments))
     # base, dpo and control; seven prompts; two samples each.
     assert plan.completions == 3 * 7 * 2
     assert plan.generated_tokens == 3 * 7 * 2 * 5
@@ -404,7 +406,8 @@ def test_an_evaluation_samples_every_model_on_the_same_prompts(data, reward_mode
     assert "optimiser steps" not in str(plan)
     assert "completions       42" in str(plan)
     # Of base five samples each, of the other two models two.
-    more = evaluation_plan(EvaluationArguments(**settings, best_of_n=5))
+    arguments = EvaluationArguments(**settings, best_of_n=5)
+    more = evaluation_plan(arguments, read_adapters(arguments))
     assert more.completions == 7 * (5 + 2 + 2)
 
 

@@ -18,7 +18,7 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.kv_cache import block_cache, joined, joins, keep_rows
 from rlhf_recipes.logprobs import TokenLogps, token_logps
 from rlhf_recipes.preferences.shapes import Messages
-from rlhf_recipes.templates import RENDER_ERRORS, refused
+from rlhf_recipes.templates import RENDER_ERRORS, check_template, refused
 
 PREFILL_ROWS = 4
 """Prompts computed at once before the first token is drawn: enough to keep the cores busy."""
@@ -63,6 +63,7 @@ def template_ids(
             "The data is conversations and the tokenizer has no chat template. Set "
             "`chat_template` to a Jinja file; recipes/hh-rlhf/gpt2 ships one in HH's own format."
         )
+    check_template(tokenizer)
     try:
         encoded: Any = tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True

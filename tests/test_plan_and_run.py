@@ -58,7 +58,9 @@ REFUSED = [
     ),
     ("--chat_template {tmp}/includes.jinja", OWN_TOKENIZER, "refuses a conversation of roles"),
     ("--chat_template {tmp}/divides.jinja", OWN_TOKENIZER, "refuses .* division by zero"),
-    ("--chat_template {tmp}/empty.jinja", ("grpo",), "has no token"),
+    ("--chat_template {tmp}/empty.jinja", OWN_TOKENIZER, "without what the user says in it"),
+    ("--chat_template {tmp}/constant.jinja", OWN_TOKENIZER, "without what the user says in it"),
+    ("--chat_template {tmp}/no_answer.jinja", OWN_TOKENIZER, "without what the assistant says"),
     (
         "--eval_strategy steps --eval_steps 1 --save_steps 1 --load_best_model_at_end true "
         "--metric_for_best_model truth",
@@ -129,6 +131,11 @@ def folder(tmp_path_factory):
     (tmp / "raises.jinja").write_text("{{ raise_exception('no users here') }}")
     (tmp / "divides.jinja").write_text("{{ 1 / 0 }}")
     (tmp / "empty.jinja").write_text("")
+    (tmp / "constant.jinja").write_text("user: {{ message }} assistant:")
+    (tmp / "no_answer.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content | trim }}{% endif %}"
+        "{% endfor %}"
+    )
     (tmp / "includes.jinja").write_text("{% include 'other.jinja' %}")
     (tmp / "raises.py").write_text("import no_such_module\n")
     (tmp / "rule.py").write_text(

@@ -109,6 +109,18 @@ def test_a_read_only_folder_is_told(small_disk):
     assert "Mount it for writing" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("refused", ["open('closed')", "open('new', 'w')"])
+def test_a_missing_permission_is_told(tmp_path, refused):
+    """To root, who may do everything, as another user."""
+    (tmp_path / "closed").touch(mode=0)
+    tmp_path.chmod(0o511)
+    body = f"os.chdir(folder)\nos.getuid() == 0 and os.setuid(65534)\n{refused}"
+    done = ended(body, tmp_path)
+    tmp_path.chmod(0o700)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be accessed (Permission denied). Change its permissions." in done.stderr
+
+
 def test_a_mistake_of_the_code_keeps_its_traceback(tmp_path):
     done = ended("open(folder / 'missing')", tmp_path)
     assert done.returncode == 1

@@ -348,6 +348,23 @@ def test_a_single_name_of_a_layer_is_a_name_and_a_pattern_a_pattern(
     start(root, folder, tmp_path, "dpo", again, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("stage", "counts"),
+    [
+        ("reward", {"used": 10, "cut": 0, "too_long": 6, "identical": 0, "longest": 42}),
+        ("dpo", {"used": 16, "cut": 6, "too_long": 0, "identical": 0, "longest": 42}),
+    ],
+)
+def test_the_record_of_a_run_counts_the_rows_that_were_used_cut_and_left_out(
+    root, folder, tmp_path, monkeypatch, stage, counts
+):
+    """Six of the questions have a number of two digits, which are two tokens, and 43 in all."""
+    monkeypatch.chdir(root)
+    start(root, folder, tmp_path, stage, ["--use_cpu", "--max_length", "42"], monkeypatch)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["rows"] == {"train": counts, "validation": counts}
+
+
 @pytest.mark.parametrize("stage", ONLINE)
 def test_a_reward_function_that_gives_no_number_ends_the_training(
     root, folder, tmp_path, monkeypatch, stage

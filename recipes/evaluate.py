@@ -29,6 +29,8 @@ def main() -> None:
     if open_evaluation(output_dir, arguments.overwrite):
         print(f"{output_dir / 'results'} was complete and is in place now.")
         return
+    for note in plan.notes:
+        print(note)
     use_all_cores()
     keep_freed_memory()
     collect(arguments, adapters)

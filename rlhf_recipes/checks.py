@@ -20,7 +20,7 @@ from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.hub import check_push, repo_name
 from rlhf_recipes.inputs import Inputs, named_inputs
 from rlhf_recipes.locks import check_free
-from rlhf_recipes.models import Base, Precision, classifier_config
+from rlhf_recipes.models import Base, Precision, check_generation_config, classifier_config
 from rlhf_recipes.optimizers import check_optimizer, check_warmup
 from rlhf_recipes.reward_functions import REWARD_MODEL, check_functions, function_name
 from rlhf_recipes.rules import ALL, GRPO, ONLINE, PAIRS, PPO, REWARD
@@ -217,6 +217,11 @@ def check_sampled(inputs: Inputs) -> None:
     check_sampler(inputs.language_model)
 
 
+def check_generation(inputs: Inputs) -> None:
+    """Refuse a base whose generation_config.json cannot be read."""
+    check_generation_config(Base.of(inputs.model))
+
+
 def check_reward_class(inputs: Inputs) -> None:
     """Refuse a base without a sequence classifier."""
     classifier_config(inputs.base, inputs.model.model_revision)
@@ -268,6 +273,7 @@ GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
         (check_pushing, ALL),
         (check_sampled, ALL),
         (check_optimization, ALL),
+        (check_generation, ONLINE),
         (check_reward_class, REWARD),
         (check_experts, ("dpo", "grpo")),
         (check_dropout_off, GRPO),

@@ -19,9 +19,16 @@ from rlhf_recipes.hub import repo_name
 from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.locks import check_free
 from rlhf_recipes.memory import Memory, evaluation_memory, training_memory
+from rlhf_recipes.models import check_generation_config
 from rlhf_recipes.parameter_counts import Parameters, evaluation_parameters, stage_parameters
 from rlhf_recipes.steps import completion_count
-from rlhf_recipes.truncation import Rows, check_context, plain_text_notes, prompt_rows
+from rlhf_recipes.truncation import (
+    Rows,
+    check_context,
+    plain_text_notes,
+    prompt_rows,
+    special_token_notes,
+)
 from rlhf_recipes.weight_files import check_weight_files
 
 if TYPE_CHECKING:
@@ -96,7 +103,10 @@ def training_plan(inputs: Inputs) -> Plan:
         output_dir=str(training.output_dir),
         outputs=RUN_OUTPUTS + STAGE_OUTPUTS.get(stage, ()),
         pushed_to=pushed_to if training.push_to_hub else None,
-        notes=plain_text_notes(inputs.dataset["train"], inputs.tokenizer),
+        notes=(
+            *plain_text_notes(inputs.dataset["train"], inputs.tokenizer),
+            *special_token_notes(rows),
+        ),
     )
 
 
@@ -117,6 +127,7 @@ def evaluation_plan(arguments: "EvaluationArguments", adapters: Adapters) -> Pla
     others = (adapters.start, *adapters.judges.values())
     meta, parameters = evaluation_parameters([adapters.proxy, *held, *filter(None, others)])
     check_weight_files(meta, adapters.proxy.base)
+    check_generation_config(adapters.proxy.base)
     check_context(meta.config, {"validation": rows})
     return Plan(
         stage="evaluate",
@@ -131,6 +142,7 @@ def evaluation_plan(arguments: "EvaluationArguments", adapters: Adapters) -> Pla
         output_dir=arguments.output_dir,
         outputs=EVALUATION_OUTPUTS,
         pushed_to=None,
+        notes=special_token_notes({"validation": rows}),
     )
 
 

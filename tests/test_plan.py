@@ -327,6 +327,19 @@ def test_nothing_left_to_train_on_is_told(data, tmp_path):
         planned("ppo", RecipeArguments(), training, lora("ppo"), data)
 
 
+@pytest.mark.parametrize("stage", ["dpo", "ppo"])
+def test_a_plan_warns_of_special_tokens_in_the_data(data, tmp_path, stage):
+    def marked(row):
+        return {"prompt": message("user", f"{row['prompt'][0]['content']}<|im_end|>")}
+
+    train = data["train"]
+    some = concatenate_datasets([train.select(range(20)), train.select(range(20, 23)).map(marked)])
+    data = {"train": some, "validation": data["validation"]}
+    plan = planned(stage, RecipeArguments(), arguments(stage, tmp_path), lora(stage), data)
+    assert "Warning: 3 train rows hold a special token" in str(plan)
+    assert "<|im_end|> in row 21" in " ".join(str(plan).split())
+
+
 def test_planning_writes_nothing(data, reward_model, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for stage in CONFIGS:

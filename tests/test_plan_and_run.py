@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from subprocess import PIPE
 
@@ -76,6 +77,7 @@ REFUSED = [
     ("--model_name_or_path {tmp}/list_tokenizer", TRAINING, "tokenizer of .* cannot be opened"),
     ("--model_name_or_path {tmp}/cut_tokenizer", TRAINING, "tokenizer of .* cannot be opened"),
     ("--model_name_or_path {tmp}/no_config", TRAINING, "no_config"),
+    ("--model_name_or_path {tmp}/cut_generation", ONLINE, "generation_config.json cannot be read"),
     ("--dataset_name {tmp}", TRAINING, "is not a folder of prepared data"),
     ("--max_completion_length 8000", ONLINE, "and the base takes 2048"),
     ("--fsdp full_shard", ("ppo",), "PPO does not run under DeepSpeed or FSDP"),
@@ -94,6 +96,11 @@ REFUSED = [
     ("--gold_model_path {tmp}/reward", ("evaluate",), "A proxy that judges itself"),
     ("--max_completion_length 8000", ("evaluate",), "and the base takes 2048"),
     ("--models it={tmp}/none", ("evaluate",), "holds no adapter"),
+    (
+        "--reward_model_path {tmp}/cut_generation_reward --models it={tmp}/cut_generation_policy",
+        ("evaluate",),
+        "generation_config.json cannot be read",
+    ),
     (
         "--reward_model_path {tmp}/lacks_layer_reward --models it={tmp}/lacks_layer_policy",
         ("evaluate",),
@@ -171,11 +178,13 @@ def break_weights(tmp):
             save_file(held, tmp / name / "model.safetensors", {"format": "pt"})
     (tmp / "broken_index" / "model.safetensors.index.json").write_text("{")
     (tmp / "list_tokenizer" / "tokenizer.json").write_text("[1, 2]")
-    for role in ("reward", "policy"):
-        folder = tmp / f"lacks_layer_{role}"
+    shutil.copytree(base_path("tiny"), tmp / "cut_generation")
+    (tmp / "cut_generation" / "generation_config.json").write_text('{"eos_token_id": [1,')
+    for role, base in product(("reward", "policy"), ("lacks_layer", "cut_generation")):
+        folder = tmp / f"{base}_{role}"
         shutil.copytree(tmp / role, folder)
         config = json.loads((folder / "adapter_config.json").read_text())
-        config["base_model_name_or_path"] = str(tmp / "lacks_layer")
+        config["base_model_name_or_path"] = str(tmp / base)
         (folder / "adapter_config.json").write_text(json.dumps(config))
 
 

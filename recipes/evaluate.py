@@ -9,6 +9,7 @@ from rlhf_recipes.arguments import parse_recipe, run
 from rlhf_recipes.evaluation import analyse, closing_table
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect.collection import collect
+from rlhf_recipes.evaluation.collect.provenance import read_adapters
 from rlhf_recipes.evaluation.output_files import open_evaluation
 from rlhf_recipes.planning.plan import evaluation_plan
 from rlhf_recipes.training import keep_freed_memory, use_all_cores
@@ -19,7 +20,8 @@ ARGUMENTS = (EvaluationArguments,)
 def main() -> None:
     """Collect with the models, analyse without them, print the closing table."""
     (arguments,) = parse_recipe(*ARGUMENTS)
-    plan = evaluation_plan(arguments)
+    adapters = read_adapters(arguments)
+    plan = evaluation_plan(arguments, adapters)
     if arguments.plan:
         print(plan)
         return
@@ -27,9 +29,11 @@ def main() -> None:
     if open_evaluation(output_dir, arguments.overwrite):
         print(f"{output_dir / 'results'} was complete and is in place now.")
         return
+    for note in plan.notes:
+        print(note)
     use_all_cores()
     keep_freed_memory()
-    collect(arguments)
+    collect(arguments, adapters)
     print(closing_table(analyse(output_dir)))
 
 

@@ -7,13 +7,13 @@ accelerate launch --config_file accelerate_configs/single.yaml \
 from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
-from rlhf_recipes.checks import Inputs
 from rlhf_recipes.generation.grpo import rollout_func_for
+from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.models.loading import open_language_model
 from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.planning.plan import training_plan
 from rlhf_recipes.preferences import load_prepared
-from rlhf_recipes.reward_functions import checked
+from rlhf_recipes.reward_functions import RewardFunc, checked
 from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.runs.resuming import WholeGenerations
 from rlhf_recipes.training import Run
@@ -32,7 +32,7 @@ def main() -> None:
         return
     stage = Run("grpo", recipe, training, reward, model)
     stage.tell(plan.rows, plan.notes)
-    rewards = list(inputs.reward_funcs)
+    rewards: list[RewardFunc] = list(inputs.reward_funcs)
     if inputs.reward_model is not None:
         reward_model = RewardModel.load(
             inputs.reward_model,
@@ -40,11 +40,11 @@ def main() -> None:
             attn_implementation=model.attn_implementation,
             **inputs.reward_precision.kwargs(),
         )
-        rewards.insert(0, checked(reward_model.to(training.device)))
+        rewards.insert(0, reward_model.to(training.device))
     trainer = GRPOTrainer(
         model=open_language_model(model),
         # A list of floats is none of floats or None to a type checker.
-        reward_funcs=rewards,  # type: ignore[arg-type]
+        reward_funcs=[checked(function) for function in rewards],  # type: ignore[misc]
         args=training,
         train_dataset=inputs.prompts[0],
         processing_class=inputs.tokenizer,

@@ -7,7 +7,7 @@ accelerate launch --config_file accelerate_configs/single.yaml \
 from trl import ModelConfig
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe, run
-from rlhf_recipes.checks import Inputs
+from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.models.loading import open_language_model
 from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.planning.plan import training_plan

@@ -11,6 +11,7 @@ from rlhf_recipes.folders import hold
 from rlhf_recipes.preferences import DataArguments
 from rlhf_recipes.preferences.preparation import check_writable, prepare, write_prepared
 from rlhf_recipes.preferences.summary import summary
+from rlhf_recipes.runs.locks import check_free
 
 ARGUMENTS = (DataArguments,)
 
@@ -23,11 +24,14 @@ def main() -> None:
     if os.getenv("RANK", "0") != "0":  # of several launched processes one is enough
         return
     if arguments.plan:
-        print(f"{summary(prepare(arguments))}\n\nWould write {outputs}")
-        return
-    hold(out)
+        check_free(out)
+    else:
+        hold(out)
     check_writable(arguments)
     prepared = prepare(arguments)
+    if arguments.plan:
+        print(f"{summary(prepared)}\n\nWould write {outputs}")
+        return
     write_prepared(prepared, arguments)
     print(f"{summary(prepared)}\n\nWrote {outputs}")
 

@@ -7,8 +7,8 @@ accelerate launch --config_file accelerate_configs/single.yaml \
 from trl import ModelConfig, RewardConfig, RewardTrainer
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
-from rlhf_recipes.checks import Inputs
 from rlhf_recipes.evaluation.collect.reward_review import review_reward_model
+from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.models.loading import open_classifier
 from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.planning.plan import training_plan

@@ -6,147 +6,40 @@ nothing, so that a check may use what they made sure of. No check loads weights.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from trl import ModelConfig
-
-from rlhf_recipes.arguments import RecipeArguments, RewardArguments
+from rlhf_recipes.arguments import resolved_recipe
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.hub.push import check_push, repo_name
-from rlhf_recipes.models.adapters import Adapter, read_adapter
-from rlhf_recipes.models.architectures import (
-    check_dropout,
-    check_router_loss,
-    check_sampler,
-    meta_model,
-)
-from rlhf_recipes.models.loading import Base, Precision, classifier_config, open_tokenizer
+from rlhf_recipes.inputs import Inputs, named_inputs
+from rlhf_recipes.models.adapters import Adapter
+from rlhf_recipes.models.architectures import check_dropout, check_router_loss, check_sampler
+from rlhf_recipes.models.loading import Base, Precision, check_generation_config, classifier_config
 from rlhf_recipes.models.optimizers import check_optimizer, check_warmup
 from rlhf_recipes.models.vocabulary import check_same_tokenizer
 from rlhf_recipes.models.weight_files import check_weight_files
-from rlhf_recipes.preferences import split_off, unique_prompts
-from rlhf_recipes.preferences.truncation import Rows, check_context, fit_pairs, prompt_rows
-from rlhf_recipes.reward_functions import (
-    REWARD_MODEL,
-    check_functions,
-    function_name,
-    load_reward_func,
-)
+from rlhf_recipes.preferences.truncation import check_context
+from rlhf_recipes.reward_functions import REWARD_MODEL, check_functions, function_name
 from rlhf_recipes.rules.kinds import ALL, GRPO, ONLINE, PAIRS, PPO, REWARD
 from rlhf_recipes.rules.values import package_problems
+from rlhf_recipes.runs.checkpoints import last_checkpoint
+from rlhf_recipes.runs.locks import check_free
+from rlhf_recipes.runs.run_folder import (
+    RECORD,
+    RunFolder,
+    changes_since,
+    check_continuation,
+    finished,
+)
 from rlhf_recipes.sharding import check_unsharded
-from rlhf_recipes.steps import check_held_out, micro_batches, optimiser_steps
+from rlhf_recipes.steps import check_held_out
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a training stage is given.
-
-    Args:
-        stage: `reward`, `dpo`, `grpo` or `ppo`.
-        training: The stage's trainer arguments: RewardConfig, DPOConfig, GRPOConfig or PPOConfig.
-        dataset: Splits train and validation, as `load_prepared` gives them.
-        reward: Where GRPO and PPO get their scores.
-    """
-
-    stage: str
-    recipe: RecipeArguments
-    training: Any
-    model: ModelConfig
-    dataset: "Mapping[str, Dataset]"
-    reward: RewardArguments | None = None
-
-    @cached_property
-    def base(self) -> str:
-        """Name of the base model."""
-        return str(self.model.model_name_or_path)
-
-    @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, opened once for all checks."""
-        return open_tokenizer(self.base, self.recipe.chat_template, self.model.model_revision)
-
-    @cached_property
-    def reward_model(self) -> Adapter | None:
-        """The reward adapter, read once; a plan may be asked for before there is one."""
-        return self._adapter(self.reward.reward_model_path if self.reward else None)
-
-    @property
-    def reward_precision(self) -> Precision:
-        """How the reward model's base is held: the policy's in PPO, else as the recipe says."""
-        policy = Precision.read(vars(self.model))
-        if self.reward is None or self.reward_model is None:
-            return policy
-        if self.stage == "ppo" or self.reward.reward_precision == "policy":
-            return policy
-        return self.reward_model.precision or policy
-
-    @cached_property
-    def start(self) -> Adapter | None:
-        """The adapter that PPO's policy starts from, read once."""
-        return self._adapter(getattr(self.training, "sft_model_path", None))
-
-    @cached_property
-    def reward_funcs(self) -> list[Callable[..., list[float]]]:
-        """The user's reward functions, opened once."""
-        paths = self.reward.reward_funcs if self.reward else None
-        return [load_reward_func(path) for path in paths or ()]
-
-    @cached_property
-    def prompts(self) -> "tuple[Dataset, Dataset | None]":
-        """What GRPO and PPO sample on, and the prompts that PPO holds out for its evaluations.
-
-        These are not of the validation split, which is evaluate.py's.
-        """
-        prompts = unique_prompts(self.dataset["train"])
-        if self.stage == "ppo" and self.training.eval_strategy != "no":
-            return split_off(prompts, self.training.num_eval_prompts)
-        return prompts, None
-
-    @cached_property
-    def rows(self) -> dict[str, Rows]:
-        """The rows of each split that the stage uses."""
-        stage, tokenizer, training = self.stage, self.tokenizer, self.training
-        if stage in PAIRS:
-            return {
-                split: fit_pairs(stage, split, self.dataset[split], tokenizer, training)
-                for split in ("train", "validation")
-            }
-        train, held_out = self.prompts
-        splits = {"train": train} | ({"evaluation": held_out} if held_out is not None else {})
-        return {
-            split: prompt_rows(prompts["prompt"], tokenizer, training.max_completion_length)
-            for split, prompts in splits.items()
-        }
-
-    @property
-    def epoch(self) -> int:
-        """Forward-backward passes of one process in one epoch."""
-        return micro_batches(self.stage, self.rows["train"].used, self.training)
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the run."""
-        return optimiser_steps(self.stage, self.epoch, self.training)
-
-    def _adapter(self, folder: str | None) -> Adapter | None:
-        missing = folder is not None and not Path(folder, "adapter_config.json").is_file()
-        if folder is None or (missing and self.recipe.plan):
-            return None
-        return read_adapter(folder)
-
-    @cached_property
-    def language_model(self) -> PreTrainedModel:
-        """The base without weights, built once for all checks."""
-        return meta_model(Base.of(self.model))
+    pass
 
 
 Check = Callable[[Inputs], None]
@@ -189,6 +82,43 @@ def check_adapters(inputs: Inputs) -> None:
 def check_sharding(inputs: Inputs) -> None:
     """Refuse PPO under DeepSpeed and FSDP."""
     check_unsharded(inputs.training)
+
+
+def check_processes(inputs: Inputs) -> None:
+    """Refuse processes that do not find each other: each would train alone and write one folder."""
+    started, world_size = int(os.getenv("WORLD_SIZE", "1")), inputs.training.world_size
+    if started != world_size:
+        raise RecipeError(
+            f"{started} processes were started, and this one sees {world_size}: each would train "
+            "alone and write the same folder. On CPUs add the flag `--use_cpu`; `make` does."
+        )
+
+
+def check_finished(inputs: Inputs) -> None:
+    """Refuse to replace a finished run without being told to."""
+    final = Path(inputs.training.output_dir)
+    if not (final / REPLACEMENT / RECORD).is_file():  # else it only has to be put in place
+        RunFolder(final, inputs.recipe.overwrite)
+
+
+def check_begun(inputs: Inputs) -> None:
+    """Refuse in a plan a folder in use, and one with checkpoints of other settings or inputs.
+
+    The run itself looks when it has taken the folder's lock.
+    """
+    final, recipe = Path(inputs.training.output_dir), inputs.recipe
+    if not recipe.plan:
+        return
+    check_free(final)
+    given = (recipe, inputs.training, *filter(None, (inputs.reward,)), inputs.model)
+    settings = resolved_recipe(*given), named_inputs(*given)
+    if (final / REPLACEMENT / RECORD).is_file():
+        if changes_since(final / REPLACEMENT, *settings) and not recipe.overwrite:
+            raise finished(final)
+        return
+    folder = RunFolder(final, overwrite=True).path
+    if last_checkpoint(folder) is not None:
+        check_continuation(folder, *settings)
 
 
 def check_packages(inputs: Inputs) -> None:
@@ -269,7 +199,7 @@ def _check_role(inputs: Inputs, adapter: Adapter, key: str) -> None:
     if adapter.has_tokenizer:
         check_same_tokenizer(
             inputs.tokenizer,
-            adapter.tokenizer(),
+            adapter.tokenizer,
             (f"`{inputs.base}`", f"`{key}` ({adapter.folder})"),
             "All roles of PPO read the same token ids, so this one would read other text than in "
             "its training.",
@@ -291,6 +221,11 @@ def _warn_of_precision(precision: Precision, adapter: Adapter, key: str) -> None
 def check_sampled(inputs: Inputs) -> None:
     """Refuse a base that the sampler cannot continue token by token."""
     check_sampler(inputs.language_model)
+
+
+def check_generation(inputs: Inputs) -> None:
+    """Refuse a base whose generation_config.json cannot be read."""
+    check_generation_config(Base.of(inputs.model))
 
 
 def check_reward_class(inputs: Inputs) -> None:
@@ -331,13 +266,20 @@ def check_steps(inputs: Inputs) -> None:
 
 
 GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
-    ((check_adapters, ALL), (check_packages, ALL), (check_sharding, PPO)),  # what the recipe says
+    (
+        (check_processes, ALL),
+        (check_finished, ALL),
+        (check_adapters, ALL),
+        (check_packages, ALL),
+        (check_sharding, PPO),
+    ),  # what the recipe says
     (
         (check_tokenizer_opens, ALL),
         (check_weights, ALL),
         (check_pushing, ALL),
         (check_sampled, ALL),
         (check_optimization, ALL),
+        (check_generation, ONLINE),
         (check_reward_class, REWARD),
         (check_experts, ("dpo", "grpo")),
         (check_dropout_off, GRPO),
@@ -350,4 +292,5 @@ GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
     ),
     ((check_rows, ALL), (check_evaluated, PPO)),  # the data
     ((check_longest, ALL), (check_steps, ALL)),
+    ((check_begun, ALL),),
 )

@@ -20,11 +20,14 @@ REMEDIES = {
     errno.EROFS: "Mount it for writing",
     errno.EACCES: "Change its permissions",
     errno.EPERM: "Change its permissions",
-    errno.ENOTDIR: "Remove the file that stands where a folder is needed",
-    errno.EEXIST: "Remove the file that stands where a folder is needed",
-    errno.EISDIR: "Remove the folder that stands where a file is needed",
+    errno.ENOTDIR: "Name another path, or remove the file that stands where a folder is needed",
+    errno.EEXIST: "Name another path, or remove the file that stands where a folder is needed",
+    errno.EISDIR: "Name another path, or remove the folder that stands where a file is needed",
 }
 """What to do about an error of the operating system that is not the code's."""
+
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""The errors that writing alone can meet."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -75,16 +78,20 @@ def _raise_on_sigterm() -> None:
 def _system_error(error: BaseException | None) -> str | None:
     """The sentence for the error of the operating system behind an exception, if there is one.
 
-    Libraries wrap it: safetensors quotes the number, torch says only that it could not write.
+    Libraries wrap it: safetensors and shutil quote the number, torch says only that it could not
+    write. Only torch hides it behind another error without `from`, which says in what file of
+    torch's it was raised; any other error that is raised while one is handled is a mistake.
     """
     while error is not None:
-        quoted = re.search(r"\(os error (\d+)\)", str(error))
-        number = error.errno if isinstance(error, OSError) else quoted and int(quoted[1])
+        quoted = re.search(r"(?:\(os error |\[Errno )(\d+)[\])]", str(error))
+        number = error.errno if isinstance(error, OSError) else None
+        number = int(quoted[1]) if number is None and quoted else number
         if number in REMEDIES:
-            path = getattr(error, "filename", None)
-            what = f"{path} cannot be written" if path else "A file cannot be written"
-            return f"{what} ({os.strerror(number)}). {REMEDIES[number]}."
+            what = getattr(error, "filename", None) or "A file"
+            refused = "written" if number in WRITING else "accessed"
+            return f"{what} cannot be {refused} ({os.strerror(number)}). {REMEDIES[number]}."
         if re.search(r"PytorchStreamWriter failed writing|iostream error", str(error)):
             return "A checkpoint cannot be written. Free disk space, or look at its permissions."
-        error = error.__cause__ or error.__context__
+        hidden = error.__context__ if "inline_container.cc" in str(error) else None
+        error = error.__cause__ or hidden
     return None

@@ -6,6 +6,7 @@ do without it.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -27,6 +28,14 @@ HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 RENDER_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
 """What rendering a chat template can raise: its expressions can fail like those of any program."""
+
+PROBE = (
+    {"role": "user", "content": "How many days has a leap year?"},
+    {"role": "assistant", "content": "It has three hundred and sixty-six."},
+    {"role": "user", "content": "And every other year?"},
+    {"role": "assistant", "content": "One day less than that."},
+)
+"""A conversation whose texts a chat template has to write out."""
 
 _SPOKEN = re.compile(r"(?:\A|\n\n)(Human|Assistant|System): ")
 
@@ -90,6 +99,7 @@ def template_ids(
             "The data is conversations and the tokenizer has no chat template. Set "
             "`chat_template` to a Jinja file; recipes/hh-rlhf/gpt2 ships one in HH's own format."
         )
+    check_template(tokenizer)
     try:
         encoded: Any = tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
@@ -97,6 +107,31 @@ def template_ids(
     except RENDER_ERRORS as error:
         raise template_error(tokenizer.name_or_path, messages, error) from error
     return list(encoded["input_ids"])
+
+
+def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise RecipeError where the chat template leaves out what a message says.
+
+    One that refuses the probe may yet render the data, or refuse it with its own sentence.
+    """
+    _check_probe(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=16)
+def _check_probe(tokenizer: "PreTrainedTokenizerBase", template: str) -> None:
+    """Check the probe once per tokenizer and template: every text of the data comes by here."""
+    try:
+        text = str(tokenizer.apply_chat_template([*PROBE], tokenize=False))
+    except RENDER_ERRORS:
+        return
+    lost = [message for message in PROBE if message["content"] not in text]
+    if lost:
+        raise RecipeError(
+            f"The chat template of `{tokenizer.name_or_path}` renders a conversation as "
+            f"{text[:200]!r}, without what the {lost[0]['role']} says in it "
+            f"({lost[0]['content']!r}), so a model would be trained and measured on other texts "
+            "than the data's. Give a template that writes every message with `chat_template`."
+        )
 
 
 def template_error(

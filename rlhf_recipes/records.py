@@ -5,10 +5,12 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.folders import REPLACEMENT
@@ -46,11 +48,21 @@ def write_text(path: Path, text: str) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file; one that is not JSON raises a RecipeError that names it."""
+    return _read(path, json.loads)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file; one that is not YAML raises a RecipeError that names it."""
+    return _read(path, yaml.safe_load)
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        found = str(error).partition("\n")[0]
         raise RecipeError(
-            f"{path} is damaged ({error}). Delete its folder, or bring back a copy of the file."
+            f"{path} is damaged ({found}). Delete its folder, or bring back a copy of the file."
         ) from error
 
 

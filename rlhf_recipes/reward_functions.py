@@ -60,8 +60,8 @@ def load_function(path: str) -> RewardFunction:
     return function  # type: ignore[no-any-return]  # the user's code: its type is not known
 
 
-def load_reward_func(path: str) -> Callable[..., list[float]]:
-    """The function of `load_function` in the form that GRPOTrainer and PPOTrainer call, checked."""
+def load_reward_func(path: str) -> RewardFunc:
+    """The function of `load_function` in the form that GRPOTrainer and PPOTrainer call."""
     function = load_function(path)
 
     def scores(prompts: Sequence[Prompt], completions: Sequence[Completion], **_: object) -> Any:
@@ -70,7 +70,7 @@ def load_reward_func(path: str) -> Callable[..., list[float]]:
         )
 
     scores.__name__ = path.rpartition(":")[2]  # the trainers log metrics under this name
-    return checked(scores)
+    return scores
 
 
 def checked(function: RewardFunc) -> Callable[..., list[float]]:

@@ -83,7 +83,7 @@ class RewardModel:
         roles = Roles(open_base(adapter.base.name, **opened), prefix_sharing=prefix_sharing)
         roles.attach_saved("reward", adapter, trainable=False)
         roles.eval()
-        return cls(roles, adapter.tokenizer())
+        return cls(roles, adapter.tokenizer)
 
     def to(self, device: torch.device | str) -> "RewardModel":
         """Move the weights; returns itself."""

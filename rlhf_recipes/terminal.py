@@ -1,7 +1,8 @@
 """Text of models, data and files on its way to a terminal or into Markdown."""
 
 import re
-from typing import TextIO
+from collections.abc import Iterable
+from typing import Any, TextIO
 
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters other than tab and newline, overrides of the direction of writing, and lone
@@ -21,22 +22,21 @@ class PrintableStream:
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.encoding = stream.encoding
-        self.errors = stream.errors
+
+    def __getattr__(self, name: str) -> Any:
+        """Return whatever else a stream has: `buffer`, `encoding`, `fileno`, `reconfigure`."""
+        return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         """Write the text with its control characters escaped."""
         self.stream.write(printable(text))
         return len(text)
 
-    def flush(self) -> None:
-        """Flush the stream below."""
-        self.stream.flush()
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write the texts one after another."""
+        for line in lines:
+            self.write(line)
 
     def isatty(self) -> bool:
         """Whether colors and cursor movements are understood here: never."""
         return False
-
-    def fileno(self) -> int:
-        """Return the descriptor of the stream below, which child processes inherit."""
-        return self.stream.fileno()

@@ -20,19 +20,25 @@ from peft import PeftModel
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from rlhf_recipes.arguments import RecipeArguments, resolved_recipe
-from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation import training_curves_figure
 from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.hub.push import push, repo_name, write_card
+from rlhf_recipes.inputs import named_inputs
 from rlhf_recipes.models.adapters import read_adapter
 from rlhf_recipes.models.dropout import turn_off_dropout
 from rlhf_recipes.preferences.truncation import Rows, rows_text
 from rlhf_recipes.prefix_sharing.forward import share_prefixes
 from rlhf_recipes.records import run_record, workspace
 from rlhf_recipes.runs.checkpoints import WholeCheckpoints, last_checkpoint
-from rlhf_recipes.runs.fingerprints import model_fingerprint, run_inputs
+from rlhf_recipes.runs.fingerprints import model_fingerprint
 from rlhf_recipes.runs.resuming import seconds_trained, train
-from rlhf_recipes.runs.run_folder import RECORD, RunFolder, check_continuation, open_folder
+from rlhf_recipes.runs.run_folder import (
+    RECORD,
+    RunFolder,
+    changes_since,
+    check_continuation,
+    open_folder,
+)
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's `mallopt`, as malloc.h numbers them."""
@@ -60,10 +66,9 @@ class Run:
         self.training = training
         self.resolved = resolved_recipe(recipe, training, *others)
         self.pushes, training.push_to_hub = training.push_to_hub, False
-        _refuse_lonely_processes(training.world_size)
         training.dataloader_pin_memory &= torch.cuda.is_available()
-        self.inputs = run_inputs(_settings(recipe, training, *others))
-        self.folder = _open_folder(training, recipe.overwrite)
+        self.inputs = named_inputs(recipe, training, *others)
+        self.folder = self._open_folder()
         training.output_dir = str(self.folder.path)
         self.checkpoint = last_checkpoint(self.folder.path)
         if self.checkpoint is not None:
@@ -72,6 +77,26 @@ class Run:
         keep_freed_memory()
         self.rows: dict[str, dict[str, int]] = {}
         self.started = time.monotonic()
+
+    def _open_folder(self) -> RunFolder:
+        """The folder to write, locked by the first process of a launch for all of them.
+
+        A run whose files only had to be put in place when it was killed ends here, finished. Given
+        other settings, its folder is like that of any finished run.
+        """
+        final = Path(str(self.training.output_dir))
+        replacement = final / REPLACEMENT
+        was_complete = (replacement / RECORD).is_file()
+        is_this = was_complete and not changes_since(replacement, self.resolved, self.inputs)
+        PartialState().wait_for_everyone()  # none looks later, while the first one changes it
+        if self.training.process_index == 0:
+            open_folder(final)
+        if is_this:
+            sys.stdout.write(f"{final} had been trained to its end, and is in place now.\n")
+            raise SystemExit(0)
+        if was_complete:
+            PartialState().wait_for_everyone()  # until it is in place
+        return RunFolder(final, self.recipe.overwrite)
 
     def tell(self, rows: Mapping[str, Rows], notes: Sequence[str] = ()) -> None:
         """Print which rows are used, cut or left out; run.json will say it too."""
@@ -158,26 +183,6 @@ class Run:
         return f"The same command {begun}.{old}"
 
 
-def _settings(*instances: Any) -> dict[str, Any]:
-    return {name: value for instance in instances for name, value in vars(instance).items()}
-
-
-def _open_folder(training: TrainingArguments, overwrite: bool) -> RunFolder:
-    """The folder to write, locked by the first process of a launch for all of them.
-
-    A run whose files only had to be put in place when it was killed ends here, finished.
-    """
-    final = Path(str(training.output_dir))
-    was_complete = (final / REPLACEMENT / RECORD).is_file()
-    PartialState().wait_for_everyone()  # none looks later, while the first one changes it
-    if training.process_index == 0:
-        open_folder(final)
-    if was_complete:
-        sys.stdout.write(f"{final} had been trained to its end, and is in place now.\n")
-        raise SystemExit(0)
-    return RunFolder(final, overwrite)
-
-
 def leave() -> NoReturn:
     """End a process that has no more to do while the first one writes the run folder.
 
@@ -242,16 +247,6 @@ def prepare_models(trainer: Trainer, *, prefix_sharing: bool) -> None:
             turn_off_dropout(model)
         if prefix_sharing and not noisy:
             share_prefixes(model)
-
-
-def _refuse_lonely_processes(world_size: int) -> None:
-    """Processes that do not find each other would all train alone and write one folder."""
-    started = int(os.getenv("WORLD_SIZE", "1"))
-    if started != world_size:
-        raise RecipeError(
-            f"{started} processes were started, and this one sees {world_size}: each would train "
-            "alone and write the same folder. On CPUs add the flag `--use_cpu`; `make` does."
-        )
 
 
 class _LogFile(TrainerCallback):

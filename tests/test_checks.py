@@ -12,8 +12,9 @@ from peft import LoraConfig
 from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
-from rlhf_recipes.checks import Inputs, check_training
+from rlhf_recipes.checks import check_training
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.models.loading import Precision, open_base, open_tokenizer
 from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.planning.plan import training_plan
@@ -67,6 +68,13 @@ def test_full_fine_tuning_is_refused_in_every_stage(stage, data, tmp_path):
     check_training(inputs(stage, data, tmp_path))
     with pytest.raises(RecipeError, match="`use_peft` is false"):
         check_training(inputs(stage, data, tmp_path, model={"use_peft": False}))
+
+
+def test_processes_that_do_not_find_each_other_are_refused(data, tmp_path, monkeypatch):
+    given = inputs("dpo", data, tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="2 processes were started, and this one sees 1"):
+        check_training(given)
 
 
 def test_problems_are_told_together_and_files_are_not_opened_before_values_are_right(

@@ -46,7 +46,7 @@ def test_a_file_where_a_folder_is_needed_is_told(tmp_path):
     for name in ("out/x.json", "out/models/x.json"):
         done = ended("write_json(folder, 1)", tmp_path / name)
         assert done.returncode == 2
-        assert "Remove the file that stands where a folder is needed" in done.stderr
+        assert "remove the file that stands where a folder is needed" in done.stderr
         assert "Traceback" not in done.stderr
 
 
@@ -82,6 +82,13 @@ WRITERS = {
     "json": "write_json(folder / 'x.json', 'x' * 200_000)",
     "safetensors": "import torch, safetensors.torch as s\n"
     "s.save_file({'a': torch.ones(100_000)}, folder / 'a.safetensors')",
+    "shutil": "import shutil\n"
+    "(folder.parent / 'from').mkdir()\n"
+    "(folder.parent / 'from' / 'x').write_bytes(b'x' * 200_000)\n"
+    "shutil.copytree(folder.parent / 'from', folder / 'to')",
+    "torch to a file": "import torch\n"
+    "with open(folder / 'x.pt', 'wb') as file:\n"
+    "    torch.save({'a': torch.ones(100_000)}, file)",
     "torch": "import torch\ntorch.save({'a': torch.ones(100_000)}, folder / 'optimizer.pt')",
 }
 
@@ -102,7 +109,34 @@ def test_a_read_only_folder_is_told(small_disk):
     assert "Mount it for writing" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("refused", ["open('closed')", "open('new', 'w')"])
+def test_a_missing_permission_is_told(tmp_path, refused):
+    """To root, who may do everything, as another user."""
+    (tmp_path / "closed").touch(mode=0)
+    tmp_path.chmod(0o511)
+    body = f"os.chdir(folder)\nos.getuid() == 0 and os.setuid(65534)\n{refused}"
+    done = ended(body, tmp_path)
+    tmp_path.chmod(0o700)
+    assert done.returncode == 2, done.stderr
+    assert "cannot be accessed (Permission denied). Change its permissions." in done.stderr
+
+
 def test_a_mistake_of_the_code_keeps_its_traceback(tmp_path):
     done = ended("open(folder / 'missing')", tmp_path)
     assert done.returncode == 1
     assert "FileNotFoundError" in done.stderr
+
+
+def test_a_file_that_cannot_be_read_is_not_said_to_be_unwritable(tmp_path):
+    (tmp_path / "file").write_text("text")
+    for name, remedy in ((".", "remove the folder"), ("file/x", "remove the file")):
+        done = ended("folder.read_text()", tmp_path / name)
+        assert done.returncode == 2
+        assert "cannot be accessed" in done.stderr and remedy in done.stderr
+
+
+def test_a_mistake_made_while_a_disk_error_is_handled_keeps_its_traceback(tmp_path):
+    body = "try:\n    folder.read_text()\nexcept OSError as error:\n    error.missing"
+    done = ended(body, tmp_path)
+    assert done.returncode == 1
+    assert "AttributeError" in done.stderr.splitlines()[-1]

@@ -149,6 +149,16 @@ def test_an_evaluation_of_another_policy_is_noticed_by_its_fingerprint(make, tmp
     assert "The evaluation was made with another dpo adapter than" in said
 
 
+def test_records_of_a_version_without_fingerprints_are_not_called_stale(make, tmp_path):
+    finish(make("all"))
+    for record in (tmp_path / "out" / "models").glob("*/run.json"):
+        kept = json.loads(record.read_text())
+        del kept["fingerprint"], kept["adapter_fingerprint"]
+        record.write_text(json.dumps(kept))
+    status, said, stages = finish(make("all"))
+    assert (status, stages) == (0, []), said
+
+
 def test_a_judge_of_pairs_that_are_not_its_own_any_more_is_noticed(make, tmp_path):
     finish(make("all"))
     judge = tmp_path / "out" / "judge"

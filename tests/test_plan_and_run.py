@@ -3,8 +3,11 @@
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
+from itertools import product
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from peft import LoraConfig
@@ -13,6 +16,7 @@ from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer, ModelConfig, RewardConfig, RewardTrainer
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.models.loading import (
     base_path,
     open_base,
@@ -25,6 +29,7 @@ from rlhf_recipes.ppo.tables import rollout_metrics
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.rules.values import MEASURED
+from rlhf_recipes.runs.checkpoints import write_manifest
 
 # As `run` does for the scripts: TRL says which of its keys will go.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -54,7 +59,9 @@ REFUSED = [
     ),
     ("--chat_template {tmp}/includes.jinja", OWN_TOKENIZER, "refuses a conversation of roles"),
     ("--chat_template {tmp}/divides.jinja", OWN_TOKENIZER, "refuses .* division by zero"),
-    ("--chat_template {tmp}/empty.jinja", ("grpo",), "has no token"),
+    ("--chat_template {tmp}/empty.jinja", OWN_TOKENIZER, "without what the user says in it"),
+    ("--chat_template {tmp}/constant.jinja", OWN_TOKENIZER, "without what the user says in it"),
+    ("--chat_template {tmp}/no_answer.jinja", OWN_TOKENIZER, "without what the assistant says"),
     (
         "--eval_strategy steps --eval_steps 1 --save_steps 1 --load_best_model_at_end true "
         "--metric_for_best_model truth",
@@ -70,6 +77,7 @@ REFUSED = [
     ("--model_name_or_path {tmp}/list_tokenizer", TRAINING, "tokenizer of .* cannot be opened"),
     ("--model_name_or_path {tmp}/cut_tokenizer", TRAINING, "tokenizer of .* cannot be opened"),
     ("--model_name_or_path {tmp}/no_config", TRAINING, "no_config"),
+    ("--model_name_or_path {tmp}/cut_generation", ONLINE, "generation_config.json cannot be read"),
     ("--dataset_name {tmp}", TRAINING, "is not a folder of prepared data"),
     ("--max_completion_length 8000", ONLINE, "and the base takes 2048"),
     ("--fsdp full_shard", ("ppo",), "PPO does not run under DeepSpeed or FSDP"),
@@ -88,6 +96,11 @@ REFUSED = [
     ("--gold_model_path {tmp}/reward", ("evaluate",), "A proxy that judges itself"),
     ("--max_completion_length 8000", ("evaluate",), "and the base takes 2048"),
     ("--models it={tmp}/none", ("evaluate",), "holds no adapter"),
+    (
+        "--reward_model_path {tmp}/cut_generation_reward --models it={tmp}/cut_generation_policy",
+        ("evaluate",),
+        "generation_config.json cannot be read",
+    ),
     (
         "--reward_model_path {tmp}/lacks_layer_reward --models it={tmp}/lacks_layer_policy",
         ("evaluate",),
@@ -125,6 +138,11 @@ def folder(tmp_path_factory):
     (tmp / "raises.jinja").write_text("{{ raise_exception('no users here') }}")
     (tmp / "divides.jinja").write_text("{{ 1 / 0 }}")
     (tmp / "empty.jinja").write_text("")
+    (tmp / "constant.jinja").write_text("user: {{ message }} assistant:")
+    (tmp / "no_answer.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content | trim }}{% endif %}"
+        "{% endfor %}"
+    )
     (tmp / "includes.jinja").write_text("{% include 'other.jinja' %}")
     (tmp / "raises.py").write_text("import no_such_module\n")
     (tmp / "rule.py").write_text(
@@ -160,11 +178,13 @@ def break_weights(tmp):
             save_file(held, tmp / name / "model.safetensors", {"format": "pt"})
     (tmp / "broken_index" / "model.safetensors.index.json").write_text("{")
     (tmp / "list_tokenizer" / "tokenizer.json").write_text("[1, 2]")
-    for role in ("reward", "policy"):
-        folder = tmp / f"lacks_layer_{role}"
+    shutil.copytree(base_path("tiny"), tmp / "cut_generation")
+    (tmp / "cut_generation" / "generation_config.json").write_text('{"eos_token_id": [1,')
+    for role, base in product(("reward", "policy"), ("lacks_layer", "cut_generation")):
+        folder = tmp / f"{base}_{role}"
         shutil.copytree(tmp / role, folder)
         config = json.loads((folder / "adapter_config.json").read_text())
-        config["base_model_name_or_path"] = str(tmp / "lacks_layer")
+        config["base_model_name_or_path"] = str(tmp / base)
         (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
@@ -174,7 +194,9 @@ def start(root, folder, tmp_path, stage, flags, monkeypatch):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     argv = [stage, "--config", str(root / f"recipes/tiny/{stage}.yaml")]
-    argv += ["--dataset_name", str(folder / "data"), "--output_dir", str(tmp_path / "out")]
+    argv += ["--output_dir", str(tmp_path / "out")]
+    if stage != "prepare_data":
+        argv += ["--dataset_name", str(folder / "data")]
     if stage in (*ONLINE, "evaluate"):
         argv += ["--reward_model_path", str(folder / "reward")]
     if stage == "evaluate":
@@ -212,6 +234,89 @@ def test_plan_and_run_refuse_in_the_same_words(
         assert not (tmp_path / "out").exists()
 
 
+def refused_alike(said, root, folder, tmp_path, stage, flags, monkeypatch):
+    """Plan and run refuse in the same words, and change nothing in the folder they would write."""
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    sentences = []
+    for plan in (["--plan"], []):
+        with pytest.raises(RecipeError, match=said) as refused:
+            start(root, folder, tmp_path, stage, [*flags, *plan], monkeypatch)
+        sentences.append(str(refused.value))
+        if plan:
+            assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert sentences[0] == sentences[1]
+
+
+RECORDS = {
+    "evaluate": "results/evaluation_results.json",
+    "prepare_data": "data/run.json",
+    **dict.fromkeys(TRAINING, "run.json"),
+}
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("stage", RECORDS)
+def test_plan_and_run_refuse_a_folder_that_is_finished(root, folder, tmp_path, monkeypatch, stage):
+    record = tmp_path / "out" / RECORDS[stage]
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    said = "finished (run|data|evaluation)"
+    refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
+    start(root, folder, tmp_path, stage, ["--overwrite", "--plan"], monkeypatch)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from rlhf_recipes.folders import hold
+hold(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("stage", RECORDS)
+def test_plan_and_run_refuse_a_folder_that_is_written(root, folder, tmp_path, monkeypatch, stage):
+    held = tmp_path / "out" / ("samples" if stage == "evaluate" else "")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(held)], stdin=PIPE, stdout=PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        said = rf"is being written by process {holder.pid} on "
+        refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
+        holder.stdin.close()
+    start(root, folder, tmp_path, stage, ["--plan"], monkeypatch)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("stage", TRAINING)
+def test_plan_and_run_refuse_checkpoints_of_other_settings(
+    root, folder, tmp_path, monkeypatch, stage
+):
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 1}')
+    (checkpoint / "optimizer.pt").write_bytes(b"")
+    write_manifest(checkpoint)
+    (tmp_path / "out" / "recipe.yaml").write_text("learning_rate: 0.5")
+    said = "`learning_rate`: 0.5 there"
+    refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("stage", TRAINING)
+def test_plan_and_run_refuse_a_finished_run_that_was_cut_off_while_it_was_put_in_place(
+    root, folder, tmp_path, monkeypatch, stage
+):
+    new = tmp_path / "out" / REPLACEMENT
+    new.mkdir(parents=True)
+    (new / "run.json").write_text("{}")
+    (new / "recipe.yaml").write_text("learning_rate: 0.5")
+    said = "already contains a finished run"
+    refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
+
+
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("stage", ONLINE)
 def test_a_plan_may_come_before_its_reward_model_and_a_run_may_not(
@@ -234,6 +339,52 @@ def test_what_is_right_is_planned(root, folder, tmp_path, monkeypatch, capsys, s
 def test_the_weights_would_be_missed():
     with pytest.raises(AssertionError, match="weights are loaded"):
         open_base("tiny")
+
+
+@pytest.mark.parametrize("name", ["q_proj", r".*\.1\..*q_proj"])
+def test_a_single_name_of_a_layer_is_a_name_and_a_pattern_a_pattern(
+    root, folder, tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(root)
+    flags = ["--use_cpu", "--lora_target_modules", name]
+    start(root, folder, tmp_path, "dpo", flags, monkeypatch)
+    weights = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {weight.split(".")[4] for weight in weights} == (
+        {"0", "1"} if name == "q_proj" else {"1"}
+    )
+    assert {weight.split(".")[6] for weight in weights} == {"q_proj"}
+    again = ["--config", f"{tmp_path}/out/recipe.yaml", "--output_dir", f"{tmp_path}/2", "--plan"]
+    start(root, folder, tmp_path, "dpo", again, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("stage", "counts"),
+    [
+        ("reward", {"used": 10, "cut": 0, "too_long": 6, "identical": 0, "longest": 42}),
+        ("dpo", {"used": 16, "cut": 6, "too_long": 0, "identical": 0, "longest": 42}),
+    ],
+)
+def test_the_record_of_a_run_counts_the_rows_that_were_used_cut_and_left_out(
+    root, folder, tmp_path, monkeypatch, stage, counts
+):
+    """Six of the questions have a number of two digits, which are two tokens, and 43 in all."""
+    monkeypatch.chdir(root)
+    start(root, folder, tmp_path, stage, ["--use_cpu", "--max_length", "42"], monkeypatch)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["rows"] == {"train": counts, "validation": counts}
+
+
+@pytest.mark.parametrize("stage", ONLINE)
+def test_a_reward_function_that_gives_no_number_ends_the_training(
+    root, folder, tmp_path, monkeypatch, stage
+):
+    monkeypatch.chdir(root)
+    (tmp_path / "rule.py").write_text(
+        "def rule(prompts, completions):\n    return [float('nan') for _ in completions]\n"
+    )
+    flags = ["--reward_funcs", f"{tmp_path}/rule.py:rule", "--use_cpu"]
+    with pytest.raises(RecipeError, match="reward function `rule` returned nan"):
+        start(root, folder, tmp_path, stage, flags, monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_a_function_that_fails_is_named_with_what_it_was_given():
     assert "'Me.' of the prompt 'Who?'" in str(refused.value)
 
 
-def test_a_loaded_function_gets_texts_and_is_checked(tmp_path):
+def test_a_loaded_function_gets_texts_and_keeps_its_name(tmp_path):
     file = tmp_path / "rule.py"
     file.write_text(
         "def shout(prompts, completions):\n"
@@ -90,7 +90,7 @@ def test_a_loaded_function_gets_texts_and_is_checked(tmp_path):
         "completions": [[{"role": "assistant", "content": "yes"}]],
     }
     with pytest.raises(RecipeError, match="`shout` returned nan"):
-        load_reward_func(f"{file}:shout")(**conversation)
+        checked(load_reward_func(f"{file}:shout"))(**conversation)
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,7 @@ def test_an_evaluation_killed_again_and_again_ends_as_if_it_had_not_been(root, w
 
 def test_a_plan_writes_nothing(root, workspace, tmp_path):
     for stage in ("reward", "ppo", "evaluate"):
-        flags = ["--plan", "--dataset_name", f"{workspace}/data"]
+        flags = ["--plan", "--overwrite", "--dataset_name", f"{workspace}/data"]
         flags += ["--output_dir", str(workspace if stage == "evaluate" else tmp_path / "run")]
         if stage != "reward":
             flags += ["--reward_model_path", f"{workspace}/models/reward_model"]

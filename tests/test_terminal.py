@@ -40,6 +40,18 @@ def test_a_table_of_completions_moves_no_cursor():
     assert not {"\x1b", "\x07"} & set(out.getvalue())
 
 
+def test_it_has_what_the_stream_below_has():
+    raw = io.BytesIO()
+    stream = PrintableStream(io.TextIOWrapper(raw, encoding="ascii"))
+    stream.reconfigure(encoding="utf-8", line_buffering=True)
+    stream.writelines(["é\n", f"{CLEARED}\n"])
+    stream.buffer.write(b"bytes")
+    stream.flush()
+    assert raw.getvalue() == "é\n\\x1b[2J\nbytes".encode()
+    assert stream.writable() and not stream.isatty() and not stream.closed
+    assert (stream.encoding, stream.errors) == ("utf-8", "strict")
+
+
 SCRIPT = """
 import sys
 from rlhf_recipes.arguments import run

@@ -1,5 +1,6 @@
 import json
 import platform
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from trl import DPOConfig, DPOTrainer
 
 from rlhf_recipes.arguments import RecipeArguments, parse_recipe
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.models.loading import open_base, open_tokenizer
 from rlhf_recipes.runs.checkpoints import last_checkpoint
 from rlhf_recipes.runs.resuming import train
@@ -51,14 +53,6 @@ def test_the_trainer_does_not_push_and_the_recipe_still_says_so(tmp_path):
     assert run.pushes
     assert not training.push_to_hub
     assert run.resolved["push_to_hub"] is True
-
-
-def test_processes_that_do_not_find_each_other_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    training = config(tmp_path)
-    assert training.world_size == 1
-    with pytest.raises(RecipeError, match="2 processes were started, and this one sees 1"):
-        Run("dpo", RecipeArguments(), training)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="threads are a CPU's concern")
@@ -156,6 +150,44 @@ def test_checkpoints_of_another_recipe_are_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"- `learning_rate`: 0.001 there, 0.002 now"):
         small_run(tmp_path, learning_rate=2e-3)
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+
+
+def cut_off_in_place(run):
+    """Leave a finished run as if it had been killed while it was put in another's place."""
+    shutil.copytree(run, run.parent / "copy")
+    (run.parent / "copy").rename(run / REPLACEMENT)
+    (run / "run.json").unlink()
+
+
+def test_a_run_cut_off_while_it_is_put_in_place_ends_there_for_its_own_settings_alone(tmp_path):
+    folder = tmp_path / "run"
+    run, trainer = small_run(folder, learning_rate=1e-3)
+    run.train_and_save(trainer)
+    cut_off_in_place(folder)
+    with pytest.raises(SystemExit) as ended:
+        small_run(folder, learning_rate=1e-3)
+    assert ended.value.code == 0 and (folder / "run.json").exists()
+    cut_off_in_place(folder)
+    with pytest.raises(RecipeError, match="run already contains a finished run"):
+        small_run(folder, learning_rate=2e-3)
+    assert (folder / "run.json").exists() and not (folder / REPLACEMENT).exists()
+    cut_off_in_place(folder)
+    run, _ = small_run(folder, learning_rate=2e-3, overwrite="true")
+    assert (folder / "run.json").exists() and run.folder.replaces
+
+
+def test_checkpoints_of_another_number_of_processes_are_refused(tmp_path):
+    run, trainer = small_run(tmp_path)
+    trainer.add_callback(KilledAfterOneStep())
+    with pytest.raises(KeyboardInterrupt):
+        run.train_and_save(trainer)
+    noted = json.loads((tmp_path / "inputs.json").read_text())
+    assert noted["processes"] == "1"
+    (tmp_path / "inputs.json").write_text(json.dumps(noted | {"processes": "2"}))
+    with pytest.raises(RecipeError, match="- number of processes: 2 there, 1 now"):
+        small_run(tmp_path)
+    (tmp_path / "inputs.json").write_text("{}")  # of a version that did not note it
+    small_run(tmp_path)
 
 
 class KilledAfterOneStep(TrainerCallback):

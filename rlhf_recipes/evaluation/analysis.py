@@ -3,14 +3,13 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from rlhf_recipes.collector import no_collection
 from rlhf_recipes.evaluation.metrics.reward_model import reward_model_errors
-from rlhf_recipes.evaluation.metrics.samples import read_samples
+from rlhf_recipes.evaluation.metrics.samples import Results, read_samples
 from rlhf_recipes.evaluation.output_files import (
     ANALYSIS,
-    RECORD,
+    FINISHED,
     collected_folder,
     put_evaluation_in_place,
 )
@@ -27,8 +26,6 @@ from rlhf_recipes.evaluation.report.training_curves import (
 from rlhf_recipes.evaluation.results import evaluation_results
 from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.records import write_json, write_text
-
-Results = dict[str, Any]
 
 
 @no_collection()
@@ -70,7 +67,7 @@ def analyse(output_dir: Path) -> Results:
     sections = document(results, failures, collection, wrong_pairs)
     write_text(folder / "report.html", render_html(sections, results, folder))
     write_text(folder / ANALYSIS, render_markdown(sections))
-    write_json(folder / RECORD, results)
+    write_json(folder / FINISHED, results)
     put_evaluation_in_place(output_dir)
     return results
 

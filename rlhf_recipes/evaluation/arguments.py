@@ -12,9 +12,15 @@ BASE = "base"
 CONTROL = "control"
 REFERENCE = "reference"
 REWARD = "reward"
+GOLD = "gold"
+GOLD_MODEL = "gold_model"
+"""What `gold_model_path` is called beside a `gold_func`."""
+
 POLICIES = ("ppo", "grpo", "dpo")
 WEIGHTS = "adapter_model.safetensors"
 NAME = "[A-Za-z0-9_-]+"
+CHAT = ("http://", "https://", "hub:")
+"""How the address of a chat judge begins."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ class EvaluationArguments:
         own = {BASE, CONTROL, REFERENCE}
         _check_entries("models", self.models, f"{NAME}(/{NAME})?", "adapter folder", own)
         target = "function, folder, URL#model or hub:model id"
-        own = {"proxy", "gold", "gold_model", REWARD}
+        own = {"proxy", GOLD, GOLD_MODEL, REWARD}
         _check_entries("judges", self.judges, NAME, target, own)
 
     @property
@@ -175,6 +181,17 @@ class EvaluationArguments:
             "repetition_penalty": 1.0,
             "max_completion_length": self.max_completion_length,
         }
+
+    def judge_folders(self) -> dict[str, str]:
+        """The folder of each judge that is an adapter, the gold score's first."""
+        folders = {}
+        if self.gold_model_path:
+            folders[GOLD_MODEL if self.gold_func else GOLD] = self.gold_model_path
+        for entry in self.judges or []:
+            name, _, what = entry.partition("=")
+            if not what.startswith(CHAT) and ".py:" not in what:
+                folders[name] = what
+        return folders
 
     def policies(self) -> list[Policy]:
         """What is evaluated beside the base, in the order of the report."""

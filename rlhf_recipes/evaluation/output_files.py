@@ -6,7 +6,7 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.folders import REPLACEMENT, discard_replaced, hold, put_in_place
 from rlhf_recipes.records import flush_to_disk
 
-RECORD = "evaluation_results.json"
+FINISHED = "evaluation_results.json"
 """Written last: an evaluation that has it is finished."""
 
 COLLECTED = "collection.json"
@@ -14,7 +14,7 @@ COLLECTED = "collection.json"
 
 ANALYSIS = "ANALYSIS.md"
 RESULT_FILES = (
-    RECORD,
+    FINISHED,
     "failure_analysis.json",
     "reward_model_errors.json",
     "kl.png",
@@ -29,6 +29,18 @@ SAMPLE_FILES = (COLLECTED, "*_samples.json", "verdicts_*.json")
 """Journals are no such files: those of models that are left out this time stay."""
 
 
+def check_replaceable(output_dir: Path, overwrite: bool) -> None:
+    """Raise RecipeError where a finished evaluation is not to be replaced."""
+    results = output_dir / "results"
+    killed_in_place = (results / REPLACEMENT / FINISHED).is_file()
+    if (results / FINISHED).exists() and not (overwrite or killed_in_place):
+        raise RecipeError(
+            f"{results / FINISHED} already contains a finished evaluation. "
+            "Give another `output_dir`, or `--overwrite`: the finished one stays until the new one "
+            "has finished."
+        )
+
+
 def open_evaluation(output_dir: Path, overwrite: bool) -> bool:
     """Take the lock of an evaluation's files, and refuse to replace a finished one unless told to.
 
@@ -39,22 +51,17 @@ def open_evaluation(output_dir: Path, overwrite: bool) -> bool:
     hold(samples)
     for folder in (samples, results):
         discard_replaced(folder)
-    if (results / REPLACEMENT / RECORD).is_file():
+    if (results / REPLACEMENT / FINISHED).is_file():
         put_evaluation_in_place(output_dir)
         return True
-    if (results / RECORD).exists() and not overwrite:
-        raise RecipeError(
-            f"{results / RECORD} already contains a finished evaluation. "
-            "Give another `output_dir`, or `--overwrite`: the finished one stays until the new one "
-            "has finished."
-        )
+    check_replaceable(output_dir, overwrite)
     return False
 
 
 def collecting_folder(output_dir: Path) -> Path:
     """Return where samples are collected: beside those of a finished evaluation until the end."""
     samples = output_dir / "samples"
-    finished = (output_dir / "results" / RECORD).exists()
+    finished = (output_dir / "results" / FINISHED).exists()
     return samples / REPLACEMENT if finished else samples
 
 
@@ -73,9 +80,9 @@ def put_evaluation_in_place(output_dir: Path) -> None:
     """
     samples, results = output_dir / "samples", output_dir / "results"
     flush_to_disk(results / REPLACEMENT)
-    (results / RECORD).unlink(missing_ok=True)
+    (results / FINISHED).unlink(missing_ok=True)
     if (samples / REPLACEMENT / COLLECTED).is_file():
         put_in_place(samples, SAMPLE_FILES, COLLECTED)
     if (results / REPLACEMENT / ANALYSIS).exists():
         (results / REPLACEMENT / ANALYSIS).replace(output_dir / ANALYSIS)
-    put_in_place(results, RESULT_FILES, RECORD)
+    put_in_place(results, RESULT_FILES, FINISHED)

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-BLOCK = 64
+BLOCK_TOKENS = 64
 """Tokens there is room for beyond those that are there."""
 
 
@@ -25,7 +25,7 @@ class _BlockLayer(DynamicLayer):
         end = start + key_states.shape[-2]
         if not self.has_room(end):
             keys, values = (
-                new.new_empty(*new.shape[:-2], end + BLOCK, new.shape[-1])
+                new.new_empty(*new.shape[:-2], end + BLOCK_TOKENS, new.shape[-1])
                 for new in (key_states, value_states)
             )
             if self.keys is not None and self.values is not None:

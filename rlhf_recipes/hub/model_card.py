@@ -1,15 +1,14 @@
 """The model card of a training run: what the adapter is, what it came from, how to load it."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from rlhf_recipes.models.embedded import DEMO_BASE, DEMO_FOLDER
+from rlhf_recipes.records import read_json, read_yaml
 from rlhf_recipes.terminal import printable
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -106,8 +105,7 @@ def card_text(run_folder: Path, record: Mapping[str, Any], name: str) -> str:
 
     The metadata names Hub ids only: a base or a dataset of this machine is told in the text.
     """
-    config = json.loads((run_folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = config["base_model_name_or_path"]
+    base = read_json(run_folder / "adapter_config.json")["base_model_name_or_path"]
     stage = record["stage"]
     method = METHODS[stage]
     source = _dataset_source(run_folder, record)
@@ -172,11 +170,11 @@ def _base_note(base: str) -> str:
 def _dataset_source(run_folder: Path, record: Mapping[str, Any]) -> str | None:
     """What the prepared data was made from, if the folder it lies in is still there."""
     recipe_file = run_folder / "recipe.yaml"
-    recipe = yaml.safe_load(recipe_file.read_text()) if recipe_file.is_file() else record["recipe"]
+    recipe = read_yaml(recipe_file) if recipe_file.is_file() else record["recipe"]
     prepared = Path(recipe.get("dataset_name", "")) / "run.json"
     if not prepared.is_file():
         return None
-    source = json.loads(prepared.read_text(encoding="utf-8"))["recipe"].get("dataset_name")
+    source = read_json(prepared).get("recipe", {}).get("dataset_name")
     return str(source) if source else None
 
 

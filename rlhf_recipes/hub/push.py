@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx2
 import yaml
@@ -48,19 +48,13 @@ PUSHED = (
 
 STRUCTURED = (".json", ".yaml")
 TEXTS = (*STRUCTURED, ".md", ".jinja")
+CARD = "README.md"
 VOCABULARY = "tokenizer.json"  # has tokens alone, and those must stay as they are
-
-
-class Upload(NamedTuple):
-    """A file of a run folder as it goes to the Hub: its own path, or its text as rewritten."""
-
-    name: str
-    content: Path | bytes
 
 
 def write_card(run_folder: Path, record: Mapping[str, Any], name: str) -> None:
     """Write README.md, the model card of the run with that record, for a folder of that name."""
-    write_text(run_folder / "README.md", card_text(run_folder, record, name))
+    write_text(run_folder / CARD, card_text(run_folder, record, name))
 
 
 def repo_name(run_folder: Path) -> str:
@@ -106,6 +100,7 @@ def push(run_folder: Path, repo_id: str, private: bool = True, token: str | None
         write_card(run_folder, record, run_folder.name)
     for weights in sorted({*run_folder.glob("*.safetensors"), *run_folder.glob("value/*.safet*")}):
         _check_weights(weights)
+    contents = _contents(run_folder)
     api = HfApi(token=token, library_name="rlhf_recipes")
     with _hub_errors(run_folder, repo_id):
         url = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -115,10 +110,9 @@ def push(run_folder: Path, repo_id: str, private: bool = True, token: str | None
                 "another name, make that repository private in its settings, or push in public: "
                 "`make push ARGS=--public`, or `hub_private_repo: false` in a recipe."
             )
-        operations = [
-            CommitOperationAdd(upload.name, upload.content)
-            for upload in _uploads(run_folder, url.repo_id)
-        ]
+        here, there = (f'adapter = "{name}"'.encode() for name in (run_folder.name, url.repo_id))
+        contents[CARD] = contents[CARD].replace(here, there)
+        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
         api.create_commit(url.repo_id, operations, commit_message=f"Push {run_folder.name}")
     return str(url)
 
@@ -150,6 +144,8 @@ def _read_run(run_folder: Path) -> dict[str, Any]:
             f"{run_folder} has no adapter_model.safetensors: its weights are lost, so there is "
             "nothing to push. Bring the file back, or train again with `--overwrite`."
         )
+    with _damage(run_folder / "adapter_config.json"):
+        _ = read_json(run_folder / "adapter_config.json")["base_model_name_or_path"]
     record: dict[str, Any] = read_json(run_folder / "run.json")
     return record
 
@@ -177,22 +173,39 @@ def _check_weights(path: Path) -> None:
 
 def _has_own_card(run_folder: Path) -> bool:
     """True for a card of ours, which its owner may have edited; TRL's trainers leave theirs."""
-    card = run_folder / "README.md"
-    return card.is_file() and "rlhf_recipes" in (ModelCard.load(card).data.tags or [])
+    path = run_folder / CARD
+    if not path.is_file():
+        return False
+    with _damage(path):
+        return "rlhf_recipes" in (ModelCard.load(path).data.tags or [])
 
 
-def _uploads(run_folder: Path, repo_id: str) -> list[Upload]:
-    """The files to push. Their texts have no path of this machine."""
+def _contents(run_folder: Path) -> dict[str, bytes]:
+    """What is pushed of a run, by the files' names. Its texts have no path of this machine."""
+    contents = {}
     base = read_json(run_folder / "adapter_config.json")["base_model_name_or_path"]
-    uploads = []
     for path in sorted({path for pattern in PUSHED for path in run_folder.glob(pattern)}):
-        content: Path | bytes = path
         if path.suffix in TEXTS and path.name != VOCABULARY:
-            text = _public_text(path, base, workspace(run_folder))
-            text = text.replace(f'adapter = "{run_folder.name}"', f'adapter = "{repo_id}"')
-            content = text.encode()
-        uploads.append(Upload(path.relative_to(run_folder).as_posix(), content))
-    return uploads
+            with _damage(path):
+                content = _public_text(path, base, workspace(run_folder)).encode()
+        else:
+            content = path.read_bytes()
+        contents[path.relative_to(run_folder).as_posix()] = content
+    return contents
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what a damaged file of a run raises into a RecipeError that names it."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        found = str(error).partition("\n")[0]
+        raise RecipeError(
+            f"{path} is damaged ({found}), so {path.parent} was not pushed. Bring back a copy of "
+            f"the file, or train again with `--overwrite`; {CARD} alone can be deleted, and is "
+            "written anew."
+        ) from error
 
 
 def _public_text(path: Path, base: str, shared: Path) -> str:

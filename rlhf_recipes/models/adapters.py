@@ -4,10 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -18,6 +18,7 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models.loading import Base, Precision, open_config, open_tokenizer
 from rlhf_recipes.models.lora import DEFAULTS, HEAD_NAMES, check_lora
 from rlhf_recipes.models.vocabulary import check_vocabulary, set_padding
+from rlhf_recipes.records import read_yaml
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -77,8 +78,12 @@ class Adapter:
                 "DPO writes it."
             )
 
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer saved with the adapter, chat template included; else that of its base."""
+        """The tokenizer saved with the adapter, chat template included; else that of its base.
+
+        Opened once, and the same object for all: to be copied before it is changed.
+        """
         name, revision = self.base.name, self.base.revision
         if not self.has_tokenizer:
             return open_tokenizer(name, revision=revision)
@@ -221,4 +226,4 @@ def _precision(folder: Path) -> Precision | None:
     recipe = path / "recipe.yaml"
     if not recipe.is_file():
         return None
-    return Precision.read(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    return Precision.read(read_yaml(recipe))

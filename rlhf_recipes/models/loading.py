@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -149,6 +150,27 @@ def open_config(name: str, revision: str | None = None) -> PretrainedConfig:
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise RecipeError(_no_language_model(name, f"of a kind that writes no text ({made})"))
     return config
+
+
+def check_generation_config(base: Base) -> None:
+    """Raise RecipeError where a base's generation_config.json cannot be read.
+
+    transformers would go on without it, and its end-of-sequence tokens end completions.
+    """
+    name, file = base_path(base.name), "generation_config.json"
+    there: Any = Path(name, file)
+    if not Path(name).is_dir():
+        there = try_to_load_from_cache(name, file, revision=base.revision)
+    if not isinstance(there, str | Path) or not Path(there).is_file():
+        return  # a base needs none
+    try:
+        GenerationConfig.from_pretrained(Path(there).parent)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RecipeError(
+            f"{there} cannot be read: {str(error).strip().splitlines()[0]} It names the tokens "
+            "that end a completion, so sampling would not be the model's without it. Bring the "
+            "file back, or delete it if the tokenizer's end-of-sequence token is the only one."
+        ) from error
 
 
 def classifier_config(name: str, revision: str | None = None) -> PretrainedConfig:

@@ -1,5 +1,6 @@
 """Which LoRA can be a role: one that adds to layers' outputs and leaves the base as it is."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -67,6 +68,10 @@ def lora_config(model: ModelConfig) -> LoraConfig:
     """
     config = get_peft_config(model)
     assert isinstance(config, LoraConfig), "every stage trains adapters"
+    name = config.target_modules
+    if isinstance(name, str) and name != "all-linear" and re.fullmatch(r"[\w.]+", name):
+        # ModelConfig makes a string of a list of one name, which PEFT reads as a pattern.
+        config.target_modules = [name]
     check_lora(config.to_dict(), "What the keys `lora_*` ask for")
     config.revision = Base.of(model).revision
     return config

@@ -10,16 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_recipes.checks import Inputs, check_training
+from rlhf_recipes.checks import check_training
 from rlhf_recipes.evaluation.collect.collection import held_out_prompts
-from rlhf_recipes.evaluation.collect.provenance import read_adapters
+from rlhf_recipes.evaluation.collect.provenance import Adapters
 from rlhf_recipes.evaluation.collect.scorers import check_judges
+from rlhf_recipes.evaluation.output_files import check_replaceable
 from rlhf_recipes.hub.push import repo_name
-from rlhf_recipes.models.adapters import read_adapter
+from rlhf_recipes.inputs import Inputs
+from rlhf_recipes.models.loading import check_generation_config
 from rlhf_recipes.models.weight_files import check_weight_files
 from rlhf_recipes.planning.memory import Memory, evaluation_memory, training_memory
 from rlhf_recipes.planning.parameters import Parameters, evaluation_parameters, stage_parameters
-from rlhf_recipes.preferences.truncation import Rows, check_context, plain_text_notes, prompt_rows
+from rlhf_recipes.preferences.truncation import (
+    Rows,
+    check_context,
+    plain_text_notes,
+    prompt_rows,
+    special_token_notes,
+)
+from rlhf_recipes.runs.locks import check_free
 from rlhf_recipes.steps import completion_count
 
 if TYPE_CHECKING:
@@ -94,25 +103,31 @@ def training_plan(inputs: Inputs) -> Plan:
         output_dir=str(training.output_dir),
         outputs=RUN_OUTPUTS + STAGE_OUTPUTS.get(stage, ()),
         pushed_to=pushed_to if training.push_to_hub else None,
-        notes=plain_text_notes(inputs.dataset["train"], inputs.tokenizer),
+        notes=(
+            *plain_text_notes(inputs.dataset["train"], inputs.tokenizer),
+            *special_token_notes(rows),
+        ),
     )
 
 
-def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
+def evaluation_plan(arguments: "EvaluationArguments", adapters: Adapters) -> Plan:
     """Check what an evaluation is given, and count what it comes to; the run calls this too."""
-    policies = arguments.policies()
-    adapters = read_adapters(arguments, policies)
-    check_judges(arguments, adapters.proxy)
+    check_replaceable(Path(arguments.output_dir), arguments.overwrite)
+    if arguments.plan:
+        check_free(Path(arguments.output_dir) / "samples")
+    check_judges(arguments, adapters)
     prompts = held_out_prompts(arguments)
-    rows = prompt_rows(prompts, adapters.tokenizer(), arguments.max_completion_length)
-    samples = (len(policies) + arguments.control) * arguments.samples_per_prompt
+    rows = prompt_rows(prompts, adapters.tokenizer, arguments.max_completion_length)
+    samples = (len(adapters.evaluated) + arguments.control) * arguments.samples_per_prompt
     completions = rows.used * (arguments.base_samples + samples)
     # A checkpoint takes the place of the adapter it became.
-    held = [adapters.policies[policy.name] for policy in policies if policy.name == policy.run]
-    gold = arguments.gold_model_path
-    others = (adapters.start, read_adapter(gold) if gold else None)
+    held = [
+        adapters.policies[policy.name] for policy in adapters.evaluated if policy.name == policy.run
+    ]
+    others = (adapters.start, *adapters.judges.values())
     meta, parameters = evaluation_parameters([adapters.proxy, *held, *filter(None, others)])
     check_weight_files(meta, adapters.proxy.base)
+    check_generation_config(adapters.proxy.base)
     check_context(meta.config, {"validation": rows})
     return Plan(
         stage="evaluate",
@@ -127,6 +142,7 @@ def evaluation_plan(arguments: "EvaluationArguments") -> Plan:
         output_dir=arguments.output_dir,
         outputs=EVALUATION_OUTPUTS,
         pushed_to=None,
+        notes=special_token_notes({"validation": rows}),
     )
 
 
@@ -163,7 +179,7 @@ def format_plan(plan: Plan) -> str:
     lines.append(("outputs in", plan.output_dir))
     lines += [("", output) for output in plan.outputs]
     lines.append(("pushed", f"to {plan.pushed_to}" if plan.pushed_to else "nothing"))
-    table = [f"{name:<17} {_shortened(value, 62)}".rstrip() for name, value in lines]
+    table = [f"{name:<17} {_end_of(value, 62)}".rstrip() for name, value in lines]
     return "\n".join([*table, *(textwrap.fill(note, 80) for note in plan.notes)])
 
 
@@ -171,5 +187,5 @@ def _bytes(size: int) -> str:
     return f"{size / 1e9:8.2f} GB" if size >= 1e9 else f"{size / 1e6:8.2f} MB"
 
 
-def _shortened(text: str, width: int) -> str:
+def _end_of(text: str, width: int) -> str:
     return text if len(text) <= width else "..." + text[len(text) - width + 3 :]

@@ -31,8 +31,6 @@ __all__ = [
     "unique_prompts",
 ]
 
-BLOCK = 2**20  # bytes of a file that are read at a time
-
 
 @dataclass
 class DataArguments:
@@ -224,8 +222,7 @@ def data_fingerprint(folder: str | Path) -> str | None:
         return None
     for path in paths:
         with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 

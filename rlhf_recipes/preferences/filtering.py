@@ -7,7 +7,7 @@ from tqdm.auto import tqdm
 
 from rlhf_recipes.preferences.files import RawRow
 from rlhf_recipes.preferences.formats import Reader
-from rlhf_recipes.preferences.lengths import Ruler
+from rlhf_recipes.preferences.lengths import PATIENCE, Ruler
 from rlhf_recipes.preferences.shapes import REASONS, Pair, Reason, UnusableRow
 from rlhf_recipes.preferences.turns import parse_pair
 from rlhf_recipes.prompts import completion_text
@@ -16,7 +16,6 @@ EXAMPLES_PER_REASON = 3
 EXAMPLE_CHARACTERS = 60
 ENOUGH_TO_TELL = 5  # rows that show a custom of the whole dataset if all of them have it
 LEAST_MEASURED = 256
-PATIENCE = 3  # seconds before progress is shown
 
 
 @dataclass

@@ -23,11 +23,11 @@ BATCH = 1000
 PATIENCE = 3  # seconds before progress is shown
 
 # Scripts that write no spaces between words: Thai to Lao, Myanmar, Khmer, kana, Han.
-_UNSPACED = (
+UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
     "\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
 # What `_WORD` tells apart, for each byte of a code that Western texts fit in: parts of words, marks
 # and spaces. Counting bytes is three times as fast.
 _CODE = "cp1252"

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.shapes import Pair, first_turn
 
-SHOWN_CHARACTERS = 80
+LINE_CHARACTERS = 80
 
 
 def balanced_order(strata: Sequence[Hashable], seed: int) -> list[int]:
@@ -48,7 +48,7 @@ def hold_out(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pa
     if len(pairs) > 1 and len(set(keys)) == 1:
         raise RecipeError(
             f"All {len(pairs):,} usable training pairs have the same first user turn, "
-            f"{_shortened(first_turn(pairs[0].prompt))!r}. Pairs that share it stay on one side of "
+            f"{_opening(first_turn(pairs[0].prompt))!r}. Pairs that share it stay on one side of "
             "a split, so none can be held out. If it is an instruction that stands in every row, "
             "make it a system message; else give data with more than one prompt."
         )
@@ -78,6 +78,6 @@ def whole_groups(sizes: Mapping[str, int], count: int) -> set[str]:
     return taken
 
 
-def _shortened(text: str) -> str:
+def _opening(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= SHOWN_CHARACTERS else line[:SHOWN_CHARACTERS] + "…"
+    return line if len(line) <= LINE_CHARACTERS else line[:LINE_CHARACTERS] + "…"

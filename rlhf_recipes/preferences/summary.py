@@ -6,7 +6,7 @@ from rlhf_recipes.preferences.preparation import SPLITS, Prepared, size_table
 from rlhf_recipes.preferences.shapes import REASONS
 from rlhf_recipes.terminal import printable
 
-SHOWN_CHARACTERS = 600
+TEXT_CHARACTERS = 600
 MANY = 0.5  # fraction of the rows left out for one reason, above which something may be wrong
 LISTED = 8
 
@@ -16,7 +16,7 @@ def summary(prepared: Prepared) -> str:
     parts = [size_table(prepared), "\n".join(_lines(prepared)), *_warnings(prepared)]
     titles = ("prompt", "chosen", "rejected")
     texts = zip(titles, prepared.example, strict=True)
-    shown = "\n".join(f"--- {title}\n{_shortened(text)}" for title, text in texts)
+    shown = "\n".join(f"--- {title}\n{_without_middle(text)}" for title, text in texts)
     place = prepared.pairs["train"][0].place
     return printable(
         "\n\n".join([*parts, f"One pair ({place}), as the model will see it:\n{shown}"])
@@ -59,8 +59,8 @@ def _listed(names: list[str]) -> str:
     return (", ".join(names[:LISTED]) + more) or "none"
 
 
-def _shortened(text: str) -> str:
-    if len(text) <= SHOWN_CHARACTERS:
+def _without_middle(text: str) -> str:
+    if len(text) <= TEXT_CHARACTERS:
         return text
-    half = SHOWN_CHARACTERS // 2
+    half = TEXT_CHARACTERS // 2
     return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"

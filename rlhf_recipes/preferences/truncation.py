@@ -3,18 +3,28 @@
 `--plan` and the run call the same functions, and the run trains on the rows that they keep.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_high
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from tqdm.auto import tqdm
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.preferences.lengths import PATIENCE
 from rlhf_recipes.prompts import Prompt, ids_to_complete, prompt_ids, template_ids
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+AROUND = 24
+"""Characters shown on either side of a special token."""
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,8 @@ class Rows:
     `longest` is the most tokens of a row in use: a prompt and its answer, cut where they are cut.
     `cut` rows are used without what is past `max_length`; `too_long` ones are left out, and so are
     `identical` ones, whose two answers are the same tokens and teach nothing. `kept` are the
-    indices of the rows in use.
+    indices of the rows in use. `special_tokens` rows hold one of the tokenizer in their texts, the
+    first of them as the `example` says.
     """
 
     used: int
@@ -33,10 +44,12 @@ class Rows:
     too_long: int = 0
     identical: int = 0
     kept: tuple[int, ...] = field(default=(), repr=False)
+    special_tokens: int = 0
+    example: str = field(default="", repr=False)
 
     def counts(self) -> dict[str, int]:
         """The counts, for run.json."""
-        names = ("used", "cut", "too_long", "identical", "longest")
+        names = ("used", "cut", "too_long", "identical", "longest", "special_tokens")
         return {name: getattr(self, name) for name in names}
 
     def lines(self) -> list[str]:
@@ -76,7 +89,7 @@ def fit_pairs(
     Args:
         name: The split's name.
     """
-    pairs = list(_tokenized(split, tokenizer))
+    pairs = list(_tokenized(name, split, tokenizer))
     limit = training.max_length
     mode = "drop" if stage == "reward" else training.truncation_mode
     kept, sizes, cut, too_long = [], [], 0, 0
@@ -91,15 +104,20 @@ def fit_pairs(
     identical = len(pairs) - too_long - len(kept)
     if not kept:
         raise RecipeError(_nothing_left(name, pairs, limit, too_long, identical))
-    return Rows(len(kept), max(sizes), cut, too_long, identical, tuple(kept))
+    special, example = _with_special_tokens(_pair_texts(split, tokenizer), tokenizer)
+    return Rows(len(kept), max(sizes), cut, too_long, identical, tuple(kept), special, example)
 
 
 def prompt_rows(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, max_completion_length: int
 ) -> Rows:
     """The prompts, none of which is left out, and the longest with a whole completion."""
-    longest = max(len(ids_to_complete(tokenizer, prompt)) for prompt in prompts)
-    return Rows(len(prompts), longest + max_completion_length)
+    shown = _progress(prompts, "Tokenizing prompts", len(prompts))
+    longest = max(len(ids_to_complete(tokenizer, prompt)) for prompt in shown)
+    special, example = _with_special_tokens(map(_texts, prompts), tokenizer)
+    return Rows(
+        len(prompts), longest + max_completion_length, special_tokens=special, example=example
+    )
 
 
 def check_context(config: PretrainedConfig, rows: Mapping[str, Rows]) -> None:
@@ -125,6 +143,18 @@ def plain_text_notes(split: "Dataset", tokenizer: PreTrainedTokenizerBase) -> tu
     )
 
 
+def special_token_notes(rows: Mapping[str, Rows]) -> tuple[str, ...]:
+    """What to tell the user of texts that a tokenizer reads as more than text."""
+    return tuple(
+        f"Warning: {counts.special_tokens:,} {split} rows hold a special token of the tokenizer in "
+        f"their texts, the first of them {counts.example}. The model reads the token itself there, "
+        "which ends a turn or begins one, and not its characters. Take such tokens out of the "
+        "data, unless they are meant."
+        for split, counts in rows.items()
+        if counts.special_tokens
+    )
+
+
 def rows_text(rows: Mapping[str, Rows], notes: Iterable[str]) -> str:
     """What a run prints of its rows before it trains."""
     lines = [
@@ -135,8 +165,49 @@ def rows_text(rows: Mapping[str, Rows], notes: Iterable[str]) -> str:
     return "\n".join([*lines, *notes])
 
 
-def _tokenized(split: "Dataset", tokenizer: PreTrainedTokenizerBase) -> Iterable[_Pair]:
+def _progress(rows: Iterable[Row], title: str, total: int) -> Iterable[Row]:
+    """The rows, with a progress bar on the first process where they take a while."""
+    other = os.getenv("RANK", "0") != "0"
+    shown: Iterable[Row] = tqdm(rows, title, total, unit=" rows", delay=PATIENCE, disable=other)
+    return shown
+
+
+def _with_special_tokens(
+    rows: Iterable[Iterable[str]], tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, str]:
+    """The number of rows whose texts hold a special token, and the first of them in words."""
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
+    if not tokens:
+        return 0, ""
+    pattern = re.compile("|".join(map(re.escape, tokens)))
+    count, example = 0, ""
+    for number, texts in enumerate(rows, start=1):
+        held = next(((text, found) for text in texts if (found := pattern.search(text))), None)
+        count += held is not None
+        if held is not None and not example:
+            text, found = held
+            around = text[max(0, found.start() - AROUND) : found.end() + AROUND]
+            example = f"{found[0]} in row {number}: {around!r}"
+    return count, example
+
+
+def _pair_texts(split: "Dataset", tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, ...]]:
+    """The texts of each pair, without an end-of-sequence token that a plain answer ends with."""
+    end = str(tokenizer.eos_token)
     for row in split:
+        answers = (row["chosen"], row["rejected"])
+        if isinstance(row["prompt"], str):
+            answers = tuple(answer.removesuffix(end) for answer in answers)
+        yield tuple(text for part in (row["prompt"], *answers) for text in _texts(part))
+
+
+def _texts(part: Prompt) -> list[str]:
+    return [part] if isinstance(part, str) else [message["content"] for message in part]
+
+
+def _tokenized(name: str, split: "Dataset", tokenizer: PreTrainedTokenizerBase) -> Iterable[_Pair]:
+    for row in _progress(split, f"Tokenizing {name} pairs", len(split)):
         prompt, answers = row["prompt"], (row["chosen"], row["rejected"])
         if isinstance(prompt, str):
             end = str(tokenizer.eos_token)

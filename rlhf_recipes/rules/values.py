@@ -258,6 +258,19 @@ UNREAD = (
 
 LIBRARIES = (
     Rule(
+        TRL,
+        lambda v: v.ignore_data_skip,
+        "`ignore_data_skip` is true, with which a run that goes on from a checkpoint begins its "
+        "epoch again: some rows would be seen twice and others never. Leave it out.",
+    ),
+    Rule(
+        PAIRS,
+        lambda v: not v.accelerator_config.use_seedable_sampler,
+        "`accelerator_config` has use_seedable_sampler false, with which the order of the rows is "
+        "drawn otherwise when a run goes on from a checkpoint: some would be seen twice and others "
+        "never. Leave it out.",
+    ),
+    Rule(
         PPO,
         lambda v: v.neftune_noise_alpha is not None,
         "`neftune_noise_alpha` is {neftune_noise_alpha}, and PPO's roles share the embeddings "

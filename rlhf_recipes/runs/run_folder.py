@@ -8,7 +8,10 @@ import yaml
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.folders import REPLACEMENT, discard_replaced, hold, put_in_place
-from rlhf_recipes.records import flush_to_disk, read_json, write_json, write_text
+from rlhf_recipes.records import flush_to_disk, read_json, read_yaml, write_json, write_text
+
+PROCESSES = "processes"
+"""The number of processes among a run's inputs: each reads its own part of the data."""
 
 RECORD = "run.json"
 """Written last: a folder that has one is finished."""
@@ -52,6 +55,14 @@ FREE_TO_CHANGE = (
 """How the recipe's keys begin that may change between a killed run and its continuation."""
 
 
+def finished(final: Path) -> RecipeError:
+    """The error that says a folder's finished run is not replaced without being told to."""
+    return RecipeError(
+        f"{final} already contains a finished run. Give another `output_dir`, or `--overwrite` to "
+        "train again: the finished run stays until the new one has finished."
+    )
+
+
 class RunFolder:
     """Where a run writes: its folder, or a replacement inside it while a finished run is there.
 
@@ -62,11 +73,7 @@ class RunFolder:
 
     def __init__(self, final: Path, overwrite: bool) -> None:
         if (final / RECORD).exists() and not overwrite:
-            raise RecipeError(
-                f"{final} already contains a finished run. Give another "
-                "`output_dir`, or `--overwrite` to train again: the finished run stays until the "
-                "new one has finished."
-            )
+            raise finished(final)
         self.final = final
         self.path = final / REPLACEMENT if (final / RECORD).exists() else final
 
@@ -90,14 +97,12 @@ class RunFolder:
             self.path = self.final
 
 
-def open_folder(final: Path) -> bool:
-    """Take a run folder's lock, and end a replacement that was cut off; whether there was one."""
+def open_folder(final: Path) -> None:
+    """Take a run folder's lock, and end a replacement that was cut off."""
     hold(final)
     discard_replaced(final)
-    complete = (final / REPLACEMENT / RECORD).is_file()
-    if complete:
+    if (final / REPLACEMENT / RECORD).is_file():
         put_in_place(final, FILES, RECORD)
-    return complete
 
 
 def check_continuation(folder: Path, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
@@ -106,9 +111,20 @@ def check_continuation(folder: Path, recipe: Mapping[str, Any], inputs: Mapping[
     Half a run of one and half of another would be a run of neither. Inputs are compared by what is
     in them, wherever they lie now.
     """
+    changed = changes_since(folder, recipe, inputs)
+    if changed:
+        raise RecipeError(
+            "\n- ".join([f"{folder} holds checkpoints of a run with other settings:", *changed])
+            + "\nGive the same settings and inputs to go on, another `output_dir` to start over, "
+            f"or delete {folder}."
+        )
+
+
+def changes_since(folder: Path, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+    """Return what differs in a recipe and its inputs from those that a folder's run noted."""
     if not (folder / "recipe.yaml").exists():
-        return
-    before = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        return []
+    before = read_yaml(folder / "recipe.yaml")
     inputs_before = read_json(folder / "inputs.json") if (folder / "inputs.json").exists() else {}
     by_content = inputs.keys() & inputs_before.keys()
     changed = [
@@ -117,13 +133,10 @@ def check_continuation(folder: Path, recipe: Mapping[str, Any], inputs: Mapping[
         if before.get(name) != recipe.get(name) and not name.startswith(FREE_TO_CHANGE)
     ]
     changed += [
-        f"`{name}`: what {recipe.get(name, 'the default')} holds has changed since"
+        f"number of processes: {inputs_before[name]} there, {inputs[name]} now"
+        if name == PROCESSES
+        else f"`{name}`: what {recipe.get(name, 'the default')} holds has changed since"
         for name in sorted(by_content)
         if inputs[name] != inputs_before[name]
     ]
-    if changed:
-        raise RecipeError(
-            "\n- ".join([f"{folder} holds checkpoints of a run with other settings:", *changed])
-            + "\nGive the same settings and inputs to go on, another `output_dir` to start over, "
-            f"or delete {folder}."
-        )
+    return changed

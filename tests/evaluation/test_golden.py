@@ -8,6 +8,7 @@ import json
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rlhf_recipes.evaluation import analyse
 from tests.evaluation.conftest import (
@@ -70,7 +71,7 @@ def numbers(value, path=""):
         value = {str(i): v for i, v in enumerate(value)}
     if not isinstance(value, dict):
         return {path: rounded(value)}
-    found = {}
+    found: dict[str, Any] = {}
     for key, inner in value.items():
         found |= numbers(inner, f"{path}.{key}" if path else key)
     return found

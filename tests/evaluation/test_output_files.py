@@ -8,7 +8,7 @@ import pytest
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation import analyse
 from rlhf_recipes.evaluation.collect.journal import Journal
-from rlhf_recipes.evaluation.output_files import RECORD, collecting_folder, open_evaluation
+from rlhf_recipes.evaluation.output_files import FINISHED, collecting_folder, open_evaluation
 from rlhf_recipes.folders import REPLACEMENT
 
 
@@ -50,7 +50,7 @@ def test_the_target_of_make_is_the_last_file_that_is_put_in_place(finished):
     finally:
         seen["on"] = False
     placed = [path for path in written if REPLACEMENT not in path and ".replaced" not in path]
-    assert placed[-1] == str(finished / "results" / RECORD)
+    assert placed[-1] == str(finished / "results" / FINISHED)
     assert str(finished / "ANALYSIS.md") in placed
     assert str(finished / "results" / "report.html") in placed
     assert (finished / "results" / "mine.txt").read_text() == "mine"
@@ -84,7 +84,7 @@ def test_what_was_complete_and_not_in_place_is_put_there_by_the_same_command(fin
     results = finished / "results"
     shutil.copytree(results, results / REPLACEMENT)
     (finished / "ANALYSIS.md").replace(results / REPLACEMENT / "ANALYSIS.md")
-    (results / RECORD).unlink()
+    (results / FINISHED).unlink()
     (results / "report.html").unlink()
     assert open_evaluation(finished, overwrite=False)
     assert contents(finished) == wanted
@@ -106,5 +106,5 @@ def test_samples_are_collected_beside_those_of_a_finished_evaluation(finished):
     other.append({"number": 2})
     assert other.pieces == [{"number": 2}]
     assert old.read_bytes() == before
-    (finished / "results" / RECORD).unlink()
+    (finished / "results" / FINISHED).unlink()
     assert collecting_folder(finished) == samples

@@ -257,6 +257,24 @@ def test_an_adapter_that_holds_nothing_is_not_pushed(hub, tmp_path, name, write_
     assert hub.requests == []
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("recipe.yaml", b"seed: [1"),
+        ("tokenizer_config.json", b'{"unk'),
+        ("chat_template.jinja", b"\xff"),
+        ("adapter_config.json", b"{}"),
+        ("README.md", b"---\ntags: [\n---\n"),
+    ],
+)
+def test_a_damaged_file_is_named_and_leaves_no_repository(hub, tmp_path, name, content):
+    folder = make_run(tmp_path)
+    (folder / name).write_bytes(content)
+    with pytest.raises(RecipeError, match=rf"{name} is damaged \("):
+        push(folder, "jane/mine")
+    assert hub.requests == [] and hub.repos == {}
+
+
 def test_a_run_without_its_weights_is_not_pushed(hub, tmp_path):
     folder = make_run(tmp_path)
     (folder / "adapter_model.safetensors").unlink()

@@ -19,11 +19,11 @@ from trl import (
 )
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
-from rlhf_recipes.checks import Inputs
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.collect.measuring import Meter
 from rlhf_recipes.generation.grpo import rollout_func_for
 from rlhf_recipes.generation.sampling import sample
+from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.models.adapters import read_adapter
 from rlhf_recipes.models.loading import (
     classifier_config,

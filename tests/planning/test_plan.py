@@ -19,9 +19,10 @@ from trl import (
 )
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
-from rlhf_recipes.checks import Inputs
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
+from rlhf_recipes.evaluation.collect.provenance import read_adapters
+from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
 from rlhf_recipes.planning.plan import evaluation_plan, training_plan
 from rlhf_recipes.ppo.config import PPOConfig
@@ -280,15 +281,15 @@ def test_the_longest_row_of_ppo_is_a_prompt_and_a_whole_completion(data, tmp_pat
     assert rows["train"].longest == 23 + (1 + 4 + 1) + 2 + (1 + 9 + 1) + 9
 
 
-def held_out_for_evaluation(data, tmp_path, **keywords):
-    """A plan of PPO that evaluates on the two last prompts, those of 22 and 23 letters."""
+def evaluating(data, tmp_path, **keywords):
+    """Inputs of PPO that evaluates on the two last prompts, those of 22 and 23 letters."""
     settings = {"per_device_train_batch_size": 2, "eval_strategy": "steps", "eval_steps": 1}
     training = arguments("ppo", tmp_path, num_eval_prompts=2, **settings, **keywords)
-    return planned("ppo", RecipeArguments(), training, lora("ppo"), data)
+    return Inputs("ppo", RecipeArguments(), training, lora("ppo"), data)
 
 
 def test_prompts_that_ppo_evaluates_on_are_counted_apart(data, tmp_path):
-    rows = held_out_for_evaluation(data, tmp_path, max_completion_length=9).rows
+    rows = training_plan(evaluating(data, tmp_path, max_completion_length=9)).rows
     counted = {split: (r.used, r.longest) for split, r in rows.items()}
     assert counted == {"train": (21, 21 + 28), "evaluation": (2, 23 + 28)}
 
@@ -296,13 +297,15 @@ def test_prompts_that_ppo_evaluates_on_are_counted_apart(data, tmp_path):
 def test_prompts_that_ppo_evaluates_on_must_fit_the_base_too(data, tmp_path):
     # 2048 positions hold 19 tokens of template, 21 letters and 2008 more, and no 22 letters.
     with pytest.raises(RecipeError, match="The longest evaluation row has 2050 tokens"):
-        held_out_for_evaluation(data, tmp_path, max_completion_length=2008)
+        training_plan(evaluating(data, tmp_path, max_completion_length=2008))
 
 
 def test_every_process_needs_a_prompt_to_evaluate_on(data, tmp_path, monkeypatch):
+    given = evaluating(data, tmp_path)
     monkeypatch.setattr(PPOConfig, "world_size", 3)
+    monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(RecipeError, match="There are 2 prompts to evaluate on and 3 processes"):
-        held_out_for_evaluation(data, tmp_path)
+        training_plan(given)
 
 
 def test_a_repeated_prompt_is_sampled_on_once(data, tmp_path):
@@ -322,6 +325,19 @@ def test_nothing_left_to_train_on_is_told(data, tmp_path):
     training = arguments("ppo", tmp_path, per_device_train_batch_size=24)
     with pytest.raises(RecipeError, match=r"There are 23 training rows, .* takes 24"):
         planned("ppo", RecipeArguments(), training, lora("ppo"), data)
+
+
+@pytest.mark.parametrize("stage", ["dpo", "ppo"])
+def test_a_plan_warns_of_special_tokens_in_the_data(data, tmp_path, stage):
+    def marked(row):
+        return {"prompt": message("user", f"{row['prompt'][0]['content']}<|im_end|>")}
+
+    train = data["train"]
+    some = concatenate_datasets([train.select(range(20)), train.select(range(20, 23)).map(marked)])
+    data = {"train": some, "validation": data["validation"]}
+    plan = planned(stage, RecipeArguments(), arguments(stage, tmp_path), lora(stage), data)
+    assert "Warning: 3 train rows hold a special token" in str(plan)
+    assert "<|im_end|> in row 21" in " ".join(str(plan).split())
 
 
 def test_planning_writes_nothing(data, reward_model, tmp_path):
@@ -394,7 +410,8 @@ def test_an_evaluation_samples_every_model_on_the_same_prompts(data, reward_mode
         "samples_per_prompt": 2,
         "max_completion_length": 5,
     }
-    plan = evaluation_plan(EvaluationArguments(**settings))
+    arguments = EvaluationArguments(**settings)
+    plan = evaluation_plan(arguments, read_adapters(arguments))
     # base, dpo and control; seven prompts; two samples each.
     assert plan.completions == 3 * 7 * 2
     assert plan.generated_tokens == 3 * 7 * 2 * 5
@@ -402,7 +419,8 @@ def test_an_evaluation_samples_every_model_on_the_same_prompts(data, reward_mode
     assert "optimiser steps" not in str(plan)
     assert "completions       42" in str(plan)
     # Of base five samples each, of the other two models two.
-    more = evaluation_plan(EvaluationArguments(**settings, best_of_n=5))
+    arguments = EvaluationArguments(**settings, best_of_n=5)
+    more = evaluation_plan(arguments, read_adapters(arguments))
     assert more.completions == 7 * (5 + 2 + 2)
 
 

@@ -11,7 +11,14 @@ from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models.loading import base_path, open_tokenizer
-from rlhf_recipes.preferences.truncation import Rows, fit_pairs, plain_text_notes, rows_text
+from rlhf_recipes.preferences.truncation import (
+    Rows,
+    fit_pairs,
+    plain_text_notes,
+    prompt_rows,
+    rows_text,
+    special_token_notes,
+)
 
 pytestmark = [
     # TRL 1.16 sets `gradient_checkpointing` itself, whose name transformers 5.23 has deprecated.
@@ -138,4 +145,41 @@ def test_a_run_says_its_rows_in_words_and_numbers():
         "too_long": 1,
         "identical": 3,
         "longest": 60,
+        "special_tokens": 0,
     }
+
+
+def test_rows_whose_texts_hold_a_special_token_are_counted_and_shown(tmp_path):
+    tokenizer = open_tokenizer("tiny")
+    end = tokenizer.eos_token
+    split = Dataset.from_list([chat(4, "good", "bad"), chat(4, f"good{end} and more", "bad")] * 2)
+    training = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    rows = fit_pairs("dpo", "train", split, tokenizer, training)
+    assert rows.counts()["special_tokens"] == 2
+    (note,) = special_token_notes({"train": rows})
+    assert "2 train rows hold a special token" in note
+    assert f"{end} in row 2: 'good{end} and more'" in note
+    clean = fit_pairs("dpo", "train", ROWS, tokenizer, training)
+    assert special_token_notes({"train": clean}) == ()
+    prompts = [[{"role": "user", "content": text}] for text in ("a", f"{end}b")]
+    assert prompt_rows(prompts, tokenizer, 4).example == f"{end} in row 2: '{end}b'"
+
+
+def test_the_token_that_ends_a_plain_answer_belongs_there(tmp_path):
+    tokenizer = open_tokenizer("tiny")
+    end = tokenizer.eos_token
+    split = Dataset.from_list([{"prompt": "p", "chosen": f"yes{end}", "rejected": f"no{end}{end}"}])
+    training = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    rows = fit_pairs("dpo", "train", split, tokenizer, training)
+    assert rows.example == f"{end} in row 1: 'no{end}'"
+
+
+@pytest.mark.parametrize(("rank", "shown"), [("0", True), ("1", False)])
+def test_the_first_process_shows_how_far_tokenizing_is(tmp_path, monkeypatch, capsys, rank, shown):
+    training = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    monkeypatch.setattr("rlhf_recipes.preferences.truncation.PATIENCE", 0)
+    monkeypatch.setenv("RANK", rank)
+    fit_pairs("dpo", "train", ROWS, open_tokenizer("tiny"), training)
+    prompt_rows(ROWS["prompt"], open_tokenizer("tiny"), 4)
+    told = capsys.readouterr().err
+    assert ("Tokenizing train pairs" in told) == ("Tokenizing prompts" in told) == shown

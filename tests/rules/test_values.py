@@ -25,6 +25,12 @@ REFUSED = [
     ("--optim_args fast", STAGES, "`optim_args` is fast"),
     ("--train_sampling_strategy group_by_length", STAGES, "lengths that TRL's rows"),
     ("--train_sampling_strategy batch_rebalance", STAGES, "would count for more"),
+    ("--ignore_data_skip true", ("reward", "dpo", "grpo"), "`ignore_data_skip` is true"),
+    (
+        '--accelerator_config {"use_seedable_sampler":false}',
+        ("reward", "dpo"),
+        "has use_seedable_sampler false",
+    ),
     ("--seed -1", STAGES, "`seed` is -1"),
     ("--data_seed -1", STAGES, "`data_seed` is -1"),
     ("--eval_strategy steps --eval_steps 1", ("grpo",), "GRPO has no held-out prompts"),

@@ -19,10 +19,10 @@ from rlhf_recipes.arguments import resolved_recipe
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import (
     BASE,
+    GOLD,
     REFERENCE,
     REWARD,
     EvaluationArguments,
-    Policy,
 )
 from rlhf_recipes.evaluation.collect.chat_judge import in_order, record_verdicts
 from rlhf_recipes.evaluation.collect.journal import Journal
@@ -30,14 +30,13 @@ from rlhf_recipes.evaluation.collect.measuring import Meter
 from rlhf_recipes.evaluation.collect.provenance import (
     Adapters,
     Model,
-    Record,
-    base_fingerprint,
     collection_facts,
     digest,
-    read_adapters,
     sampled_models,
+    weights_fingerprint,
 )
-from rlhf_recipes.evaluation.collect.scorers import GOLD, Panel, Scorer, check_judges, open_panel
+from rlhf_recipes.evaluation.collect.scorers import Panel, Scorer, check_judges, open_panel
+from rlhf_recipes.evaluation.metrics.samples import Record
 from rlhf_recipes.evaluation.output_files import collecting_folder
 from rlhf_recipes.hub.model_card import public_base
 from rlhf_recipes.models.loading import open_base
@@ -48,18 +47,15 @@ from rlhf_recipes.records import run_record, write_json, write_json_rows
 from rlhf_recipes.roles import Roles
 
 
-def collect(arguments: EvaluationArguments) -> None:
+def collect(arguments: EvaluationArguments, adapters: Adapters) -> None:
     """Sample every model on the same held-out prompts and save one record a response.
 
     Writes `samples/<model>_samples.json`, `samples/verdicts_<judge>.json` for each judge that
     compares, and, last, `samples/collection.json`. All models share one base in memory. Raises
     RecipeError where models cannot be compared, and where samples of other settings are there.
     """
-    policies = arguments.policies()
-    adapters = read_adapters(arguments, policies)
-    check_judges(arguments, adapters.proxy)
-    prompts = held_out_prompts(arguments)
-    collection = _Collection(arguments, adapters, policies, prompts)
+    check_judges(arguments, adapters)
+    collection = _Collection(arguments, adapters, held_out_prompts(arguments))
     collection.sample()
     collection.score()
     collection.judge()
@@ -86,7 +82,6 @@ class _Collection:
         self,
         arguments: EvaluationArguments,
         adapters: Adapters,
-        policies: Sequence[Policy],
         prompts: list[Prompt],
     ) -> None:
         self.arguments = arguments
@@ -94,7 +89,7 @@ class _Collection:
         self.prompts = prompts
         self.texts = [prompt_text(prompt) for prompt in prompts]
         self.folder = collecting_folder(Path(arguments.output_dir))
-        self.tokenizer = adapters.tokenizer()
+        self.tokenizer = adapters.tokenizer
         encoded = [prompt_ids(self.tokenizer, prompt) for prompt in prompts]
         self.by_length = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), i))
         base = adapters.proxy.base
@@ -102,13 +97,13 @@ class _Collection:
         self.roles = Roles(open_base(base.name, revision=base.revision or "main", **kwargs))
         check_logits(self.roles.base)
         self.settings = self._settings(encoded)
-        for policy in policies:
+        for policy in adapters.evaluated:
             if policy.name == policy.run:
                 adapter = adapters.policies[policy.name]
                 self.roles.attach_saved(policy.run, adapter, trainable=False)
         if adapters.start:
             self.roles.attach_saved(REFERENCE, adapters.start, trainable=False)
-        self.models = sampled_models(arguments, policies, adapters)
+        self.models = sampled_models(arguments, adapters)
         # All are opened before anything is sampled: other settings are refused at once.
         self.responses = {
             model.name: self._journal(model.name, self.settings | model.settings)
@@ -124,7 +119,7 @@ class _Collection:
         return {
             "base": {
                 "name": public_base(adapters.proxy.base.name),
-                "fingerprint": base_fingerprint(self.roles.base),
+                "fingerprint": weights_fingerprint(self.roles.base),
                 "dtype": str(adapters.precision),
             },
             "reference": adapters.start.fingerprint if adapters.start else None,

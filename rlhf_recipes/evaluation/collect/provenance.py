@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,13 @@ from rlhf_recipes.evaluation.arguments import (
     EvaluationArguments,
     Policy,
 )
+from rlhf_recipes.evaluation.metrics.samples import Record
 from rlhf_recipes.models.adapters import Adapter, read_adapter
 from rlhf_recipes.models.loading import Precision
 from rlhf_recipes.models.vocabulary import check_same_tokenizer
 from rlhf_recipes.preferences import dataset_fingerprint, load_prepared
 from rlhf_recipes.preferences.shapes import first_turn_key
 from rlhf_recipes.prompts import Prompt
-
-Record = dict[str, Any]
 
 VALUES = 1024
 
@@ -69,28 +69,33 @@ class Adapters:
     Attributes:
         proxy: The reward model.
         start: What the policies were trained from; None is the base itself.
-        policies: Those that are evaluated, by name.
+        evaluated: What is evaluated beside the base, in the order of the report.
+        policies: The adapters of those, by name.
+        judges: Those that score, the gold score's first, by name. Their bases may be others.
         precision: How the base is held.
     """
 
     proxy: Adapter
     start: Adapter | None
+    evaluated: tuple[Policy, ...]
     policies: dict[str, Adapter]
+    judges: dict[str, Adapter]
     precision: Precision
 
     def by_name(self) -> dict[str, Adapter]:
-        """Every adapter by what a message calls it."""
+        """Every adapter but the judges, by what a message calls it."""
         start = {"sft_model_path": self.start} if self.start else {}
         return {"reward_model_path": self.proxy, **start, **self.policies}
 
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The one that all of them were trained with."""
-        tokenizer = self.proxy.tokenizer()
+        tokenizer = self.proxy.tokenizer
         for name, adapter in self.by_name().items():
             if adapter is not self.proxy and adapter.has_tokenizer:
                 check_same_tokenizer(
                     tokenizer,
-                    adapter.tokenizer(),
+                    adapter.tokenizer,
                     (f"the reward model ({self.proxy.folder})", f"`{name}` ({adapter.folder})"),
                     "Every model is sampled on the same token ids, so one of them would see other "
                     "text than in training.",
@@ -98,23 +103,23 @@ class Adapters:
         return tokenizer
 
 
-def read_adapters(arguments: EvaluationArguments, policies: Sequence[Policy]) -> Adapters:
+def read_adapters(arguments: EvaluationArguments) -> Adapters:
     """Read what is evaluated; RecipeError unless all are comparable on one base."""
+    policies = arguments.policies()
     proxy = read_adapter(arguments.reward_model_path)
     proxy.check_head()
     start = read_adapter(arguments.sft_model_path) if arguments.sft_model_path else None
     trained = {policy.name: read_adapter(policy.folder) for policy in policies}
     for adapter in filter(None, (start, *trained.values())):
         adapter.check_policy()
-    adapters = Adapters(proxy, start, trained, Precision())
+    judges = {name: read_adapter(folder) for name, folder in arguments.judge_folders().items()}
+    adapters = Adapters(proxy, start, tuple(policies), trained, judges, Precision())
     _check_bases(adapters)
     _check_references(arguments, policies, start)
     return replace(adapters, precision=_chosen_precision(arguments, adapters))
 
 
-def sampled_models(
-    arguments: EvaluationArguments, policies: Sequence[Policy], adapters: Adapters
-) -> list[Model]:
+def sampled_models(arguments: EvaluationArguments, adapters: Adapters) -> list[Model]:
     """Base, policies and control, in the order they are sampled in.
 
     Where training started from an adapter, that is the role of base.
@@ -123,7 +128,9 @@ def sampled_models(
     role = REFERENCE if start else None
     seed, count = arguments.seed, arguments.samples_per_prompt
     models = [Model(BASE, role, seed, arguments.base_samples, None, start)]
-    models += [Model(p.name, p.run, seed, count, p, adapters.policies[p.name]) for p in policies]
+    models += [
+        Model(p.name, p.run, seed, count, p, adapters.policies[p.name]) for p in adapters.evaluated
+    ]
     if arguments.control:
         models.append(Model(CONTROL, role, seed + 1, count, None, start))
     return models
@@ -134,7 +141,7 @@ def digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
-def base_fingerprint(base: PreTrainedModel) -> str:
+def weights_fingerprint(base: PreTrainedModel) -> str:
     """SHA-256 over every weight's name and shape and about 1,024 of its values, evenly spaced.
 
     Training changes nearly all values of a weight, so this tells bases apart as well as all of

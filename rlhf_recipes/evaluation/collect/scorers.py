@@ -11,19 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.evaluation.arguments import REWARD, EvaluationArguments
+from rlhf_recipes.evaluation.arguments import CHAT, GOLD, GOLD_MODEL, REWARD, EvaluationArguments
 from rlhf_recipes.evaluation.collect.chat_judge import ChatJudge, chat_judge
 from rlhf_recipes.evaluation.collect.provenance import Adapters
-from rlhf_recipes.models.adapters import Adapter, read_adapter
+from rlhf_recipes.models.adapters import Adapter
 from rlhf_recipes.prompts import Prompt
 from rlhf_recipes.reward_functions import checked, load_reward_func
 from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.roles import Roles
-
-GOLD = "gold"
-CHAT = ("http://", "https://", "hub:")
-"""How the address of a chat judge begins."""
-
 
 ScoreFunction = Callable[..., Sequence[float]]
 """Scores of `completions` to `prompts`, one each; higher is better."""
@@ -60,7 +55,7 @@ def adapter_scorer(
     role = f"judge:{name}"  # no policy can have that name
     if adapter.base.is_same(shared.proxy.base):
         roles.attach_saved(role, adapter, trainable=False)
-        model = RewardModel(roles, adapter.tokenizer(), role, batch_size)
+        model = RewardModel(roles, adapter.tokenizer, role, batch_size)
         precision = shared.precision
     else:
         precision = adapter.precision or shared.precision
@@ -94,18 +89,18 @@ class Panel:
         return extra | {name: judge.what for name, judge in self.judges.items()}
 
 
-def check_judges(arguments: EvaluationArguments, proxy: Adapter) -> None:
+def check_judges(arguments: EvaluationArguments, adapters: Adapters) -> None:
     """Raise RecipeError where a judge cannot be what it is named as; no weights are loaded."""
     if arguments.gold_func:
         function_scorer(GOLD, arguments.gold_func)
-    if arguments.gold_model_path:
-        gold = read_adapter(arguments.gold_model_path)
-        gold.check_head()
-        if gold.fingerprint == proxy.fingerprint:
+    for name, adapter in adapters.judges.items():
+        adapter.check_head()
+        _ = adapter.tokenizer  # opened here: a broken one is refused before any weights
+        if name in (GOLD, GOLD_MODEL) and adapter.fingerprint == adapters.proxy.fingerprint:
             raise RecipeError(
-                f"`gold_model_path` is {gold.folder}, whose weights are those of the proxy "
-                f"{proxy.folder}. A proxy that judges itself finds no over-optimisation. Train a "
-                "judge on other data with `make judge JUDGE=0.5`."
+                f"`gold_model_path` is {adapter.folder}, whose weights are those of the proxy "
+                f"{adapters.proxy.folder}. A proxy that judges itself finds no over-optimisation. "
+                "Train a judge on other data with `make judge JUDGE=0.5`."
             )
     parameters = _parameters(arguments.judge_parameters)
     for entry in arguments.judges or []:
@@ -114,8 +109,6 @@ def check_judges(arguments: EvaluationArguments, proxy: Adapter) -> None:
             chat_judge(name, what, arguments.judge_criterion, parameters)
         elif ".py:" in what:
             function_scorer(name, what)
-        else:
-            read_adapter(what).check_head()
 
 
 def open_panel(arguments: EvaluationArguments, roles: Roles, adapters: Adapters) -> Panel:
@@ -128,8 +121,8 @@ def open_panel(arguments: EvaluationArguments, roles: Roles, adapters: Adapters)
     if arguments.gold_func:
         scorers.append(function_scorer(GOLD, arguments.gold_func))
     if arguments.gold_model_path:
-        gold = read_adapter(arguments.gold_model_path)
-        scorers.append(scorer("gold_model" if arguments.gold_func else GOLD, gold))
+        name, gold = next(iter(adapters.judges.items()))
+        scorers.append(scorer(name, gold))
     judges = {}
     parameters = _parameters(arguments.judge_parameters)
     for entry in arguments.judges or []:
@@ -139,7 +132,7 @@ def open_panel(arguments: EvaluationArguments, roles: Roles, adapters: Adapters)
         elif ".py:" in what:
             scorers.append(function_scorer(name, what))
         else:
-            scorers.append(scorer(name, read_adapter(what)))
+            scorers.append(scorer(name, adapters.judges[name]))
     return Panel(scorers, judges)
 
 

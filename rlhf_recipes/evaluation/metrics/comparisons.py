@@ -5,11 +5,12 @@ from itertools import combinations
 
 import numpy as np
 
+from rlhf_recipes.evaluation.arguments import CONTROL
 from rlhf_recipes.evaluation.metrics.best_of_n import best_of_n, best_of_n_kl, best_of_n_wins
 from rlhf_recipes.evaluation.metrics.claims import Claim, win_claim
 from rlhf_recipes.evaluation.metrics.kl import kl_summary
 from rlhf_recipes.evaluation.metrics.length_control import length_controlled
-from rlhf_recipes.evaluation.metrics.samples import CONTROL, Collection, ModelSamples, Results
+from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples, Results
 from rlhf_recipes.evaluation.metrics.statistics import (
     Array,
     correct,

@@ -15,7 +15,7 @@ UNDETECTED = "none detectable"
 Curves = Mapping[str, tuple[list[float], list[float]]]
 
 
-class Rule(NamedTuple):
+class CurveCheck(NamedTuple):
     """A check of one quantity, in words and as what is held against a threshold."""
 
     quantity: str
@@ -34,7 +34,7 @@ def curve_checks(curves: Curves) -> list[dict[str, Any]]:
     """
     led = [name for name in ("reward", "margin", "loss") if name in curves][:1]
     found = [_trend(name, *(np.array(side) for side in curves[name])) for name in led]
-    for rule in RULES:
+    for rule in CURVE_CHECKS:
         if rule.quantity in curves:
             value = rule.measure(np.array(curves[rule.quantity][1]))
             over = None if value is None else value - rule.threshold
@@ -107,10 +107,10 @@ def _ratio(values: Array, before: Array) -> float | None:
 
 
 _KL_RULE = "mean of the last quarter over twice that of the quarter before"
-RULES = (
-    Rule("KL per response", "KL runaway", _KL_RULE, 2.0, _over_quarter_before),
-    Rule("KL per token", "KL runaway", _KL_RULE, 2.0, _over_quarter_before),
-    Rule(
+CURVE_CHECKS = (
+    CurveCheck("KL per response", "KL runaway", _KL_RULE, 2.0, _over_quarter_before),
+    CurveCheck("KL per token", "KL runaway", _KL_RULE, 2.0, _over_quarter_before),
+    CurveCheck(
         "entropy",
         "entropy collapse",
         "mean of the last quarter under 20% of that of the first tenth",
@@ -118,21 +118,21 @@ RULES = (
         _over_first_tenth,
         below=True,
     ),
-    Rule(
+    CurveCheck(
         "length (tokens)",
         "length growth",
         "mean of the last quarter over 1.5 times that of the first tenth",
         1.5,
         _over_first_tenth,
     ),
-    Rule(
+    CurveCheck(
         "groups without signal",
         "no signal",
         "over half of the groups have equal rewards, in the mean of the run",
         0.5,
         lambda values: float(values.mean()),
     ),
-    Rule(
+    CurveCheck(
         "cut off at the limit",
         "cut off",
         "over 30% of the responses of the last quarter were cut off at the length limit",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import islice
 
+from rlhf_recipes.preferences.lengths import UNSPACED
+
 REPEATED_SHARE = 0.5
 LOOP_TIMES = 3
 LOOP_WORDS = 6
@@ -17,8 +19,7 @@ SYMBOL_CHARACTERS = 8
 REFUSAL_CHARACTERS = 200
 
 # Scripts written without spaces count character by character; everything else by word.
-_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"  # kana, Han, Thai
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 _ASCII_SPACE, _ASCII_PLAIN = re.compile(r"\s+"), re.compile(r"[A-Za-z0-9\s]+")
 _ROLE = re.compile(r"^[ \t]*(?:Human|User|Assistant|System)\s*:", re.MULTILINE)
 _UNABLE = r"(?:can ?not|can't|won't|will not|unable|not able|not comfortable|must decline)"

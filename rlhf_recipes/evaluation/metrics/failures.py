@@ -15,6 +15,7 @@ from rlhf_recipes.evaluation.metrics.detectors import (
     opening,
     refuses,
 )
+from rlhf_recipes.evaluation.metrics.outliers import MAD_TO_SD
 from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples, Record
 from rlhf_recipes.evaluation.metrics.statistics import (
     correct,
@@ -32,7 +33,6 @@ PROXY_HIGH = 1.0
 SPIKE_Z = 5.0
 SPIKE_SHARE = 0.3
 SPIKE_TOKENS = 10
-MAD_TO_SD = 1.4826
 
 DEFINITIONS = {
     "empty": "no letter or digit",

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.evaluation.arguments import BASE, CONTROL
 from rlhf_recipes.evaluation.collect.journal import differences
 from rlhf_recipes.evaluation.metrics.statistics import Array
 
 Record = dict[str, Any]
 Results = dict[str, Any]
 
-BASE = "base"
-CONTROL = "control"
 FIRST = (BASE, "ppo", "grpo", "dpo")
 SETTINGS = ("generation", "base", "reference", "dataset")
 NUMBERS = ("reward", "kl", "kl_k1", "n_tokens")

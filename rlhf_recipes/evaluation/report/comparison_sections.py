@@ -1,8 +1,6 @@
 """The parts of a report that compare: win rates, frontier, rewards, proxy against gold."""
 
-from typing import Any
-
-from rlhf_recipes.evaluation.metrics.samples import reward_of
+from rlhf_recipes.evaluation.metrics.samples import Results, reward_of
 from rlhf_recipes.evaluation.report import sentences as say
 from rlhf_recipes.evaluation.report.blocks import Block, Picture, Section, Table, Text
 from rlhf_recipes.evaluation.report.evidence import INTERVALS, compared, metrics_of, policies_of
@@ -15,8 +13,6 @@ from rlhf_recipes.evaluation.report.sentences import (
     signed,
     span,
 )
-
-Results = dict[str, Any]
 
 CONTROLS = {"control": "base again vs base", "best_of_n": "best of {n} of base vs base"}
 

@@ -1,8 +1,6 @@
 """The report as sections of text, tables, figures and samples: one content, two renderings."""
 
-from typing import Any
-
-from rlhf_recipes.evaluation.metrics.samples import Collection, reward_of
+from rlhf_recipes.evaluation.metrics.samples import Collection, Results, reward_of
 from rlhf_recipes.evaluation.report import sentences as say
 from rlhf_recipes.evaluation.report.blocks import Code, Section, Table, Text
 from rlhf_recipes.evaluation.report.comparison_sections import (
@@ -23,8 +21,6 @@ from rlhf_recipes.evaluation.report.evidence import (
 )
 from rlhf_recipes.evaluation.report.sample_browser import samples_section
 from rlhf_recipes.evaluation.report.sentences import gain, number, percent, rate
-
-Results = dict[str, Any]
 
 
 def document(

@@ -1,7 +1,6 @@
 """The parts of a report to look into: failures, wrong pairs, training curves."""
 
-from typing import Any
-
+from rlhf_recipes.evaluation.metrics.samples import Results
 from rlhf_recipes.evaluation.report import sentences as say
 from rlhf_recipes.evaluation.report.blocks import (
     Block,
@@ -13,8 +12,6 @@ from rlhf_recipes.evaluation.report.blocks import (
     Text,
 )
 from rlhf_recipes.evaluation.report.sentences import number, optional, percent, rate, span
-
-Results = dict[str, Any]
 
 INTERVALS = "Square brackets: 95% intervals over prompts."
 

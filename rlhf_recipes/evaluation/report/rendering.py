@@ -11,13 +11,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from rlhf_recipes.evaluation.metrics.samples import reward_of
+from rlhf_recipes.evaluation.metrics.samples import Results, reward_of
 from rlhf_recipes.evaluation.report.blocks import Section, Table
 from rlhf_recipes.evaluation.report.figures import colours
 from rlhf_recipes.evaluation.report.sentences import number, percent, percent_span
 from rlhf_recipes.terminal import UNPRINTABLE, printable
-
-Results = dict[str, Any]
 
 TITLE = "RLHF evaluation"
 WIDTH = 100

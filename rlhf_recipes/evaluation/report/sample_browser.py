@@ -1,18 +1,14 @@
 """The samples of a report: every prompt with the answers of all models, to browse or to read."""
 
-from typing import Any
-
 from rlhf_recipes.evaluation.metrics.comparisons import TIE
 from rlhf_recipes.evaluation.metrics.failures import DEFINITIONS
-from rlhf_recipes.evaluation.metrics.samples import FIELD, Collection, ModelSamples, Record
+from rlhf_recipes.evaluation.metrics.samples import FIELD, Collection, ModelSamples, Record, Results
 from rlhf_recipes.evaluation.metrics.win_rate import win_scores
 from rlhf_recipes.evaluation.report.blocks import Excerpt, Excerpts, Samples, Section
 from rlhf_recipes.evaluation.report.evidence import finals_of, metrics_of
 from rlhf_recipes.evaluation.report.figures import colours
 from rlhf_recipes.evaluation.report.sentences import number, percent, signed
 from rlhf_recipes.prompts import spoken_turns
-
-Results = dict[str, Any]
 
 OUTCOMES = ("won", "tied", "lost")
 

@@ -6,13 +6,11 @@ from the results as they are, rounded for reading; nothing is computed here.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from rlhf_recipes.evaluation.metrics import statistics
 from rlhf_recipes.evaluation.metrics.claims import FEWEST_READABLE, Claim, claim, win_claim
 from rlhf_recipes.evaluation.metrics.over_optimization import gain_claims
-
-Results = dict[str, Any]
+from rlhf_recipes.evaluation.metrics.samples import Results
 
 MOST_NAMED = 3
 EXTREME = 0.1  # AlpacaEval calls a change of 10 points between the two rates extreme.

@@ -9,11 +9,13 @@ from peft import LoraConfig
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
-from rlhf_recipes.evaluation.collect.collection import collect
+from rlhf_recipes.evaluation.collect import collection as collecting
 from rlhf_recipes.evaluation.collect.journal import Journal
 from rlhf_recipes.evaluation.collect.measuring import Meter
+from rlhf_recipes.evaluation.collect.provenance import read_adapters
 from rlhf_recipes.models.adapters import read_adapter
 from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
+from rlhf_recipes.planning.plan import evaluation_plan
 from rlhf_recipes.preferences import data_fingerprint
 from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.roles import Roles
@@ -91,6 +93,10 @@ def arguments(saved, tmp_path):
         return EvaluationArguments(**settings | changes)
 
     return build
+
+
+def collect(arguments):
+    collecting.collect(arguments, read_adapters(arguments))
 
 
 def read(folder, name):
@@ -365,6 +371,33 @@ def test_the_reference_is_what_training_started_from(arguments, saved, tmp_path)
     assert max(kl for _, kl in responses(tmp_path, "ppo")) < 1e-5
     collect(arguments(output_dir=str(tmp_path / "from_base")))
     assert responses(tmp_path / "from_base", "base") != responses(tmp_path, "base")
+
+
+def test_adapters_are_read_once_for_plan_and_collection(arguments, saved, tmp_path):
+    """Plan and collection share what was read: the folders may be gone before it begins."""
+    folders = tmp_path / "adapters"
+    for name in ("proxy", "gold", "ppo"):
+        shutil.copytree(saved / name, folders / name)
+    given = arguments(
+        reward_model_path=str(folders / "proxy"),
+        models=[f"ppo={folders / 'ppo'}"],
+        gold_func=None,
+        gold_model_path=str(folders / "gold"),
+        judges=[f"other={folders / 'gold'}"],
+    )
+    adapters = read_adapters(given)
+    evaluation_plan(given, adapters)
+    shutil.rmtree(folders)
+    collecting.collect(given, adapters)
+    assert all(r["gold"] == r["scores"]["other"] for r in read(tmp_path, "ppo_samples"))
+
+
+def test_a_judge_whose_tokenizer_is_broken_is_refused_by_the_plan(arguments, saved, tmp_path):
+    broken = shutil.copytree(saved / "gold", tmp_path / "broken")
+    (broken / "tokenizer.json").write_text("{")
+    given = arguments(judges=[f"other={broken}"])
+    with pytest.raises(RecipeError, match=r"The tokenizer in .*broken cannot be opened"):
+        evaluation_plan(given, read_adapters(given))
 
 
 def test_a_judge_that_is_nothing_is_refused_before_anything_is_sampled(arguments, tmp_path, work):

@@ -30,7 +30,7 @@ def folders(tmp_path):
 def evaluated(folders, **changes):
     settings = {"reward_model_path": str(folders / "reward"), "models": [f"ppo={folders / 'ppo'}"]}
     arguments = EvaluationArguments(**settings | changes)
-    return read_adapters(arguments, arguments.policies())
+    return read_adapters(arguments)
 
 
 def trained_in(folders, **recipes):
@@ -67,17 +67,17 @@ def test_a_key_says_otherwise(folders):
 
 
 def test_a_policy_of_another_template_or_vocabulary_is_refused(folders):
-    assert evaluated(folders).tokenizer().chat_template
+    assert evaluated(folders).tokenizer.chat_template
     template = folders / "ppo" / "chat_template.jinja"
     template.write_text(template.read_text() + "Answer in one word.")
     with pytest.raises(RecipeError, match=r"`ppo` .* differ: their chat templates"):
-        evaluated(folders).tokenizer()
+        _ = evaluated(folders).tokenizer
 
 
 def test_without_a_tokenizer_of_its_own_an_adapter_has_its_base_s(folders):
     for name in ("tokenizer_config.json", "tokenizer.json", "chat_template.jinja"):
         (folders / "reward" / name).unlink()
-    assert evaluated(folders).tokenizer().get_vocab() == open_tokenizer("tiny").get_vocab()
+    assert evaluated(folders).tokenizer.get_vocab() == open_tokenizer("tiny").get_vocab()
 
 
 def test_what_scores_is_no_policy(folders):

@@ -1,0 +1,136 @@
+"""What a training stage is given, each file opened once for the checks, the plan and the run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from trl import ModelConfig
+
+from rlhf_recipes.arguments import RecipeArguments, RewardArguments
+from rlhf_recipes.models.adapters import Adapter, read_adapter
+from rlhf_recipes.models.architectures import meta_model
+from rlhf_recipes.models.loading import Base, Precision, open_tokenizer
+from rlhf_recipes.preferences import split_off, unique_prompts
+from rlhf_recipes.preferences.truncation import Rows, fit_pairs, prompt_rows
+from rlhf_recipes.reward_functions import RewardFunc, load_reward_func
+from rlhf_recipes.rules.kinds import PAIRS
+from rlhf_recipes.runs.fingerprints import run_inputs
+from rlhf_recipes.runs.run_folder import PROCESSES
+from rlhf_recipes.steps import micro_batches, optimiser_steps
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a training stage is given.
+
+    Args:
+        stage: `reward`, `dpo`, `grpo` or `ppo`.
+        training: The stage's trainer arguments: RewardConfig, DPOConfig, GRPOConfig or PPOConfig.
+        dataset: Splits train and validation, as `load_prepared` gives them.
+        reward: Where GRPO and PPO get their scores.
+    """
+
+    stage: str
+    recipe: RecipeArguments
+    training: Any
+    model: ModelConfig
+    dataset: "Mapping[str, Dataset]"
+    reward: RewardArguments | None = None
+
+    @cached_property
+    def base(self) -> str:
+        """Name of the base model."""
+        return str(self.model.model_name_or_path)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, opened once for all checks."""
+        return open_tokenizer(self.base, self.recipe.chat_template, self.model.model_revision)
+
+    @cached_property
+    def reward_model(self) -> Adapter | None:
+        """The reward adapter, read once; a plan may be asked for before there is one."""
+        return self._adapter(self.reward.reward_model_path if self.reward else None)
+
+    @property
+    def reward_precision(self) -> Precision:
+        """How the reward model's base is held: the policy's in PPO, else as the recipe says."""
+        policy = Precision.read(vars(self.model))
+        if self.reward is None or self.reward_model is None:
+            return policy
+        if self.stage == "ppo" or self.reward.reward_precision == "policy":
+            return policy
+        return self.reward_model.precision or policy
+
+    @cached_property
+    def start(self) -> Adapter | None:
+        """The adapter that PPO's policy starts from, read once."""
+        return self._adapter(getattr(self.training, "sft_model_path", None))
+
+    @cached_property
+    def reward_funcs(self) -> list[RewardFunc]:
+        """The user's reward functions, opened once."""
+        paths = self.reward.reward_funcs if self.reward else None
+        return [load_reward_func(path) for path in paths or ()]
+
+    @cached_property
+    def prompts(self) -> "tuple[Dataset, Dataset | None]":
+        """What GRPO and PPO sample on, and the prompts that PPO holds out for its evaluations.
+
+        These are not of the validation split, which is evaluate.py's.
+        """
+        prompts = unique_prompts(self.dataset["train"])
+        if self.stage == "ppo" and self.training.eval_strategy != "no":
+            return split_off(prompts, self.training.num_eval_prompts)
+        return prompts, None
+
+    @cached_property
+    def rows(self) -> dict[str, Rows]:
+        """The rows of each split that the stage uses."""
+        stage, tokenizer, training = self.stage, self.tokenizer, self.training
+        if stage in PAIRS:
+            return {
+                split: fit_pairs(stage, split, self.dataset[split], tokenizer, training)
+                for split in ("train", "validation")
+            }
+        train, held_out = self.prompts
+        splits = {"train": train} | ({"evaluation": held_out} if held_out is not None else {})
+        return {
+            split: prompt_rows(prompts["prompt"], tokenizer, training.max_completion_length)
+            for split, prompts in splits.items()
+        }
+
+    @property
+    def epoch(self) -> int:
+        """Forward-backward passes of one process in one epoch."""
+        return micro_batches(self.stage, self.rows["train"].used, self.training)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the run."""
+        return optimiser_steps(self.stage, self.epoch, self.training)
+
+    def _adapter(self, folder: str | None) -> Adapter | None:
+        missing = folder is not None and not Path(folder, "adapter_config.json").is_file()
+        if folder is None or (missing and self.recipe.plan):
+            return None
+        return read_adapter(folder)
+
+    @cached_property
+    def language_model(self) -> PreTrainedModel:
+        """The base without weights, built once for all checks."""
+        return meta_model(Base.of(self.model))
+
+
+def named_inputs(*instances: Any) -> dict[str, str]:
+    """The fingerprint of each input that a recipe's dataclasses name, and how many processes."""
+    values = [vars(instance) for instance in instances]
+    found = run_inputs({name: value for given in values for name, value in given.items()})
+    training = next(given for given in instances if isinstance(given, TrainingArguments))
+    return found | {PROCESSES: str(training.world_size)}

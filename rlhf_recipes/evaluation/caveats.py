@@ -10,12 +10,11 @@ from rlhf_recipes.evaluation.claims import FEWEST_PROMPTS, FEWEST_READABLE, Clai
 from rlhf_recipes.evaluation.comparisons import TIE
 from rlhf_recipes.evaluation.outliers import FAR, outliers
 from rlhf_recipes.evaluation.samples import Collection, ModelSamples, Results
-from rlhf_recipes.evaluation.sentences import length_sentence, number, percent
+from rlhf_recipes.evaluation.sentences import MOST_NAMED, length_sentence, number, percent
 
 MANY_CUT_OFF = 0.3
 MANY_EQUAL = 0.5
 FEW_PROMPTS = 50
-MOST_NAMED = 3
 
 Facts = dict[str, object]
 

@@ -28,7 +28,9 @@ def micro_batches(stage: str, rows: int, training: Any) -> int:
         raise RecipeError(
             f"There are {rows} training rows, and one batch of them takes {needed} over all "
             "processes, so there is nothing to train on. Lower `per_device_train_batch_size` or "
-            "`gradient_accumulation_steps`, or give more rows."
+            "`gradient_accumulation_steps`"
+            + (", or `num_mini_batches`" if stage == "ppo" else "")
+            + ", or give more rows."
         )
     return rows // needed * passes
 

@@ -10,12 +10,11 @@ from rlhf_recipes.evaluation.metrics.claims import FEWEST_PROMPTS, FEWEST_READAB
 from rlhf_recipes.evaluation.metrics.comparisons import TIE
 from rlhf_recipes.evaluation.metrics.outliers import FAR, outliers
 from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples, Results
-from rlhf_recipes.evaluation.report.sentences import length_sentence, number, percent
+from rlhf_recipes.evaluation.report.sentences import MOST_NAMED, length_sentence, number, percent
 
 MANY_CUT_OFF = 0.3
 MANY_EQUAL = 0.5
 FEW_PROMPTS = 50
-MOST_NAMED = 3
 
 Facts = dict[str, object]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import LoraConfig
 
-from rlhf_recipes.evaluation import measure
+from rlhf_recipes.evaluation.collect import measuring
 from rlhf_recipes.evaluation.collect.measuring import Meter
 from rlhf_recipes.generation.sampling import Completion, sample
 from rlhf_recipes.models.loading import open_base, open_tokenizer
@@ -120,7 +120,7 @@ def test_states_are_kept_where_they_are_read_and_as_good_as_a_pass(meter, monkey
         kept.append(keep_states)
         return sample(*arguments, **settings)
 
-    monkeypatch.setattr(measure, "sample", watched)
+    monkeypatch.setattr(measuring, "sample", watched)
     lower = Roles(open_base("tiny", dtype="bfloat16"))
     lower.attach("policy", LoraConfig(r=4, target_modules=["q_proj"]), trainable=False)
     for roles in (meter.roles, lower):

@@ -1,1 +1,1 @@
-"""Proximal policy optimisation with LoRA roles on one frozen base."""
+"""Proximal policy optimization with every role a LoRA adapter on one frozen base."""

@@ -1,47 +1,50 @@
-"""Averages of what is noted between two logs."""
+"""Weighted running means of metrics between two logging steps, reduced across processes."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from rlhf_recipes.ppo.objective import Total
+from rlhf_recipes.ppo.objective import AllReduce
 
 
-class Averages:
-    """Weighted means over time and processes; every process notes the same names.
+class RunningMeans:
+    """Accumulate metrics locally, and average them over steps and processes when they are logged.
+
+    Every process must add the same names.
 
     Attributes:
-        noted: Of each name the weighted sum and the weights' sum since the last log, shape (2,).
+        sums: For each name the weighted sum and the sum of the weights, shape (2,), float64.
     """
 
-    def __init__(self, total: Total, device: torch.device) -> None:
-        self.total = total
+    def __init__(self, all_reduce: AllReduce, device: torch.device) -> None:
+        self.all_reduce = all_reduce
         self.device = device
-        self.noted: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
 
-    def note(self, values: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
-        """Add a value of this process under each name; nothing is sent to others yet."""
+    def add(self, values: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
+        """Add values of this process, all with the same weight; nothing is communicated yet."""
+        weight = self._as_float64(weight)
         for name, value in values.items():
-            mean, of = (
-                torch.as_tensor(v, dtype=torch.float64, device=self.device).detach()
-                for v in (value, weight)
-            )
-            pair = torch.stack([mean * of, of])
-            self.noted[name] = self.noted.get(name, torch.zeros_like(pair)) + pair
+            pair = torch.stack([self._as_float64(value) * weight, weight])
+            self.sums[name] = self.sums.get(name, torch.zeros_like(pair)) + pair
 
-    def restore(self, noted: Mapping[str, list[float]]) -> None:
-        """Go on from what `noted` held in another process, as lists."""
-        self.noted = {
-            name: torch.tensor(pair, dtype=torch.float64, device=self.device)
-            for name, pair in noted.items()
-        }
+    def _as_float64(self, value: Tensor | float | list[float]) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float64, device=self.device).detach()
 
-    def take(self) -> dict[str, float]:
-        """The means of what was noted since the last call, in one exchange between processes."""
-        if not self.noted:
+    def state(self) -> dict[str, list[float]]:
+        """Return the sums as lists, for a checkpoint."""
+        return {name: pair.tolist() for name, pair in self.sums.items()}
+
+    def restore(self, state: Mapping[str, list[float]]) -> None:
+        """Continue from what `state` returned."""
+        self.sums = {name: self._as_float64(pair) for name, pair in state.items()}
+
+    def pop(self) -> dict[str, float]:
+        """Return the weighted means since the last call and start anew, in one reduction."""
+        if not self.sums:
             return {}
-        sums, weights = self.total(torch.stack(list(self.noted.values()))).unbind(-1)
-        names = list(self.noted)
-        self.noted.clear()
+        sums, weights = self.all_reduce(torch.stack(list(self.sums.values()))).unbind(-1)
+        names = list(self.sums)
+        self.sums.clear()
         return dict(zip(names, (sums / weights).tolist(), strict=True))

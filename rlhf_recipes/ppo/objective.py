@@ -1,8 +1,8 @@
-"""PPO's mathematics as pure functions of tensors. Nothing here knows a model.
+"""The mathematics of PPO as pure functions of tensors; no model, no configuration, no state.
 
-All per-token tensors have shape (batch, completion). `completion_mask` is True where a token
-counts; what stands elsewhere never changes a result. `total` sums a tensor over all processes: it
-is the identity where there is one.
+Every per-token tensor has shape (batch, completion). `completion_mask` is True at the tokens that
+count, and values elsewhere never change a result. `all_reduce` sums a tensor over all processes;
+the default is the identity, which is right for a single process.
 """
 
 from collections.abc import Callable
@@ -11,61 +11,67 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Total = Callable[[Tensor], Tensor]
+AllReduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over all processes."""
 
 
-def _alone(value: Tensor) -> Tensor:
+def _identity(value: Tensor) -> Tensor:
     return value
 
 
 def masked_mean(values: Tensor, completion_mask: Tensor) -> Tensor:
-    """Mean over the tokens that count; 0 where none does."""
+    """Compute the mean over the masked tokens of this process; 0 if there are none."""
     return torch.where(completion_mask, values, 0.0).sum() / completion_mask.sum().clamp(min=1)
 
 
 def masked_moments(
-    values: Tensor, completion_mask: Tensor, total: Total = _alone
+    values: Tensor, completion_mask: Tensor, all_reduce: AllReduce = _identity
 ) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance over the tokens of all processes.
+    """Compute mean and unbiased variance over the masked tokens of all processes.
 
-    One token has no variance: 0 is given for it.
+    The variance of a single token is 0.
     """
-    count = total(completion_mask.sum().to(values.dtype))
-    mean = total(torch.where(completion_mask, values, 0.0).sum()) / count.clamp(min=1)
+    count = all_reduce(completion_mask.sum().to(values.dtype))
+    mean = all_reduce(torch.where(completion_mask, values, 0.0).sum()) / count.clamp(min=1)
     squares = torch.where(completion_mask, (values - mean) ** 2, 0.0).sum()
-    return mean, total(squares) / (count - 1).clamp(min=1)
+    return mean, all_reduce(squares) / (count - 1).clamp(min=1)
 
 
 def whiten(
-    values: Tensor, completion_mask: Tensor, total: Total = _alone, epsilon: float = 1e-8
+    values: Tensor, completion_mask: Tensor, all_reduce: AllReduce = _identity, eps: float = 1e-8
 ) -> Tensor:
-    """Values shifted to mean 0 and scaled to variance 1 over the tokens of all processes."""
-    mean, variance = masked_moments(values, completion_mask, total)
-    return torch.where(completion_mask, (values - mean) * torch.rsqrt(variance + epsilon), 0.0)
+    """Shift values to mean 0 and scale them to variance 1 over the tokens of all processes.
+
+    x'_t = (x_t - mean) / √(variance + eps), and 0 outside the mask.
+    """
+    mean, variance = masked_moments(values, completion_mask, all_reduce)
+    return torch.where(completion_mask, (values - mean) * torch.rsqrt(variance + eps), 0.0)
 
 
 def scale_to_unit_variance(
-    values: Tensor, completion_mask: Tensor, total: Total = _alone, epsilon: float = 1e-8
+    values: Tensor, completion_mask: Tensor, all_reduce: AllReduce = _identity, eps: float = 1e-8
 ) -> Tensor:
-    """Values divided by their deviation, so that the variance is 1; they are not centred.
+    """Divide values by their std over the tokens of all processes, without centering them.
 
-    For rewards: shifting them would change what an episode's length is worth.
+    x'_t = x_t / √(variance + eps), and 0 outside the mask. This is for rewards: subtracting their
+    mean would add a constant to every token, and so reward or punish length.
     """
-    _, variance = masked_moments(values, completion_mask, total)
-    return torch.where(completion_mask, values * torch.rsqrt(variance + epsilon), 0.0)
+    _, variance = masked_moments(values, completion_mask, all_reduce)
+    return torch.where(completion_mask, values * torch.rsqrt(variance + eps), 0.0)
 
 
 def token_rewards(scores: Tensor, kl: Tensor, completion_mask: Tensor, kl_coef: float) -> Tensor:
-    """Per-token rewards: the KL penalty at each token, the score on the last real one.
+    """Combine the KL penalty of every token with the score of the completion.
 
-    r_t = -kl_coef · kl_t + score · [t is the last token]
+    r_t = -kl_coef · kl_t + score · 1[t is the last token]
 
-    Equation 2 of https://huggingface.co/papers/1909.08593 with the penalty spread over tokens. The
-    last token is the end-of-sequence token where there is one, and the cut-off token otherwise.
+    Equation 2 of https://huggingface.co/papers/1909.08593, with the penalty paid at each token
+    instead of once. The last token is the end-of-sequence token, or the token at which the
+    completion was cut off.
 
     Args:
-        scores: Shape (batch,).
-        kl: Per-token KL estimate.
+        scores: One score per completion, shape (batch,).
+        kl: Per-token estimate of KL(policy ‖ reference) in nats.
         completion_mask: True on a prefix of each row.
     """
     rewards = torch.where(completion_mask, -kl_coef * kl, 0.0)
@@ -74,7 +80,7 @@ def token_rewards(scores: Tensor, kl: Tensor, completion_mask: Tensor, kl_coef: 
 
 
 class Advantages(NamedTuple):
-    """Advantages and the value targets made from them, zero where no token counts."""
+    """Advantages and the value targets computed from them; both 0 outside the mask."""
 
     advantages: Tensor
     returns: Tensor
@@ -83,27 +89,40 @@ class Advantages(NamedTuple):
 def generalized_advantages(
     rewards: Tensor, values: Tensor, completion_mask: Tensor, gamma: float, lam: float
 ) -> Advantages:
-    """Generalised advantage estimation; an episode ends at its last token.
+    """Estimate advantages by GAE; the episode terminates at its last token.
 
-    δ_t = r_t + γ V_{t+1} - V_t,   A_t = Σ_l (γλ)^l δ_{t+l},   V after the last token = 0
+    δ_t = r_t + γ V_{t+1} - V_t,   A_t = Σ_l (γλ)^l δ_{t+l},   V = 0 after the last token
 
-    Equations 11 and 12 of https://huggingface.co/papers/1506.02438. Returns are A_t + V_t, before
-    any whitening. With λ = 1 and γ = 1, A_t is the sum of rewards to come minus V_t.
+    Equation 16 of https://huggingface.co/papers/1506.02438, and equations 11 and 12 of the PPO
+    paper, https://huggingface.co/papers/1707.06347. The value targets are R_t = A_t + V_t, before
+    any whitening of A. With γ = λ = 1, A_t is the sum of the rewards from t on minus V_t.
+
+    Args:
+        rewards: r_t, the reward for choosing token t.
+        values: V_t, predicted before token t is chosen.
     """
     values = torch.where(completion_mask, values, 0.0)
     rewards = torch.where(completion_mask, rewards, 0.0)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     deltas = rewards + gamma * next_values - values
     advantages = torch.zeros_like(deltas)
-    running = torch.zeros_like(deltas[:, 0])
+    advantage = torch.zeros_like(deltas[:, 0])
     for t in reversed(range(deltas.shape[1])):
-        running = deltas[:, t] + gamma * lam * running
-        advantages[:, t] = running
+        advantage = deltas[:, t] + gamma * lam * advantage
+        advantages[:, t] = advantage
     return Advantages(advantages, advantages + values)
 
 
 class PolicyLoss(NamedTuple):
-    """The loss to minimise and what it says about the step (detached)."""
+    """The policy loss to minimize, and statistics of the update (scalars without gradient).
+
+    Attributes:
+        ratio: Mean of ρ_t over the tokens.
+        ratio_var: Unbiased variance of ρ_t.
+        clipfrac: Fraction of tokens at which the clipped term is the smaller one.
+        approxkl: Mean of (logp_t - old_logp_t)² / 2, the k2 estimate of KL(old ‖ new) in nats per
+            token (http://joschu.net/blog/kl-approx.html).
+    """
 
     loss: Tensor
     ratio: Tensor
@@ -120,17 +139,20 @@ def clipped_policy_loss(
     cliprange: float,
     num_tokens: float | Tensor | None = None,
 ) -> PolicyLoss:
-    """PPO's clipped surrogate, averaged over tokens.
+    """Compute PPO's clipped surrogate objective, negated and averaged over tokens.
 
-    loss = -(1/N) Σ min(ρ_t A_t, clip(ρ_t, 1-ε, 1+ε) A_t),   ρ_t = exp(logp_t - old_logp_t)
+    loss = -1/N Σ_t min(ρ_t A_t, clip(ρ_t, 1 - ε, 1 + ε) A_t),   ρ_t = exp(logp_t - old_logp_t)
 
-    Equation 7 of https://huggingface.co/papers/1707.06347. At ρ = 1 it is minus the mean advantage,
-    and its gradient that of -mean(A logp). `approxkl` is mean((logp - old_logp)²)/2 and `clipfrac`
-    the share of tokens at which the clipped term is the smaller one.
+    Equation 7 of https://huggingface.co/papers/1707.06347. At ρ = 1 the loss is minus the mean
+    advantage, and its gradient is that of -1/N Σ_t A_t logp_t.
 
     Args:
-        num_tokens: N, the tokens of the whole minibatch. A part of a minibatch gives its share of
-            the loss, so that parts add up to what the whole would give. None: the tokens here.
+        logps: Log-probabilities of the tokens under the policy being trained, in nats.
+        old_logps: The same under the policy that sampled them.
+        advantages: A_t, constant in the gradient.
+        cliprange: ε.
+        num_tokens: N, the number of tokens in the whole minibatch. The losses of its
+            micro-batches then sum to the loss of the minibatch. By default the tokens given here.
     """
     log_ratio = torch.where(completion_mask, logps - old_logps, 0.0)
     ratio = log_ratio.exp()
@@ -149,7 +171,7 @@ def clipped_policy_loss(
 
 
 class ValueLoss(NamedTuple):
-    """The loss to minimise and the share of tokens at which it was clipped (detached)."""
+    """The value loss to minimize, and the fraction of tokens at which it was clipped."""
 
     loss: Tensor
     clipfrac: Tensor
@@ -163,11 +185,19 @@ def clipped_value_loss(
     cliprange_value: float,
     num_tokens: float | Tensor | None = None,
 ) -> ValueLoss:
-    """Half the squared error of the value, clipped around the old prediction, averaged over tokens.
+    """Compute half the squared error of the values, clipped around the old predictions.
 
-    loss = (1/2N) Σ max((V - R)², (clip(V, V_old - ε, V_old + ε) - R)²)
+    loss = 1/(2N) Σ_t max((V_t - R_t)², (clip(V_t, V_t^old - ε, V_t^old + ε) - R_t)²)
 
-    The value clipping of the original PPO code; `num_tokens` as in `clipped_policy_loss`.
+    The value clipping of OpenAI Baselines' PPO2, described in section 3 of
+    https://huggingface.co/papers/2005.12729; the PPO paper has none.
+
+    Args:
+        values: V_t of the value model being trained.
+        old_values: V_t^old, predicted when the completions were sampled.
+        returns: R_t, the value targets.
+        cliprange_value: ε, in units of the (normalized) score.
+        num_tokens: N, as in `clipped_policy_loss`.
     """
     near = torch.clamp(values, old_values - cliprange_value, old_values + cliprange_value)
     unclipped = (values - returns) ** 2
@@ -183,18 +213,33 @@ def clipped_value_loss(
 def entropy_bonus(
     entropy: Tensor, completion_mask: Tensor, num_tokens: float | Tensor | None = None
 ) -> Tensor:
-    """Mean entropy of the next-token distributions, in nats; `num_tokens` as above."""
+    """Compute the mean entropy 1/N Σ_t H_t of the next-token distributions, in nats per token.
+
+    The term S of equation 9 of https://huggingface.co/papers/1707.06347, to be maximized.
+
+    Args:
+        entropy: H_t of the distribution that token t was drawn from.
+        num_tokens: N, as in `clipped_policy_loss`.
+    """
     count = completion_mask.sum() if num_tokens is None else num_tokens
     return torch.where(completion_mask, entropy, 0.0).sum() / count
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float, episodes: int, horizon: int) -> float:
-    """The penalty's weight after a rollout of that many episodes whose mean KL was `kl`.
+    """Compute the KL coefficient to use after a rollout.
 
-    e = clip(kl / target - 1, -0.2, 0.2),   kl_coef' = kl_coef (1 + e · min(episodes / horizon, 1))
+    e = clip(kl / target - 1, -0.2, 0.2)
+    kl_coef' = kl_coef · (1 + e · min(episodes / horizon, 1))
 
-    The log-space proportional controller of https://huggingface.co/papers/1909.08593, section 2.2,
-    whose gain is per batch: here it is episodes / horizon, so that it does not depend on the batch.
+    The log-space proportional controller of section 2.2 of
+    https://huggingface.co/papers/1909.08593. Its gain there is 0.1 per batch; here it is
+    episodes / horizon, so that the batch size does not change how fast the coefficient moves.
+
+    Args:
+        kl: Mean KL(policy ‖ reference) of the rollout, in nats per episode.
+        target: The KL to reach, in the same unit.
+        episodes: Number of episodes in the rollout, over all processes.
+        horizon: Number of episodes over which the coefficient may change by a fifth.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * min(episodes / horizon, 1.0))

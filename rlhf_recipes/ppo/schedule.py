@@ -1,6 +1,7 @@
-"""Which prompts a rollout has, and which of its episodes a step learns from.
+"""The order of a run: the prompts of each rollout, and the episodes of each micro-step.
 
-Both follow from the seed and a number alone, so that a resumed run goes on as an uninterrupted one.
+Both are functions of the seed and of a number alone, so a resumed run continues exactly as an
+uninterrupted one would have.
 """
 
 from typing import NamedTuple
@@ -11,75 +12,90 @@ from torch import Tensor
 from rlhf_recipes.ppo.config import PPOConfig
 
 
-class Place(NamedTuple):
-    """Where a micro-step stands: its rollout, and epoch, minibatch and part within that."""
+class Position(NamedTuple):
+    """Position of a micro-step (one forward and backward pass) in the run.
+
+    Epoch, minibatch and micro-batch are counted from 0 within the rollout, the epoch and the
+    minibatch.
+    """
 
     rollout: int
     epoch: int
     minibatch: int
-    part: int
+    micro_batch: int
 
     @property
-    def first(self) -> bool:
-        """Whether a rollout begins here."""
+    def starts_rollout(self) -> bool:
+        """Whether this is the first micro-step on its rollout."""
         return self[1:] == (0, 0, 0)
 
 
 class Schedule:
-    """The order in which one process visits prompts and episodes."""
+    """The order in which one process visits prompts and episodes.
+
+    Args:
+        args: PPO's configuration.
+        num_prompts: Rows of the training dataset.
+    """
 
     def __init__(self, args: PPOConfig, num_prompts: int) -> None:
         self.args = args
         self.num_prompts = num_prompts
         # transformers gives `world_size` no type.
-        self.processes = int(args.world_size)
-        self.together = args.prompts_per_rollout * self.processes
+        self.num_processes = int(args.world_size)
+        self.global_prompts_per_rollout = args.prompts_per_rollout * self.num_processes
+
+    @property
+    def rollouts_per_epoch(self) -> int:
+        """Rollouts in a pass over the prompts; those that do not fill a rollout are left out."""
+        return self.num_prompts // self.global_prompts_per_rollout
 
     @property
     def micro_steps_per_epoch(self) -> int:
-        """Micro-steps on a process in which every prompt is sampled on about once."""
-        return self.num_prompts // self.together * self.args.micro_steps_per_rollout
+        """Micro-steps of a process in one pass over the prompts."""
+        return self.rollouts_per_epoch * self.args.micro_steps_per_rollout
 
-    def steps(self, episodes: int) -> int:
-        """Optimiser steps of as many whole rollouts as give that many episodes on all processes."""
-        rollouts = -(-episodes // (self.args.rollout_size * self.processes))
+    def num_steps(self, total_episodes: int) -> int:
+        """Compute the optimizer steps of a run, whose episodes are rounded up to whole rollouts."""
+        rollouts = -(-total_episodes // (self.args.rollout_size * self.num_processes))
         return rollouts * self.args.steps_per_rollout
 
-    def rollouts(self, steps: int) -> int:
-        """Rollouts that were begun in the first so many optimiser steps."""
+    def num_rollouts(self, steps: int) -> int:
+        """Compute the number of rollouts started within the first `steps` optimizer steps."""
         return -(-steps // self.args.steps_per_rollout)
 
-    def place(self, micro_step: int) -> Place:
-        """What micro-step `micro_step` of the run is."""
+    def position(self, micro_step: int) -> Position:
+        """Compute the position of the micro-step with that number, counted from 0."""
         args = self.args
         rollout, rest = divmod(micro_step, args.micro_steps_per_rollout)
-        rest, part = divmod(rest, args.gradient_accumulation_steps)
-        return Place(rollout, *divmod(rest, args.num_mini_batches), part)
+        rest, micro_batch = divmod(rest, args.gradient_accumulation_steps)
+        return Position(rollout, *divmod(rest, args.num_mini_batches), micro_batch)
 
-    def seed(self, rollout: int) -> int:
-        """The seed of a rollout: of its order, and with the process's number of its sampling."""
+    def rollout_seed(self, rollout: int) -> int:
+        """Derive the seed of a rollout, for its sampling and for the order of its episodes."""
         return self.args.seed + 100_003 * rollout
 
     def prompt_rows(self, rollout: int) -> list[int]:
-        """The rows of the training data that a rollout has on this process.
+        """Return the rows of the training dataset that this process samples on in a rollout.
 
-        An epoch is a shuffle drawn from the seed and the epoch; prompts that do not fill a whole
-        rollout at its end are left for another epoch's shuffle.
+        The dataset is shuffled anew in each pass, by the seed and the number of the pass.
         """
-        size = self.args.prompts_per_rollout
-        epoch, position = divmod(rollout, self.num_prompts // self.together)
+        epoch, position = divmod(rollout, self.rollouts_per_epoch)
         generator = torch.Generator().manual_seed(self.args.seed + epoch)
-        start = position * self.together + self.args.process_index * size
+        size = self.args.prompts_per_rollout
+        start = position * self.global_prompts_per_rollout + self.args.process_index * size
         shuffled = torch.randperm(self.num_prompts, generator=generator)
         return shuffled[start : start + size].tolist()
 
-    def minibatch_rows(self, place: Place) -> Tensor:
-        """The episodes of a minibatch; each epoch has the prompts in an order of its own.
+    def minibatch_rows(self, position: Position) -> Tensor:
+        """Return the rows of the rollout's episodes in a minibatch, shape (episodes,).
 
-        A prompt's completions stay side by side: what they have in common is computed once.
+        Each epoch shuffles the prompts, and the completions of a prompt stay adjacent: what they
+        have in common is computed once.
         """
-        generator = torch.Generator().manual_seed(self.seed(place.rollout) + place.epoch)
+        seed = self.rollout_seed(position.rollout) + position.epoch
+        generator = torch.Generator().manual_seed(seed)
         prompts = torch.randperm(self.args.prompts_per_rollout, generator=generator)
-        each = self.args.num_generations
-        order = prompts[:, None] * each + torch.arange(each)
-        return order.view(self.args.num_mini_batches, -1)[place.minibatch]
+        num_generations = self.args.num_generations
+        order = prompts[:, None] * num_generations + torch.arange(num_generations)
+        return order.view(self.args.num_mini_batches, -1)[position.minibatch]

@@ -1,4 +1,4 @@
-"""What a rollout leaves to read: a table of its episodes, and the metrics made from it."""
+"""Tables of sampled episodes: the metrics computed from one, its preview and its Parquet file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +10,14 @@ import pandas as pd
 from rlhf_recipes.prompts import prompt_text
 
 Table = dict[str, list[Any]]
-"""Columns of one length: an episode's prompt, completion, scores, KL and the like."""
+"""Columns of equal length, one row per episode: prompt, completion, scores, KL and so on."""
 
 
 def rollout_metrics(table: Mapping[str, Sequence[Any]], kl_coef: float) -> dict[str, float]:
-    """What is logged of a rollout, in the names of TRL's PPO; sums over an episode are averaged."""
+    """Compute a rollout's metrics, under the names of TRL's PPOTrainer.
+
+    KL and entropy are sums over an episode's tokens in nats, averaged over episodes.
+    """
     mean = {
         name: fmean(column)
         for name, column in table.items()
@@ -31,12 +34,12 @@ def rollout_metrics(table: Mapping[str, Sequence[Any]], kl_coef: float) -> dict[
         "val/num_eos_tokens": float(sum(table["finished"])),
         "completions/mean_length": mean["length"],
     }
-    parts = {name: value for name, value in mean.items() if name.startswith("rewards/")}
-    return metrics | (parts if len(parts) > 1 else {})
+    by_function = {name: value for name, value in mean.items() if name.startswith("rewards/")}
+    return metrics | (by_function if len(by_function) > 1 else {})
 
 
-def sample_table(table: Mapping[str, Sequence[Any]], rows: int = 3, width: int = 72) -> str:
-    """The first rows of a table for a terminal: prompt, completion, score and KL."""
+def format_samples(table: Mapping[str, Sequence[Any]], rows: int = 3, width: int = 72) -> str:
+    """Format the first rows of a table for a terminal: prompt, completion, score and KL."""
     lines = []
     for row in range(min(rows, len(table["completion"]))):
         prompt, completion = (
@@ -49,6 +52,6 @@ def sample_table(table: Mapping[str, Sequence[Any]], rows: int = 3, width: int =
 
 
 def write_table(table: Table, file: Path) -> None:
-    """Write a table as parquet, one row an episode."""
+    """Write a table as a Parquet file, one row per episode; its folder is created."""
     file.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(table).to_parquet(file)

@@ -6,8 +6,8 @@ from datasets import Dataset
 from peft import LoraConfig
 
 from rlhf_recipes.models.loading import open_base, open_tokenizer
+from rlhf_recipes.ppo.attaching import REWARD
 from rlhf_recipes.ppo.config import PPOConfig
-from rlhf_recipes.ppo.roles import REWARD
 from rlhf_recipes.ppo.trainer import PPOTrainer
 from rlhf_recipes.roles import Roles
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from rlhf_recipes.ppo.episodes import Episodes, Rollout
+from rlhf_recipes.ppo.episodes import Episodes
+from rlhf_recipes.ppo.rollout import Rollout
 from rlhf_recipes.ppo.trainer import PPOTrainer
 from rlhf_recipes.training import leave
 from tests.ppo.conftest import make_trainer, weights
@@ -25,7 +26,7 @@ def episodes() -> Episodes:
     numbers = torch.randn(4, EPISODES, 6, generator=generator)
     return Episodes(
         input_ids=torch.randint(3, 90, (EPISODES, 10), generator=generator),
-        mask=torch.cat([torch.ones(EPISODES, 4, dtype=torch.bool), completion_mask], 1),
+        attention_mask=torch.cat([torch.ones(EPISODES, 4, dtype=torch.bool), completion_mask], 1),
         completion_mask=completion_mask,
         old_logps=numbers[0] / 10 - 4.5,
         old_values=numbers[1] / 10,

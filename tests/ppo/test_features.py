@@ -11,8 +11,8 @@ from datasets import Dataset
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.logprobs import kl_estimate
 from rlhf_recipes.models.loading import open_base
+from rlhf_recipes.ppo.attaching import POLICY, REFERENCE, VALUE
 from rlhf_recipes.ppo.objective import adapted_kl_coef
-from rlhf_recipes.ppo.roles import POLICY, REFERENCE, VALUE
 from rlhf_recipes.roles import Roles
 from tests.ppo.conftest import PROMPTS, lora, make_trainer, weights
 
@@ -51,8 +51,10 @@ def test_the_reference_of_a_policy_that_starts_from_an_adapter_is_that_adapter(
     assert any(not torch.equal(after[n], before[n]) for n in before if f".{POLICY}." in n)
     base = make_trainer(tmp_path / "base", reward_folder).worker
     episodes = base.collect(PROMPTS["prompt"][:4], seed=1).episodes
-    passes = ppo.worker.passes(episodes.input_ids, episodes.mask, episodes.completion_mask)
-    kl = kl_estimate(passes.ref_logps, episodes.old_logps, "k3").sum()
+    outputs = ppo.worker.run_roles(
+        episodes.input_ids, episodes.attention_mask, episodes.completion_mask
+    )
+    kl = kl_estimate(outputs.ref_logps, episodes.old_logps, "k3").sum()
     assert kl > 0.01
 
 
@@ -117,7 +119,7 @@ def test_log_probabilities_are_those_of_the_temperature_sampled_at(tmp_path, rew
     worker = make_trainer(tmp_path, reward_folder, temperature=0.5).worker
     episodes = worker.collect(PROMPTS["prompt"][:3], seed=1).episodes
     row = torch.tensor([1])
-    one = episodes.rows(row)
+    one = episodes.select(row)
     logits = open_base("tiny")(input_ids=one.input_ids).logits[0] / 0.5
     length = one.completion_mask.shape[1]
     expected = logits.log_softmax(-1)[-length - 1 : -1].gather(
@@ -249,10 +251,12 @@ def test_the_value_starts_as_the_reward_model(tmp_path, reward_folder):
     """At a completion's last token it predicts the effective score of what stands there."""
     ppo = make_trainer(tmp_path, reward_folder, missing_eos_penalty=None)
     collected = ppo.worker.collect(PROMPTS["prompt"][:4], seed=1)
-    one = collected.episodes.rows(torch.tensor([2]))
+    one = collected.episodes.select(torch.tensor([2]))
     scale = ppo.worker.scorer.scale
-    raw = ppo.roles.scores("reward", one.input_ids, one.mask)[0, -one.old_values.shape[1] - 1 : -1]
-    torch.testing.assert_close(one.old_values[0], (raw - scale.mean) / scale.deviation)
+    raw = ppo.roles.scores("reward", one.input_ids, one.attention_mask)[
+        0, -one.old_values.shape[1] - 1 : -1
+    ]
+    torch.testing.assert_close(one.old_values[0], (raw - scale.mean) / scale.std)
 
 
 def test_masks_come_from_lengths_where_padding_is_the_end_token(tmp_path, reward_folder):
@@ -265,7 +269,9 @@ def test_masks_come_from_lengths_where_padding_is_the_end_token(tmp_path, reward
     wanted, found = (t.worker.collect(prompts, seed=63).episodes for t in (plain, same))
     assert len(set(wanted.completion_mask.sum(-1).tolist())) > 1
     assert torch.equal(found.completion_mask, wanted.completion_mask)
-    assert torch.equal(found.input_ids[found.mask], wanted.input_ids[wanted.mask])
+    assert torch.equal(
+        found.input_ids[found.attention_mask], wanted.input_ids[wanted.attention_mask]
+    )
     torch.testing.assert_close(found.old_logps, wanted.old_logps)
     torch.testing.assert_close(found.old_values, wanted.old_values)
 

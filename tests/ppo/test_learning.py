@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from rlhf_recipes.models.loading import open_base, open_tokenizer
-from rlhf_recipes.ppo.roles import POLICY
+from rlhf_recipes.ppo.attaching import POLICY
 from tests.ppo.conftest import lora, make_trainer
 
 PROMPTS = Dataset.from_dict({"prompt": ["say it"] * 64})

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rlhf_recipes.ppo.metrics import Averages
+from rlhf_recipes.ppo.metrics import RunningMeans
 from tests.pretend_device import ACCELERATOR, PretendDevice
 
 
@@ -17,8 +17,8 @@ def test_the_pretend_accelerator_refuses_what_cuda_refuses():
 
 def test_averages_take_losses_of_an_accelerator_and_numbers():
     with PretendDevice():
-        averages = Averages(lambda value: value, ACCELERATOR)
+        means = RunningMeans(lambda value: value, ACCELERATOR)
         loss = torch.tensor(2.0, device=ACCELERATOR)
-        averages.note({"loss": loss, "length": 6.0}, weight=torch.tensor(3, device=ACCELERATOR))
-        averages.note({"loss": 4.0, "length": loss}, weight=1)
-        assert averages.take() == {"loss": 2.5, "length": 5.0}
+        means.add({"loss": loss, "length": 6.0}, weight=torch.tensor(3, device=ACCELERATOR))
+        means.add({"loss": 4.0, "length": loss}, weight=1)
+        assert means.pop() == {"loss": 2.5, "length": 5.0}

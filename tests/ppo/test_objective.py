@@ -68,7 +68,7 @@ def test_whitening_over_two_processes_is_whitening_of_all_their_tokens():
     parts = []
     for half, half_mask in halves:
         asked = iter(sums)
-        parts.append(whiten(half, half_mask, total=lambda _, asked=asked: next(asked)))
+        parts.append(whiten(half, half_mask, all_reduce=lambda _, asked=asked: next(asked)))
     torch.testing.assert_close(torch.cat(parts), together)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from rlhf_recipes.ppo.config import PPOConfig
-from rlhf_recipes.ppo.schedule import Place, Schedule
+from rlhf_recipes.ppo.schedule import Position, Schedule
 
 
 def schedule(tmp_path, prompts=16, **changes) -> Schedule:
@@ -11,20 +11,20 @@ def schedule(tmp_path, prompts=16, **changes) -> Schedule:
 
 def test_a_rollout_is_visited_whole_in_every_epoch_and_in_another_order(tmp_path):
     plan = schedule(tmp_path, gradient_accumulation_steps=2)
-    places = [plan.place(step) for step in range(24)]
-    assert places[0] == Place(0, 0, 0, 0)
-    assert places[1] == Place(0, 0, 0, 1)
-    assert places[2] == Place(0, 0, 1, 0)
-    assert places[4] == Place(0, 1, 0, 0)
-    assert places[12] == Place(1, 0, 0, 0)
-    assert [p.first for p in places].count(True) == 2
+    places = [plan.position(step) for step in range(24)]
+    assert places[0] == Position(0, 0, 0, 0)
+    assert places[1] == Position(0, 0, 0, 1)
+    assert places[2] == Position(0, 0, 1, 0)
+    assert places[4] == Position(0, 1, 0, 0)
+    assert places[12] == Position(1, 0, 0, 0)
+    assert [p.starts_rollout for p in places].count(True) == 2
     orders = []
     for epoch in range(3):
-        rows = [plan.minibatch_rows(Place(0, epoch, m, 0)).tolist() for m in range(2)]
+        rows = [plan.minibatch_rows(Position(0, epoch, m, 0)).tolist() for m in range(2)]
         assert sorted(rows[0] + rows[1]) == list(range(8))
         orders.append(rows)
     assert orders[0] != orders[1] != orders[2]
-    assert orders[0] != [plan.minibatch_rows(Place(1, 0, m, 0)).tolist() for m in range(2)]
+    assert orders[0] != [plan.minibatch_rows(Position(1, 0, m, 0)).tolist() for m in range(2)]
 
 
 def test_an_epoch_visits_each_prompt_at_most_once_and_another_epoch_in_another_order(tmp_path):
@@ -44,15 +44,15 @@ def test_several_completions_a_prompt_take_fewer_prompts(tmp_path):
 @pytest.mark.parametrize(("episodes", "rollouts"), [(1, 1), (4, 1), (5, 2), (20, 5)])
 def test_episodes_are_counted_in_whole_rollouts(tmp_path, episodes, rollouts):
     plan = schedule(tmp_path)
-    assert plan.steps(episodes) == rollouts * 6
-    assert plan.rollouts(plan.steps(episodes)) == rollouts
-    assert plan.rollouts(plan.steps(episodes) - 5) == rollouts
+    assert plan.num_steps(episodes) == rollouts * 6
+    assert plan.num_rollouts(plan.num_steps(episodes)) == rollouts
+    assert plan.num_rollouts(plan.num_steps(episodes) - 5) == rollouts
 
 
 def test_a_prompts_completions_are_in_one_minibatch(tmp_path):
     plan = schedule(tmp_path, per_device_train_batch_size=4, num_generations=2)
     for epoch in range(3):
-        rows = [plan.minibatch_rows(Place(0, epoch, m, 0)).tolist() for m in range(2)]
+        rows = [plan.minibatch_rows(Position(0, epoch, m, 0)).tolist() for m in range(2)]
         assert sorted(rows[0] + rows[1]) == list(range(8))
         for minibatch in rows:
             assert [row // 2 for row in minibatch[::2]] == [row // 2 for row in minibatch[1::2]]

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from rlhf_recipes.ppo.tables import rollout_metrics, sample_table, write_table
+from rlhf_recipes.ppo.tables import format_samples, rollout_metrics, write_table
 
 TABLE = {
     "prompt": ["say", [{"role": "user", "content": "why\nnot"}]],
@@ -38,10 +38,10 @@ def test_several_reward_functions_are_logged_one_by_one():
 
 
 def test_a_few_samples_are_shown_on_lines_of_their_own():
-    shown = sample_table(TABLE)
+    shown = format_samples(TABLE)
     assert "why not" in shown
     assert "-> a b\n       score 1.00, KL 0.50" in shown
-    assert sample_table(TABLE, rows=1).count("\n") == 2
+    assert format_samples(TABLE, rows=1).count("\n") == 2
 
 
 def test_a_table_is_written_with_a_row_an_episode(tmp_path):

@@ -10,8 +10,8 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.ppo.attaching import POLICY, VALUE
 from rlhf_recipes.ppo.config import PPOConfig
-from rlhf_recipes.ppo.roles import POLICY, VALUE
 from tests.ppo.conftest import PROMPTS, UPPER, make_trainer, weights
 
 
@@ -29,8 +29,10 @@ def test_before_the_first_step_the_policy_is_the_reference(tmp_path, reward_fold
 def test_logps_of_the_first_rollout_are_the_references_to_the_last_bit(tmp_path, reward_folder):
     worker = make_trainer(tmp_path, reward_folder).worker
     episodes = worker.collect(PROMPTS["prompt"][:4], seed=1).episodes
-    passes = worker.passes(episodes.input_ids, episodes.mask, episodes.completion_mask)
-    assert torch.equal(passes.logps, passes.ref_logps)
+    outputs = worker.run_roles(
+        episodes.input_ids, episodes.attention_mask, episodes.completion_mask
+    )
+    assert torch.equal(outputs.logps, outputs.ref_logps)
 
 
 def test_the_sampler_knows_log_probabilities_and_entropies_of_a_training_pass(
@@ -44,12 +46,12 @@ def test_the_sampler_knows_log_probabilities_and_entropies_of_a_training_pass(
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     completions = worker.sample(PROMPTS["prompt"][:4], seed=1)
     prompts = [prompt for prompt in PROMPTS["prompt"][:4] for _ in range(2)]
-    known = worker.behaviour(completions)
+    sampled = worker.sampled_logps(completions)
     with torch.no_grad():
-        passes = worker.passes(*worker.batch(prompts, completions))
-    torch.testing.assert_close(known.logps, passes.logps, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(known.entropy, passes.entropy, rtol=1e-5, atol=1e-5)
-    assert (passes.logps - passes.ref_logps).abs().max() > 0.1
+        outputs = worker.run_roles(*worker.collate(prompts, completions))
+    torch.testing.assert_close(sampled.logps, outputs.logps, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sampled.entropy, outputs.entropy, rtol=1e-5, atol=1e-5)
+    assert (outputs.logps - outputs.ref_logps).abs().max() > 0.1
     assert worker.sampler_is_exact
     worker.config.mixed_precision = "bf16"
     assert not worker.sampler_is_exact
@@ -168,7 +170,7 @@ def test_a_resumed_run_keeps_all_that_a_run_keeps(tmp_path, reward_folder, chang
 def test_a_resumed_run_computes_the_trunk_again_bit_for_bit(tmp_path, upper_reward_folder):
     ran = assert_resumed_equals_straight(tmp_path, upper_reward_folder, 6, lora_changes=UPPER)
     assert ran.roles.trunk_depth == 1
-    assert ran.episodes.trunk.any()
+    assert ran.episodes.shared_hidden_states.any()
 
 
 def test_a_trunk_changes_nothing_that_is_learned(tmp_path, upper_reward_folder):
@@ -178,7 +180,7 @@ def test_a_trunk_changes_nothing_that_is_learned(tmp_path, upper_reward_folder):
     plain.roles.trunk_depth = 0
     shared.train()
     plain.train()
-    assert plain.episodes.trunk is None
+    assert plain.episodes.shared_hidden_states is None
     for name, parameter in plain.roles.named_parameters():
         torch.testing.assert_close(
             parameter, dict(shared.roles.named_parameters())[name], rtol=1e-4, atol=1e-6
@@ -235,13 +237,13 @@ def test_the_score_scale_gives_the_reference_mean_0_and_deviation_1(tmp_path, re
     scale = worker.scorer.measure_scale(raw)
     with torch.no_grad():
         worker.rescale_value_head(scale, raw, {"reward_model": raw.tolist()})
-    scores = worker.scorer.effective(raw, finished)
+    scores = worker.scorer.effective_scores(raw, finished)
     assert scores.mean() == pytest.approx(0, abs=1e-6)
     assert scores.std() == pytest.approx(1, rel=1e-5)
     # What the value predicts moves with the scores: w·h = 3 was the mean, so it is now 0.
     torch.testing.assert_close(head.weight, weight / (14 / 3) ** 0.5)
     torch.testing.assert_close(head.bias, torch.tensor([-3 / (14 / 3) ** 0.5]))
-    later = worker.scorer.effective(raw + 10, finished)
+    later = worker.scorer.effective_scores(raw + 10, finished)
     torch.testing.assert_close(later, scores + 10 / (14 / 3) ** 0.5)
 
 
@@ -249,9 +251,11 @@ def test_the_values_of_the_first_rollout_are_on_the_scale_of_its_rewards(tmp_pat
     """The first scores rescale the value head: values taken before would be on another scale."""
     worker = make_trainer(tmp_path, reward_folder).worker
     episodes = worker.collect(PROMPTS["prompt"][:4], seed=1).episodes
-    assert worker.scorer.scale.deviation != 1.0
-    passes = worker.passes(episodes.input_ids, episodes.mask, episodes.completion_mask)
-    assert torch.equal(passes.values, episodes.old_values)
+    assert worker.scorer.scale.std != 1.0
+    outputs = worker.run_roles(
+        episodes.input_ids, episodes.attention_mask, episodes.completion_mask
+    )
+    assert torch.equal(outputs.values, episodes.old_values)
 
 
 def test_checkpointing_changes_neither_what_is_sampled_nor_what_is_learned(tmp_path, reward_folder):
@@ -281,9 +285,9 @@ def test_episodes_are_cut_to_what_their_rows_need(tmp_path, reward_folder):
     worker = make_trainer(tmp_path, reward_folder).worker
     episodes = worker.collect(PROMPTS["prompt"][:6], seed=1).episodes
     row = torch.tensor([0])
-    cut = episodes.rows(row)
-    assert cut.mask.all()
-    assert cut.input_ids.tolist() == [episodes.input_ids[0][episodes.mask[0]].tolist()]
+    cut = episodes.select(row)
+    assert cut.attention_mask.all()
+    assert cut.input_ids.tolist() == [episodes.input_ids[0][episodes.attention_mask[0]].tolist()]
     assert cut.completion_mask.shape[1] == int(episodes.completion_mask[0].sum())
 
 

@@ -1,4 +1,4 @@
-"""PPO's four roles, and how each starts."""
+"""Attach PPO's four roles to a base: policy, value, reward and reference."""
 
 import torch
 from peft import LoraConfig, PeftConfig
@@ -18,11 +18,21 @@ def attach_roles(
     peft_config: PeftConfig | None,
     sft_model: str | Adapter | None,
 ) -> None:
-    """Give a bare base policy and value, which train, and reward and reference, which do not.
+    """Attach the trainable policy and value, and the frozen reward model and reference model.
 
-    The value starts as the reward model; without one it has the policy's LoRA and predicts 0. The
-    reference is the base itself, with all adapters off, unless the policy starts from an adapter:
-    then it is a frozen copy of that.
+    The value model starts as a copy of the reward model. Without one it has a fresh LoRA like the
+    policy's and a head of zeros, so it predicts 0. The reference model is the base with all
+    adapters off, or a frozen copy of `sft_model` where the policy starts from that.
+
+    Args:
+        roles: A base without adapters.
+        reward_model: A reward adapter, or its folder.
+        peft_config: LoRA of the policy where there is no `sft_model`.
+        sft_model: The adapter that the policy starts from, or its folder.
+
+    Raises:
+        RecipeError: If an adapter is of another base or of the wrong kind, or if the policy has
+            neither a LoRA configuration nor an adapter.
     """
     check_logits(roles.base)
     base = Base(str(roles.base.name_or_path), peft_config.revision if peft_config else None)
@@ -36,8 +46,9 @@ def attach_roles(
         roles.attach(POLICY, peft_config, trainable=True)
     else:
         raise RecipeError(
-            "PPO trains LoRA adapters on a frozen base, and the recipe has `use_peft: false`. "
-            "Set `use_peft: true`, or start from an adapter with `sft_model_path`."
+            "PPO trains LoRA adapters on a frozen base, and there is no LoRA configuration. Set "
+            "`use_peft: true` (in Python `peft_config`), or start from an adapter with "
+            "`sft_model_path`."
         )
     if reward_model is not None:
         reward = read_adapter(reward_model)
@@ -49,5 +60,5 @@ def attach_roles(
     else:
         roles.attach(VALUE, roles.adapter_config(POLICY), trainable=True)
         weight = torch.zeros(1, head_width(roles.base))
-    # The reward model's head has no bias; the value needs one to sit at the scores' level.
+    # The reward model's head has no bias; the value needs one to sit at the level of the scores.
     roles.attach_head(VALUE, weight, torch.zeros(1), trainable=True)

@@ -55,7 +55,7 @@ def one_step(folder: Path, reward_folder: str, processes: int) -> PPOTrainer:
     mine = torch.arange(EPISODES).chunk(processes)[trainer.args.process_index]
     table = dict.fromkeys(["score", "effective_score", "kl", "entropy"], [0.0] * len(mine))
     table |= {"length": [1] * len(mine), "finished": [True] * len(mine)}
-    trainer.worker.collect = lambda *_: Rollout(episodes().rows(mine), table)
+    trainer.worker.collect = lambda *_: Rollout(episodes().select(mine), table)
     trainer.train()
     return trainer
 

@@ -28,7 +28,7 @@ from rlhf_recipes.evaluation.metrics.statistics import (
 from rlhf_recipes.evaluation.metrics.verdicts import judge_quality
 from rlhf_recipes.evaluation.report.caveats import caveats
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SHARES = (0.55, 0.6, 0.7)
 
 
@@ -108,7 +108,7 @@ def _config(collection: Collection) -> Results:
 
 def _model(model: ModelSamples, collection: Collection) -> Results:
     base = collection.base
-    rates = dict.fromkeys((*collection.metrics, *collection.verdicts, "gold", "soft", "lc"))
+    rates = dict.fromkeys((*collection.metrics, *collection.verdicts, "gold", "lc"))
     rewards: Results = {"reward": None, "gold": None, "scores": {}}
     for metric in collection.metrics:
         own, reference = model.scores(metric), base.scores(metric)

@@ -31,7 +31,7 @@ def test_models_and_shape(results):
     assert {"value", "ci", "wins", "ties", "losses", "p", "p_holm"} <= set(ppo)
     assert len(ppo["ci"]) == 2 and ppo["wins"] + ppo["ties"] + ppo["losses"] == 64
     assert set(results["models"]["base"]["win_rate"].values()) == {None}
-    assert results["schema_version"] == 3
+    assert results["schema_version"] == 4
 
 
 def test_verdicts_find_the_planted_effects(results):

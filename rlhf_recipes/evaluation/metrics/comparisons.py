@@ -18,7 +18,7 @@ from rlhf_recipes.evaluation.metrics.statistics import (
     sign_flip_test,
 )
 from rlhf_recipes.evaluation.metrics.verdicts import judged_win_rate
-from rlhf_recipes.evaluation.metrics.win_rate import soft_win_rate, summary, win_rate, win_scores
+from rlhf_recipes.evaluation.metrics.win_rate import summary, win_rate, win_scores
 
 # One text scored in two batches differs in the last bits, and that is no win.
 TIE = 1e-5
@@ -26,7 +26,7 @@ BEST_OF_N_FROM = 4
 
 
 def win_rates(model: ModelSamples, collection: Collection) -> Results:
-    """A policy against base by each metric and judge, the soft rate, the rate at equal length."""
+    """A policy against base by each metric and judge, and at equal length."""
     base, primary = collection.base, collection.primary
     rates: Results = {"gold": None}
     for metric in collection.metrics:
@@ -35,12 +35,8 @@ def win_rates(model: ModelSamples, collection: Collection) -> Results:
         rates[judge] = judged_win_rate(verdicts, model)
     lengths = [m.values("n_tokens").mean(axis=1) for m in (model, base)]
     scores = win_scores(model.scores(primary), base.scores(primary), TIE)
-    soft = soft_win_rate(model.values("reward"), base.values("reward"))
-    return {
-        **rates,
-        "soft": {"metric": "proxy", **soft},
-        "lc": {"metric": primary, **length_controlled(scores, lengths[0] - lengths[1])},
-    }
+    controlled = length_controlled(scores, lengths[0] - lengths[1])
+    return {**rates, "lc": {"metric": primary, **controlled}}
 
 
 def reward(own: Array, reference: Array, *, is_base: bool) -> Results:

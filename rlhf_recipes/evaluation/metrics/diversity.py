@@ -1,6 +1,5 @@
 """How varied a model's responses are: to one prompt, and from prompt to prompt."""
 
-import zlib
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -25,18 +24,16 @@ ORDER = 4
 
 
 def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
-    """Per model: distinct-n, self-BLEU within and across prompts, compression ratio, entropy.
+    """Per model: distinct-n, self-BLEU within and across prompts, entropy.
 
-    distinct-n and compression depend on how much text there is, so every model is cut to the text
-    of the shortest: `budget_words` words of first samples, `budget_bytes` bytes. Each prompt's
-    self-BLEU and entropy has its interval over prompts, and its paired difference to base with the
-    sign-flip test's p, Holm-corrected over the policies.
+    distinct-n depends on how much text there is, so every model is cut to the text of the shortest:
+    `budget_words` words of first samples. Each prompt's self-BLEU and entropy has its interval over
+    prompts, and its paired difference to base with the sign-flip test's p, Holm-corrected over the
+    policies.
     """
     models = list(collection.models.values())
     said = {m.name: [words(row[0]["response"]) for row in m.records] for m in models}
-    texts = {m.name: "\n".join(row[0]["response"] for row in m.records).encode() for m in models}
     budget = min(sum(map(len, tokens)) for tokens in said.values())
-    size = min(map(len, texts.values()))
     # Against more texts a BLEU is higher, so every model has as many as the one with fewest.
     samples = min(len(model.records[0]) for model in models)
     measured = {model.name: _by_prompt(model, samples) for model in models}
@@ -47,10 +44,8 @@ def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
         across = self_bleu(said[model.name])
         found[model.name] = {
             "budget_words": budget,
-            "budget_bytes": size,
             "distinct": {str(n): distinct(kept, n) for n in (1, 2, 3)},
             "self_bleu_across": float(np.mean(across)) if across else None,
-            "compression_ratio": compression_ratio(texts[model.name][:size]),
         }
         for measure, own in measured[model.name].items():
             reference = None if model is collection.base else base[measure]
@@ -94,14 +89,6 @@ def distinct(responses: Sequence[Sequence[str]], n: int) -> float | None:
     """
     grams = [gram for tokens in responses for gram in _grams(tokens, n)]
     return len(set(grams)) / len(grams) if grams else None
-
-
-def compression_ratio(text: bytes) -> float | None:
-    """Bytes over bytes after zlib; more is more repetitive. "the cat sat. " fifty times: 23.2.
-
-    Shaib et al. (https://arxiv.org/abs/2403.00553).
-    """
-    return len(text) / len(zlib.compress(text)) if text else None
 
 
 def self_bleu(texts: Sequence[Sequence[str]], groups: Numbers | None = None) -> list[float]:

@@ -1,8 +1,7 @@
-"""The reward-KL frontier: who is on it, how surely, under what ceiling, and paths at one KL."""
+"""The reward-KL frontier: who is on it, how surely, and paths at one KL."""
 
 import math
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,6 @@ from rlhf_recipes.evaluation.metrics.statistics import (
     percentiles,
     prompt_draws,
 )
-
-NOT_FROM_ONE = "base has one sample a prompt and no control"
 
 
 def dominance(kl: Array, reward: Array) -> NDArray[np.bool_]:
@@ -44,27 +41,6 @@ def frontier_probability(kl: Array, reward: Array) -> tuple[Array, Array]:
     draws = prompt_draws(kl.shape[1])
     beats = dominance(draws @ kl.T, draws @ reward.T)
     return 1 - beats.any(axis=1).mean(axis=0), beats.mean(axis=0)
-
-
-def within_prompt_sd(rewards: Array) -> float | None:
-    """Pooled standard deviation of a prompt's rewards, None from one sample a prompt."""
-    if rewards.shape[1] < 2:
-        return None
-    return float(np.sqrt(rewards.var(axis=1, ddof=1).mean()))
-
-
-def efficiency(gain: Any, sd: float, kl: Any) -> Any:
-    """Share of the ceiling that a policy reached: gain / (sd √(2 KL)).
-
-    A reward that is sub-Gaussian under the reference cannot gain more than sd √(2 KL)
-    (https://arxiv.org/abs/2406.05883), and tilting a Gaussian reaches it. Skewed rewards may
-    exceed 1.
-
-    Args:
-        gain: In units of the reward, as is sd, its deviation among base's answers to one prompt.
-        kl: Nats per response.
-    """
-    return gain / (sd * np.sqrt(2 * kl))
 
 
 def gain_at(kl: float, path_kl: Array, path_gain: Array) -> float:
@@ -102,10 +78,8 @@ def add_frontiers(models: Results, collection: Collection) -> Results:
     """Each model's `frontier` by metric, added to its results; returns what concerns them all.
 
     A model is `dominated` if at least 95% of the bootstrap draws, of at least ten prompts, say so,
-    and `dominated_by` each model of which as many draws say so. The ceiling is the gain in standard
-    deviations of base per √KL that no policy can exceed if rewards are sub-Gaussian:
-    √2 sd_within / sd. `matched` compares families of several checkpoints at the largest KL that
-    both reach.
+    and `dominated_by` each model of which as many draws say so. `matched` compares families of
+    several checkpoints at the largest KL that both reach.
     """
     found: Results = {}
     names = list(models)
@@ -115,11 +89,7 @@ def add_frontiers(models: Results, collection: Collection) -> Results:
     enough = kl.shape[1] >= FEWEST_PROMPTS
     for metric in collection.metrics:
         reward = np.array([m.scores(metric).mean(axis=1) for m in collection.models.values()])
-        rewards = collection.base.scores(metric)
-        scale = float(rewards.std(ddof=1)) or 1.0
-        if collection.control is not None:  # its samples are base's too
-            rewards = np.concatenate([rewards, collection.control.scores(metric)], axis=1)
-        deviation = within_prompt_sd(rewards)
+        scale = float(collection.base.scores(metric).std(ddof=1)) or 1.0
         beats = dominance(kl.mean(axis=1), reward.mean(axis=1))
         on_front, dominating = frontier_probability(kl, reward)
         for i, probability in enumerate(map(float, on_front)):
@@ -129,25 +99,12 @@ def add_frontiers(models: Results, collection: Collection) -> Results:
                 "dominated_by": [names[j] for j in certain if enough],
                 "probability": probability,
                 "dominated": enough and 1 - probability >= CONFIDENCE,
-                "efficiency": _efficiency(reward[i] - reward[0], kl[i], deviation),
             }
         found[metric] = {
             "front": [n for n in names if models[n]["frontier"][metric]["on_front"]],
-            "sd_within": deviation,
-            "ceiling": None if deviation is None else math.sqrt(2) * deviation / scale,
-            "reason": NOT_FROM_ONE if deviation is None else None,
             "matched": _matched(collection, metric, scale),
         }
     return found
-
-
-def _efficiency(gain: Array, kl: Array, deviation: float | None) -> Results | None:
-    if not deviation or kl.mean() <= 0:
-        return None
-    draws = prompt_draws(len(kl)) / len(kl)
-    drawn = efficiency(draws @ gain, deviation, np.maximum(draws @ kl, 1e-12))
-    value = float(efficiency(gain.mean(), deviation, kl.mean()))
-    return {"value": value, "ci": percentiles(drawn)}
 
 
 def _matched(collection: Collection, metric: str, scale: float) -> list[Results]:

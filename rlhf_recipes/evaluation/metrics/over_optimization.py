@@ -34,7 +34,6 @@ def over_optimisation(collection: Collection, models: Results) -> Results | None
         )
     return {
         "spearman_base": _proxy_gold_correlation(collection.base),
-        "spearman_base_given_length": _proxy_gold_correlation(collection.base, given_length=True),
         "policies": policies,
     }
 
@@ -67,11 +66,9 @@ def _against_gold(model: ModelSamples, collection: Collection, entry: Results) -
         "gap_p": sign_flip_test(gaps),
         "gap_p_holm": None,
         "spearman": _proxy_gold_correlation(model),
-        "spearman_given_length": _proxy_gold_correlation(model, given_length=True),
         "over_optimised": None,
     }
 
 
-def _proxy_gold_correlation(model: ModelSamples, *, given_length: bool = False) -> Results:
-    length = model.values("n_tokens")[:, 0] if given_length else None
-    return rank_correlation(model.values("reward")[:, 0], model.values("gold")[:, 0], length)
+def _proxy_gold_correlation(model: ModelSamples) -> Results:
+    return rank_correlation(model.values("reward")[:, 0], model.values("gold")[:, 0])

@@ -214,25 +214,16 @@ def rate_difference(rates: Array, reference: Array) -> tuple[float, Interval]:
     return p - q, Interval(p - q - down, p - q + up)
 
 
-def rank_correlation(x: Array, y: Array, given: Array | None = None) -> dict[str, Any]:
+def rank_correlation(x: Array, y: Array) -> dict[str, Any]:
     """Spearman's ρ with the interval tanh(atanh ρ ± z √((1 + ρ²/2)/(n-3))), or null with a reason.
 
-    Bonett and Wright (2000), Psychometrika 65. One value per prompt on each side. Given a third
-    quantity, it is the partial correlation with that one's ranks held fixed, at one n less:
-    (ρ_xy - ρ_xz ρ_yz) / √((1 - ρ_xz²)(1 - ρ_yz²)).
+    Bonett and Wright (2000), Psychometrika 65. One value per prompt on each side.
     """
-    n = len(x) - (given is not None)
-    varied = [np.ptp(side) > 0 for side in (x, y, given) if side is not None]
-    if n < 4 or not all(varied):
+    n = len(x)
+    if n < 4 or not (np.ptp(x) > 0 and np.ptp(y) > 0):
         reason = "fewer than four prompts" if n < 4 else "one side does not vary"
         return {"value": None, "ci": None, "n": n, "reason": reason}
     rho = float(stats.spearmanr(x, y).statistic)
-    if given is not None:
-        side, other = (float(stats.spearmanr(v, given).statistic) for v in (x, y))
-        rest = math.sqrt(max(0.0, (1 - side**2) * (1 - other**2)))
-        if rest < 1e-9:
-            return {"value": None, "ci": None, "n": n, "reason": "a side is fixed by what is given"}
-        rho = max(-1.0, min(1.0, (rho - side * other) / rest))
     if abs(rho) > 1 - 1e-12:
         return {"value": rho, "ci": [rho, rho], "n": n}
     half = stats.norm.ppf(0.5 + CONFIDENCE / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))

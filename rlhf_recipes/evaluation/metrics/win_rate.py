@@ -3,13 +3,11 @@
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
 from rlhf_recipes.evaluation.metrics.statistics import (
     Array,
     detectable_effect,
     effective_size,
-    estimate,
     mean_interval,
     sign_flip_test,
     sign_test,
@@ -94,12 +92,3 @@ def counts(outcomes: Array) -> dict[str, int]:
     wins, losses = int((outcomes > 0.5).sum()), int((outcomes < 0.5).sum())
     ties = int(outcomes.size) - wins - losses
     return {"n": int(outcomes.size), "wins": wins, "ties": ties, "losses": losses}
-
-
-def soft_win_rate(rewards: Array, reference: Array) -> dict[str, Any]:
-    """Mean probability that a response is preferred, as Bradley and Terry read a reward gap.
-
-    mean over prompts and pairs (a, b) of σ(r_ia - ref_ib), with the interval over prompts. It means
-    something only if the reward model is calibrated. A gap of ln 3 everywhere gives 0.75.
-    """
-    return estimate(expit(rewards[:, :, None] - reference[:, None, :]).mean(axis=(1, 2)))

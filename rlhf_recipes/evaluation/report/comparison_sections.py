@@ -64,7 +64,7 @@ def win_rates_section(results: Results) -> Section:
 
 
 def _adjusted(results: Results) -> Table:
-    """Win rates at equal length, and as the proxy's scores would have them."""
+    """Win rates at equal length."""
     primary = results["config"]["primary"]
     rows = [
         [
@@ -72,17 +72,15 @@ def _adjusted(results: Results) -> Table:
             rate(rates["lc"]["raw"], rates[primary]["ci"]),
             rate(rates["lc"]["value"], rates["lc"]["ci"]),
             percent(rates["lc"]["longer"]),
-            rate(rates["soft"]["value"], rates["soft"]["ci"]),
         ]
         for name, rates in ((n, m["win_rate"]) for n, m in policies_of(results).items())
     ]
     columns = ["model", f"{primary} win rate", "at equal length", "longer than base"]
     note = (
         "At equal length: logistic regression on the length difference, refitted on bootstrap "
-        "draws; an adjustment, not a proof of what length caused. Longer: share of prompts. Soft: "
-        "mean probability of winning that the proxy's scores claim."
+        "draws; an adjustment, not a proof of what length caused. Longer: share of prompts."
     )
-    return Table([*columns, "soft, by the proxy"], rows, note)
+    return Table(columns, rows, note)
 
 
 def _win_row(name: str, metric: str, win: Results) -> list[str]:
@@ -183,21 +181,18 @@ def over_optimisation_section(results: Results) -> Section:
         say.over_optimisation_sentence(name, found["policies"][name], prompts)
         for name in policies_of(results)
     ]
-    base = found["spearman_base"], found["spearman_base_given_length"]
-    rows = [["base", *map(say.correlation, base), "", "", ""]]
+    rows = [["base", say.correlation(found["spearman_base"]), "", "", ""]]
     rows += [
         [
             name,
             say.correlation(p["spearman"]),
-            say.correlation(p["spearman_given_length"]),
             gain(p["proxy_gain"]),
             gain(p["gold_gain"]),
             f"{gain(p['gap'])} {span(p['gap_ci'])}",
         ]
         for name, p in found["policies"].items()
     ]
-    columns = ["model", "Spearman, proxy with gold", "given length"]
-    columns += ["proxy gain", "gold gain", "gap"]
+    columns = ["model", "Spearman, proxy with gold", "proxy gain", "gold gain", "gap"]
     note = f"{INTERVALS} Gains in standard deviations of base. Over-optimized: the proxy's "
     note += "interval lies above 0 and gold's below, both with a Holm-corrected p under 0.05."
     return Section("Proxy against gold", [Text(lines), Table(columns, rows, note)])

@@ -56,23 +56,21 @@ def _verdict(results: Results) -> Section:
     for name, model in compared(results).items():
         wins = [model["win_rate"][m] for m in (*metrics, "lc")]
         gains = [reward_of(model, m)["gain"] for m in metrics]
-        share = model["frontier"][primary]["efficiency"]
         rows.append(
             [name]
             + [rate(w["value"], w["ci"]) if w else "" for w in wins]
             + ["" if name == "base" else gain(g["value"]) for g in gains]
-            + [number(model["kl"]["seq"]), number(share["value"]) if share else ""]
-            + [number(model["length"]["mean"]), model.get("verdict", "reference")]
+            + [number(model["kl"]["seq"]), number(model["length"]["mean"])]
+            + [model.get("verdict", "reference")]
         )
     columns = ["model", *(f"{m} win rate" for m in metrics), "at equal length"]
     columns += [f"{m} gain" for m in metrics]
     note = f"{INTERVALS} At equal length: {primary} win rate, length adjusted for. Gain: mean "
-    note += "reward over base in standard deviations of base. KL: nats per response. Efficiency: "
-    note += f"{primary} gain over the most that its KL allows a sub-Gaussian reward. Length: "
+    note += "reward over base in standard deviations of base. KL: nats per response. Length: "
     note += f"tokens. Verdict: on {primary}, Holm-corrected over the policies."
     return Section(
         "Verdict",
-        [Text(lines), Table([*columns, "KL", "efficiency", "length", "verdict"], rows, note)],
+        [Text(lines), Table([*columns, "KL", "length", "verdict"], rows, note)],
     )
 
 

@@ -121,13 +121,13 @@ def diversity_section(results: Results) -> Section:
             [name]
             + [optional(found["distinct"][n]) for n in ("1", "2", "3")]
             + [_with_span(found["self_bleu_within"]), optional(found["self_bleu_across"])]
-            + [optional(found["compression_ratio"]), _with_span(found["entropy"])]
+            + [_with_span(found["entropy"])]
         )
     columns = ["model", "distinct-1", "distinct-2", "distinct-3", "self-BLEU within a prompt"]
-    columns += ["self-BLEU across prompts", "compression", "entropy"]
+    columns += ["self-BLEU across prompts", "entropy"]
     budget = results["models"]["base"]["diversity"]
-    note = f"distinct-n over {budget['budget_words']} words and compression over "
-    note += f"{budget['budget_bytes']} bytes of each model. Entropy: nats per token. {INTERVALS}"
+    note = f"distinct-n over {budget['budget_words']} words of each model. "
+    note += f"Entropy: nats per token. {INTERVALS}"
     lines = say.diversity_sentences(results)
     return Section("Diversity", [Text(lines), Table(columns, rows, note)])
 
@@ -149,18 +149,18 @@ def curves_section(results: Results) -> Section:
     ]
     rules = {check["check"]: check["rule"] for run in curves.values() for check in run["checks"]}
     meaning = [f"{name}: {rule}." for name, rule in rules.items()]
-    table = Table(["run", "check", "quantity", "value", "outcome"], rows)
-    return Section("Training curves", [Picture("training_curves.png", alt), table, Text(meaning)])
+    blocks: list[Block] = [Picture("training_curves.png", alt)]
+    if rows:
+        blocks.append(Table(["run", "check", "quantity", "value", "outcome"], rows))
+        blocks.append(Text(meaning))
+    return Section("Training curves", blocks)
 
 
 def _looked_at(check: Results) -> str:
-    if check["value"] is None:
-        return "too few values"
-    ends = f" [{', '.join(f'{end:.2g}' for end in check['ci'])}]" if "ci" in check else ""
-    return f"{check['value']:.2g}{ends}"
+    return "too few values" if check["value"] is None else f"{check['value']:.2g}"
 
 
 def _outcome(check: Results) -> str:
     if check["value"] is None:
         return ""
-    return str(check["outcome"]) if "outcome" in check else "raised" if check["raised"] else "fine"
+    return "raised" if check["raised"] else "fine"

@@ -17,7 +17,7 @@ ERROR_TINT = 0.55
 
 
 def pareto_frontier_figure(results: Results, collection: Collection, path: Path) -> None:
-    """Every model as a point with both intervals, checkpoints as paths, and what bounds them."""
+    """Draw every model with both intervals, checkpoints as paths, the frontier and best of n."""
     metrics = list(reversed(collection.metrics))
     text = caption(collection, _explained(results))
     with figure(path, 5.4 * len(metrics), 5.1, text) as canvas:
@@ -38,8 +38,6 @@ def _explained(results: Results) -> str:
         parts.append("Small: earlier checkpoints, joined in order.")
     if results["best_of_n"]:
         parts.append("Dotted: best of n of base by the proxy, at most this KL.")
-    if any(front["ceiling"] for front in results["frontier"].values()):
-        parts.append("Shaded: beyond what sub-Gaussian rewards allow, sd_within √(2 KL).")
     return " ".join(parts)
 
 
@@ -76,7 +74,6 @@ def _panel(axes: Axes, results: Results, metric: str) -> None:
     _best_of_n(axes, results, metric, end)
     axes.update_datalim([(0.0, -0.1), (0.0, 0.1)])  # models that did not move stay a flat line
     axes.autoscale_view(scalex=False)
-    _ceiling(axes, results["frontier"][metric]["ceiling"], end)
     axes.axhline(0, color="#ced4da", linewidth=1, zorder=1)
     axes.set_xlim(-0.04 * end, end)
     axes.set_xlabel("√KL to the reference (√nats per response)")
@@ -110,17 +107,6 @@ def _point(axes: Axes, model: Results, metric: str, tint: str, *, small: bool) -
         elinewidth=0.9 if small else 1.5,
         zorder=3 if small else 4,
     )
-
-
-def _ceiling(axes: Axes, ceiling: float | None, end: float) -> None:
-    """Shade what lies above the ceiling, without letting it choose the limits of the panel."""
-    if ceiling is None:
-        return
-    limits = axes.get_ylim()
-    x = np.array([0.0, end])
-    axes.fill_between(x, ceiling * x, max(limits[1], ceiling * end), color="#f1f3f5", zorder=0)
-    axes.plot(x, ceiling * x, color="#adb5bd", linewidth=1, zorder=1)
-    axes.set_ylim(limits)
 
 
 def _best_of_n(axes: Axes, results: Results, metric: str, end: float) -> None:

@@ -1,15 +1,11 @@
-import math
-
 import numpy as np
 import pytest
 
 from rlhf_recipes.evaluation.metrics.frontier import (
     dominance,
-    efficiency,
     frontier_probability,
     gain_at,
     matched_difference,
-    within_prompt_sd,
 )
 
 POINTS = [(0.0, 0.0), (1.0, 1.0), (2.0, 0.5), (3.0, 2.0)]
@@ -47,30 +43,6 @@ def test_probability_is_certain_for_clear_points_and_split_for_equal_ones():
     assert dominating[1, 2] == pytest.approx(1 - rival)
     assert base == 1 and first == 1 and clear_loser == 0
     assert 0.01 < rival < 0.99
-
-
-def test_a_tilted_gaussian_reaches_the_ceiling():
-    # Tilting N(0, sd²) by β gains sd²/β at a KL of sd²/(2β²).
-    for sd, beta in ((1.0, 0.7), (2.5, 0.3)):
-        assert efficiency(sd**2 / beta, sd, sd**2 / (2 * beta**2)) == pytest.approx(1)
-
-
-@pytest.mark.parametrize(("n", "expected"), [(2, 0.9077), (4, 0.9125), (16, 0.9218), (64, 0.9302)])
-def test_best_of_n_of_a_gaussian_comes_close_to_the_ceiling(n, expected):
-    # E max of n standard normals = ∫ x n φ(x) Φ(x)^(n-1) dx, at the KL bound log n - (n-1)/n.
-    from scipy import integrate, stats
-
-    def density(x):
-        return x * n * stats.norm.pdf(x) * stats.norm.cdf(x) ** (n - 1)
-
-    gain = integrate.quad(density, -10, 10)[0]
-    assert efficiency(gain, 1.0, math.log(n) - (n - 1) / n) == pytest.approx(expected, abs=5e-5)
-
-
-def test_within_prompt_deviation_is_pooled():
-    # Variances 2 and 0 (each of two samples) have the mean 1; the prompts' means do not matter.
-    assert within_prompt_sd(np.array([[0.0, 2.0], [50.0, 50.0]])) == pytest.approx(1)
-    assert within_prompt_sd(np.zeros((5, 1))) is None
 
 
 def test_a_path_is_linear_in_the_root_of_kl():

@@ -158,24 +158,6 @@ def test_rank_correlation_known_answer():
     assert found["ci"] == pytest.approx([-0.4571, 0.9908], abs=5e-4)
 
 
-def test_the_partial_correlation_is_that_of_what_the_given_ranks_leave():
-    rng = np.random.default_rng(8)
-    length = rng.normal(size=300)
-    proxy, gold = length + 0.5 * rng.normal(size=300), length + 0.5 * rng.normal(size=300)
-    # Ranks with a line in the given ranks taken out, then Pearson's correlation.
-    ranks = [stats.rankdata(v) for v in (proxy, gold, length)]
-    rest = [r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2]]
-    found = rank_correlation(proxy, gold, length)
-    assert found["value"] == pytest.approx(np.corrcoef(*rest)[0, 1])
-    assert found["n"] == 299 and found["ci"][0] < 0 < found["ci"][1]
-    assert rank_correlation(proxy, gold)["value"] > 0.7
-
-
-def test_a_partial_correlation_with_nothing_left_is_null():
-    x = np.arange(9.0)
-    assert "fixed" in rank_correlation(x, np.random.default_rng(9).normal(size=9), x)["reason"]
-
-
 def test_one_value_a_prompt_has_the_clustered_standard_error():
     # Two prompts of two answers, [1, 1 | 0, 0]. Clustered: √(2/1 * (1² + 1²)) / 4 = .5; taken as
     # four independent ones, √(1/3) / 2 = .289. 2.80 standard errors can be detected.

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,15 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
         raise RecipeError(
             f"{path} is damaged ({found}). Delete its folder, or bring back a copy of the file."
         ) from error
+
+
+def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """Yield one line per setting that differs: `generation.temperature`: 0.7 there, 1.0 now."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            yield from differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        yield f"`{name}`: {before} there, {now} now"
 
 
 def flush_to_disk(folder: Path) -> None:

@@ -101,10 +101,10 @@ def test_samples_are_collected_beside_those_of_a_finished_evaluation(finished):
     folder = collecting_folder(finished)
     assert folder == samples / REPLACEMENT
     same = Journal(folder / "same.jsonl", {"seed": 1}, overwrite=True, finished=old)
-    assert same.pieces == [{"number": 1}]
+    assert same.entries == [{"number": 1}]
     other = Journal(folder / "other.jsonl", {"seed": 2}, overwrite=True, finished=old)
     other.append({"number": 2})
-    assert other.pieces == [{"number": 2}]
+    assert other.entries == [{"number": 2}]
     assert old.read_bytes() == before
     (finished / "results" / FINISHED).unlink()
     assert collecting_folder(finished) == samples

@@ -1,6 +1,6 @@
-"""Judges that compare two answers: what one is, chat models as one, and their verdicts.
+"""Chat models as judges that compare two completions of one prompt, and their verdicts.
 
-A judge that scores one answer by itself, a reward adapter or a Python function, is in `scores`.
+Judges that score a single completion, a reward model or a Python function, are in `scorers.py`.
 """
 
 import json
@@ -13,14 +13,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
 import httpx2
-from huggingface_hub import InferenceClient
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub import InferenceClient, is_offline_mode
 from tqdm.auto import tqdm
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.collect.journal import Journal
 from rlhf_recipes.evaluation.collect.judge_replies import preference
-from rlhf_recipes.prompts import Messages
 
 ATTEMPTS = 6
 LONGEST_DELAY = 60.0
@@ -35,16 +33,14 @@ Give your reason in one sentence. Then end with a line that holds one word: A, B
 
 
 class Reply(NamedTuple):
-    """What a judge said: 1 first answer better, 0 second, 1/2 neither, None if unreadable."""
+    """A judge's text and its preference: 1 first completion, 0 second, 1/2 tie, None unreadable."""
 
     preference: float | None
     text: str
 
 
 Judge = Callable[[str, str, str], Reply]
-"""Compares two answers to a prompt, in the order they are given in."""
-Ask = Callable[[Messages], str]
-"""Sends messages to a chat model and gives its reply; raises httpx2.HTTPError."""
+"""Compares two completions of a prompt, in the order in which they are given."""
 
 
 class ChatJudge:
@@ -53,33 +49,53 @@ class ChatJudge:
     Before attempt k + 1 it waits a time drawn from [0, min(60, first_delay · 2ᵏ)] seconds, or as
     long as the server asks for, up to a minute. Statuses that will not change, such as 401 and
     404, are not tried again.
+
+    Args:
+        client: Where the model is served.
+        model: Name of the model in each request; None is the one that the client was made for.
+        parameters: Sent with each request, for instance a temperature.
+        criterion: What makes an answer the better one.
+        description: The judge in messages and, without its key, in the identity of its verdicts.
     """
 
-    def __init__(self, ask: Ask, what: str, criterion: str, first_delay: float = 1.0) -> None:
-        self.ask = ask
-        self.what = what
+    def __init__(
+        self,
+        client: InferenceClient,
+        model: str | None,
+        parameters: Mapping[str, Any],
+        criterion: str,
+        description: str,
+        first_delay: float = 1.0,
+    ) -> None:
+        self.client = client
+        self.model = model
+        self.parameters = dict(parameters)
         self.instruction = INSTRUCTION.format(criterion=criterion)
+        self.description = description
         self.first_delay = first_delay
 
     @property
     def identity(self) -> dict[str, str]:
-        """What its verdicts depend on."""
-        return {"judge": self.what, "instruction": self.instruction}
+        """Everything that the verdicts depend on."""
+        return {"judge": self.description, "instruction": self.instruction}
 
     def __call__(self, prompt: str, first: str, second: str) -> Reply:
-        # As JSON, so that no answer can close its own quotation and speak for itself.
+        # As JSON, so that no completion can close its own quotation and speak for itself.
         question = {"prompt": prompt, "answer_A": first, "answer_B": second}
         messages = [
             {"role": "system", "content": self.instruction},
             {"role": "user", "content": json.dumps(question, ensure_ascii=False)},
         ]
-        text = self._patiently(messages)
+        text = self._ask_patiently(messages)
         return Reply(preference(text), text)
 
-    def _patiently(self, messages: Messages) -> str:
+    def _ask_patiently(self, messages: list[dict[str, str]]) -> str:
         for attempt in range(ATTEMPTS):
             try:
-                return self.ask(messages)
+                answer = self.client.chat_completion(
+                    messages, model=self.model, extra_body=self.parameters
+                )
+                return str(answer.choices[0].message.content or "")
             except httpx2.HTTPError as error:
                 response = getattr(error, "response", None)
                 status = getattr(response, "status_code", None)
@@ -88,9 +104,9 @@ class ChatJudge:
                     reason = type(error).__name__ if status is None else f"HTTP status {status}"
                     raise self._failure(reason, attempt + 1) from None
                 time.sleep(_delay(response, self.first_delay * 2**attempt))
-            except (KeyError, IndexError, TypeError, json.JSONDecodeError):
+            except (AttributeError, IndexError, TypeError, json.JSONDecodeError):
                 raise self._failure("a reply that is no chat completion", attempt + 1) from None
-            except (OfflineModeIsEnabled, ValueError) as error:
+            except ValueError as error:
                 raise self._failure(str(error).splitlines()[0], attempt + 1) from None
         raise AssertionError("the last attempt returns or raises")
 
@@ -98,71 +114,72 @@ class ChatJudge:
         # The server's own words are left out: they may repeat the key that was sent.
         times = "one attempt" if attempts == 1 else f"{attempts} attempts"
         return RecipeError(
-            f"The judge {self.what} gave up after {times}: {reason}. Samples and verdicts so far "
-            "are kept. Check its address, model and key, and give the same command again to go on."
+            f"The judge {self.description} gave up after {times}: {reason}. Samples and verdicts "
+            "so far are kept. Check its address, model and key, and give the same command again to "
+            "go on."
         )
 
 
 def _delay(response: httpx2.Response | None, longest: float) -> float:
-    asked = "" if response is None else response.headers.get("Retry-After", "")
-    if asked.isdigit():
-        return min(LONGEST_DELAY, float(asked))
+    requested = "" if response is None else response.headers.get("Retry-After", "")
+    if requested.isdigit():
+        return min(LONGEST_DELAY, float(requested))
     return random.uniform(0, min(LONGEST_DELAY, longest))
 
 
-def endpoint(url: str, model: str, key: str | None, parameters: Mapping[str, Any]) -> Ask:
-    """A model behind OpenAI's chat protocol; the key, where there is one, goes to that URL only."""
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+def chat_judge(
+    name: str,
+    address: str,
+    criterion: str,
+    parameters: Mapping[str, Any],
+    first_delay: float = 1.0,
+) -> ChatJudge:
+    """Return the judge behind `https://host/v1#model`, or `hub:` and a model or an endpoint's URL.
 
-    def ask(messages: Messages) -> str:
-        body = {"model": model, "messages": messages, **parameters}
-        response = httpx2.post(
-            f"{url.rstrip('/')}/chat/completions", json=body, headers=headers, timeout=TIMEOUT
-        )
-        response.raise_for_status()
-        return str(response.json()["choices"][0]["message"]["content"] or "")
-
-    return ask
-
-
-def hub(model: str, parameters: Mapping[str, Any]) -> Ask:
-    """A model of the Hub, or the URL of an endpoint there, with the account of `hf auth login`."""
-    client = InferenceClient(model, timeout=TIMEOUT)
-
-    def ask(messages: Messages) -> str:
-        reply = client.chat_completion(messages, extra_body=dict(parameters))
-        return str(reply.choices[0].message.content or "")
-
-    return ask
-
-
-def chat_judge(name: str, what: str, criterion: str, parameters: Mapping[str, Any]) -> ChatJudge:
-    """The judge that `https://host/v1#model` or `hub:model` stands for.
-
-    The key of an URL is the environment variable <NAME>_API_KEY, if there is one.
+    The key of a URL is the environment variable <NAME>_API_KEY, if there is one; the Hub is asked
+    with the account of `hf auth login`. Raises RecipeError for a URL without a model, and offline.
     """
-    described = f"{what} {json.dumps(parameters)}"
-    if what.startswith("hub:"):
-        return ChatJudge(hub(what.removeprefix("hub:"), parameters), described, criterion)
-    url, _, model = what.partition("#")
-    if not model:
+    url, _, model = address.partition("#")
+    on_hub = address.startswith("hub:")
+    if not (on_hub or model):
         raise RecipeError(
-            f"The judge `{name}` is {what}, which names no model. Write `{what}#model`, with the "
-            "model as its server calls it."
+            f"The judge `{name}` is {address}, which names no model. Write `{address}#model`, "
+            "with the model as its server calls it."
         )
-    key = os.getenv(f"{name.upper().replace('-', '_')}_API_KEY")
-    return ChatJudge(endpoint(url, model, key, parameters), described, criterion)
+    if is_offline_mode():
+        raise RecipeError(
+            f"The judge `{name}` is {address}, and HF_HUB_OFFLINE is set: huggingface_hub then "
+            "sends no request, not even to a server on this machine. Unset HF_HUB_OFFLINE for this "
+            "command, or leave the judge out."
+        )
+    if on_hub:
+        client = InferenceClient(address.removeprefix("hub:"), timeout=TIMEOUT)
+    else:
+        key = os.getenv(f"{name.upper().replace('-', '_')}_API_KEY")
+        client = InferenceClient(
+            # The whole path: the client would put /v1 after any other.
+            base_url=f"{url.rstrip('/')}/chat/completions",
+            api_key=key,
+            # Without a key the client would send the account of `hf auth login` to that URL.
+            headers=None if key else {"authorization": None},  # type: ignore[dict-item]
+            timeout=TIMEOUT,
+        )
+    description = f"{address} {json.dumps(parameters)}"
+    return ChatJudge(client, model or None, parameters, criterion, description, first_delay)
 
 
-def compare(judge: Judge, prompt: str, own: str, other: str) -> dict[str, Any]:
-    """A verdict on `own` against `other`, from both orders: 1 better, 0 worse, 1/2 a tie.
+def compare(judge: Judge, prompt: str, completion: str, opponent: str) -> dict[str, Any]:
+    """Compare a completion with its opponent in both orders: 1 better, 0 worse, 1/2 a tie.
 
     Two readings that disagree are a tie (MT-Bench, https://huggingface.co/papers/2306.05685), so a
-    judge that always prefers the first answer has a win rate of 1/2. `first` and `second` are what
-    it said of `own` when shown first and second. If a reply cannot be read, the verdict is missing:
-    it is not `readable` and has no outcome.
+    judge that always prefers the first answer has a win rate of 1/2. `first` and `second` are the
+    preference for the completion when it was shown first and second. If a reply cannot be read, the
+    verdict is missing: it is not `readable` and has no outcome.
     """
-    shown_first, shown_second = judge(prompt, own, other), judge(prompt, other, own)
+    shown_first, shown_second = (
+        judge(prompt, completion, opponent),
+        judge(prompt, opponent, completion),
+    )
     first = shown_first.preference
     second = None if shown_second.preference is None else 1 - shown_second.preference
     readable = first is not None and second is not None
@@ -183,24 +200,24 @@ def record_verdicts(
     workers: int,
     progress: str,
 ) -> None:
-    """Compare the responses of each pair of records that the journal has no verdict on.
+    """Compare the completions of each pair of records that the journal has no verdict on.
 
-    A verdict is in the journal as soon as it is there; if the judge fails, those under way are
-    finished, no other is begun, and its error is raised.
+    A verdict is in the journal as soon as it is there. If the judge fails, the comparisons under
+    way are finished, no other is begun, and its error is raised.
     """
     key = ("prompt_id", "sample_index")
-    done = {tuple(row[k] for k in key) for row in journal.pieces}
+    done = {tuple(row[k] for k in key) for row in journal.entries}
     waiting = [pair for pair in pairs if tuple(pair[0][k] for k in key) not in done]
     lock = threading.Lock()
 
-    def judged(own: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-        verdict = compare(judge, own["prompt"], own["response"], other["response"])
-        facts = {k: own[k] for k in (*key, "model")} | {"against": other["model"]}
+    def judge_pair(record: Mapping[str, Any], opponent: Mapping[str, Any]) -> None:
+        verdict = compare(judge, record["prompt"], record["response"], opponent["response"])
+        facts = {k: record[k] for k in (*key, "model")} | {"against": opponent["model"]}
         with lock:
             journal.append({**facts, **verdict})
 
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(judged, *pair) for pair in waiting]
+        futures = [pool.submit(judge_pair, *pair) for pair in waiting]
         try:
             for future in tqdm(as_completed(futures), desc=progress, total=len(futures)):
                 future.result()
@@ -209,5 +226,5 @@ def record_verdicts(
 
 
 def in_order(verdicts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Verdicts by prompt and sample, in whatever order they came."""
+    """Sort verdicts by prompt and sample."""
     return sorted(verdicts, key=lambda row: (row["prompt_id"], row["sample_index"]))

@@ -148,7 +148,7 @@ class _Collection:
         for model in self.models:
             journal = self.responses[model.name]
             batches = _batches(self.by_length, arguments.batch_size // model.count)
-            left = batches[len(journal.pieces) :]
+            left = batches[len(journal.entries) :]
             if left and model.policy is not None and model.adapter is not None:
                 self.roles.load_role(model.policy.run, model.adapter)
             for batch in tqdm(left, desc=f"{model.name}: responses", disable=not left):
@@ -165,11 +165,11 @@ class _Collection:
                     for (i, k), facts in zip(places, found, strict=True)
                 ]
                 journal.append({"seconds": time.monotonic() - started, "rows": rows})
-            self.seconds += sum(piece["seconds"] for piece in journal.pieces)
+            self.seconds += sum(entry["seconds"] for entry in journal.entries)
             model.records = self._records(model, journal)
 
     def _records(self, model: Model, journal: Journal) -> list[Record]:
-        rows = in_order([row for piece in journal.pieces for row in piece["rows"]])
+        rows = in_order([row for entry in journal.entries for row in entry["rows"]])
         return [
             {
                 "id": f"{model.name}-{row['prompt_id']:04d}-{row['sample_index']}",
@@ -198,14 +198,14 @@ class _Collection:
 
     def _score(self, model: Model, scorer: Scorer, journal: Journal) -> None:
         batches = _batches(model.records, self.arguments.batch_size)
-        left = batches[len(journal.pieces) :]
+        left = batches[len(journal.entries) :]
         for batch in tqdm(left, desc=f"{model.name}: {scorer.name}", leave=False, disable=not left):
             started = time.monotonic()
             prompts = [self.prompts[record["prompt_id"]] for record in batch]
             scores = scorer(prompts, [record["response"] for record in batch])
             journal.append({"seconds": time.monotonic() - started, "scores": scores})
-        self.seconds += sum(piece["seconds"] for piece in journal.pieces)
-        found = [score for piece in journal.pieces for score in piece["scores"]]
+        self.seconds += sum(entry["seconds"] for entry in journal.entries)
+        found = [score for entry in journal.entries for score in entry["scores"]]
         for record, score in zip(model.records, found, strict=True):
             into = record if scorer.name in (REWARD, GOLD) else record["scores"]
             into[scorer.name] = score
@@ -226,7 +226,7 @@ class _Collection:
                 journal = self._journal(f"verdicts_{name}.{model.name}", settings)
                 title = f"{model.name}: {name}"
                 record_verdicts(judge, pairs, journal, self.arguments.judge_workers, title)
-                self.verdicts[name] += in_order(journal.pieces)
+                self.verdicts[name] += in_order(journal.entries)
 
     def write(self) -> None:
         """The files that the analysis reads; collection.json last, so that it vouches for all."""

@@ -86,7 +86,7 @@ class Panel:
     def described(self) -> dict[str, str]:
         """What each judge is, but for proxy and gold."""
         extra = {s.name: s.what for s in self.scorers if s.name not in (REWARD, GOLD)}
-        return extra | {name: judge.what for name, judge in self.judges.items()}
+        return extra | {name: judge.description for name, judge in self.judges.items()}
 
 
 def check_judges(arguments: EvaluationArguments, adapters: Adapters) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import BASE, CONTROL
-from rlhf_recipes.evaluation.collect.journal import differences
 from rlhf_recipes.evaluation.metrics.statistics import Array
+from rlhf_recipes.records import differences
 
 Record = dict[str, Any]
 Results = dict[str, Any]

@@ -8,12 +8,9 @@ from huggingface_hub import constants
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.collect.chat_judge import (
-    ChatJudge,
     Reply,
     chat_judge,
     compare,
-    endpoint,
-    hub,
     record_verdicts,
 )
 from rlhf_recipes.evaluation.collect.journal import Journal
@@ -33,8 +30,13 @@ def server():
     running.close()
 
 
-def quick(server, model="m", key=None, parameters=None):
-    return ChatJudge(endpoint(server.url, model, key, parameters or {}), "test", "longer", 0.001)
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+def quick(server, model="m", parameters=None):
+    return chat_judge("test", f"{server.url}#{model}", "longer", parameters or {}, 0.001)
 
 
 def pairs(count):
@@ -83,8 +85,9 @@ def test_a_reply_that_cannot_be_read_leaves_no_outcome(unreadable):
     assert verdict["replies"][unreadable] == "hm"
 
 
-def test_both_orders_are_asked_in_the_protocol_of_openai(server):
-    judge = quick(server, model="some-model", key=KEY, parameters={"temperature": 0, "seed": 3})
+def test_both_orders_are_asked_in_the_protocol_of_openai(server, monkeypatch):
+    monkeypatch.setenv("TEST_API_KEY", KEY)
+    judge = quick(server, model="some-model", parameters={"temperature": 0, "seed": 3})
     verdict = compare(judge, "which?", "aaa", "aa")
     assert (verdict["outcome"], verdict["readable"]) == (1.0, True)
     assert len(server.requests) == 2
@@ -92,7 +95,7 @@ def test_both_orders_are_asked_in_the_protocol_of_openai(server):
         server.requests, [("aaa", "aa"), ("aa", "aaa")], strict=True
     ):
         assert path == "/v1/chat/completions"
-        assert headers["Authorization"] == f"Bearer {KEY}"
+        assert headers["authorization"] == f"Bearer {KEY}"
         assert (body["model"], body["temperature"], body["seed"]) == ("some-model", 0, 3)
         assert f'"answer_A": "{a}", "answer_B": "{b}"' in body["messages"][1]["content"]
         assert "longer" in body["messages"][0]["content"]
@@ -125,7 +128,7 @@ def test_delays_are_drawn_below_a_ceiling_that_doubles_up_to_a_minute(server, mo
 
     monkeypatch.setattr(random, "uniform", drawn)
     monkeypatch.setattr(time, "sleep", delays.append)
-    judge = ChatJudge(endpoint(server.url, "m", None, {}), "test", "longer", first_delay=8.0)
+    judge = chat_judge("test", f"{server.url}#m", "longer", {}, first_delay=8.0)
     with pytest.raises(RecipeError, match="gave up after 6 attempts: HTTP status 503"):
         judge("p", "aaa", "aa")
     assert len(server.requests) == 6
@@ -156,14 +159,15 @@ def test_a_server_that_is_not_there_is_an_error_of_the_recipe():
         quick(gone)("p", "aaa", "aa")
 
 
-def test_the_key_is_in_no_message_even_if_the_server_repeats_it(server, caplog):
+def test_the_key_is_in_no_message_even_if_the_server_repeats_it(server, caplog, monkeypatch):
     """The log has what httpx2 says of each request; no key is in that either."""
+    monkeypatch.setenv("TEST_API_KEY", KEY)
     caplog.set_level(logging.DEBUG)
     server.failures = [500, 401]
-    judge = quick(server, key=KEY)
+    judge = quick(server)
     with pytest.raises(RecipeError) as failed:
         judge("p", "aaa", "aa")
-    assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
+    assert server.requests[0][1]["authorization"] == f"Bearer {KEY}"
     assert KEY not in str(failed.value)
     assert failed.value.__cause__ is None and failed.value.__suppress_context__
     assert caplog.text
@@ -184,7 +188,7 @@ def test_a_judge_is_named_by_url_and_model_and_has_its_own_key(server, monkeypat
         judge = chat_judge(name, f"{server.url}#org/model", "longer", {"temperature": 0})
         assert judge("p", "aaa", "aa").preference == 1.0
         _, headers, body = server.requests[-1]
-        assert headers.get("Authorization") == sent
+        assert headers.get("authorization") == sent
         assert body["model"] == "org/model"
 
 
@@ -194,14 +198,13 @@ def test_a_judge_without_a_model_is_refused(server):
 
 
 def test_the_hub_client_judges_by_the_same_protocol(server, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", KEY)
-    judge = ChatJudge(hub(server.url, {"temperature": 0}), "test", "longer", 0.001)
+    judge = chat_judge("test", f"hub:{server.url}", "longer", {"temperature": 0}, 0.001)
     server.failures = [503]
     assert judge("p", "aa", "aaa").preference == 0.0
     path, headers, body = server.requests[-1]
     assert path == "/v1/chat/completions"
-    assert {k.lower(): v for k, v in headers.items()}["authorization"] == f"Bearer {KEY}"
+    assert headers["authorization"] == f"Bearer {KEY}"
     assert body["temperature"] == 0
     server.failures = [401]
     with pytest.raises(RecipeError, match="HTTP status 401") as failed:
@@ -209,11 +212,19 @@ def test_the_hub_client_judges_by_the_same_protocol(server, monkeypatch):
     assert KEY not in str(failed.value)
 
 
-def test_the_hub_is_not_asked_offline(server, monkeypatch):
+@pytest.mark.parametrize("address", ["hub:{url}", "{url}#m"])
+def test_a_chat_judge_is_refused_offline(server, monkeypatch, address):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(RecipeError, match="HF_HUB_OFFLINE"):
-        ChatJudge(hub(server.url, {}), "test", "longer")("p", "a", "b")
+    with pytest.raises(RecipeError, match="Unset HF_HUB_OFFLINE"):
+        chat_judge("test", address.format(url=server.url), "longer", {})
     assert not server.requests
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1beta/openai/", ""])
+def test_the_address_of_a_judge_is_taken_as_it_is(server, path):
+    server.url = server.url.removesuffix("/v1") + path
+    assert quick(server)("p", "aaa", "aa").preference == 1.0
+    assert server.requests[0][0] == f"{path.rstrip('/')}/chat/completions"
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -231,15 +242,15 @@ def test_a_judge_that_fails_half_way_goes_on_where_it_stopped(server, tmp_path, 
     server.answer, recovered = fails_later, False
     with pytest.raises(RecipeError, match="give the same command again to go on"):
         record_verdicts(quick(server), pairs(12), Journal(path, {}), workers, "")
-    kept = Journal(path, {}).pieces
+    kept = Journal(path, {}).entries
     assert 0 < len(kept) < 12
     server.failures.clear()
     recovered, before = True, len(asked)
     journal = Journal(path, {})
     record_verdicts(quick(server), pairs(12), journal, workers, "")
     assert len(asked) - before == 2 * (12 - len(kept))
-    assert journal.pieces[: len(kept)] == kept
-    assert sorted(row["prompt_id"] for row in journal.pieces) == list(range(12))
-    for row in journal.pieces:
+    assert journal.entries[: len(kept)] == kept
+    assert sorted(row["prompt_id"] for row in journal.entries) == list(range(12))
+    for row in journal.entries:
         assert row["outcome"] == (0.5 if row["prompt_id"] == 3 else 1.0)
         assert (row["model"], row["against"], row["readable"]) == ("ppo", "base", True)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig
 
 from rlhf_recipes.errors import RecipeError
@@ -203,7 +204,7 @@ def test_a_collection_that_was_cut_off_ends_as_if_it_had_not_been(
     append = Journal.append
 
     def stops(self, piece):
-        if self.path.name == "ppo.jsonl" and len(self.pieces) == 2:
+        if self.path.name == "ppo.jsonl" and len(self.entries) == 2:
             raise KeyboardInterrupt
         append(self, piece)
 
@@ -292,7 +293,9 @@ def test_checkpoints_are_a_family_and_each_is_sampled_with_its_own_weights(
     assert len({str(responses(tmp_path, name)) for name in ("ppo-2", "ppo-4", "ppo")}) == 3
 
 
-def test_a_chat_judge_compares_the_finished_models_with_base(arguments, tmp_path):
+def test_a_chat_judge_compares_the_finished_models_with_base(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
     def first(prompt, a, b):
         return "A"
 

@@ -11,7 +11,7 @@ from typing import Any
 from rlhf_recipes.arguments import resolved_recipe
 from rlhf_recipes.collector import no_collection
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.preferences import DataArguments
+from rlhf_recipes.preferences.arguments import DataArguments
 from rlhf_recipes.preferences.files import Splits, read_splits
 from rlhf_recipes.preferences.filtering import Dropped, Sieve
 from rlhf_recipes.preferences.findings import Findings, count_repeats

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from rlhf_recipes.models.loading import base_path
-from rlhf_recipes.preferences import data_fingerprint
+from rlhf_recipes.preferences import current_fingerprint
 
 MODEL_FILES = (
     "*.safetensors",
@@ -40,7 +40,7 @@ def run_inputs(settings: Mapping[str, Any]) -> dict[str, str]:
     commit, and left out while it is not in the cache yet.
     """
     readers: dict[str, Callable[[Any], str | None]] = {
-        "dataset_name": data_fingerprint,
+        "dataset_name": current_fingerprint,
         "model_name_or_path": lambda name: base_fingerprint(name, settings.get("model_revision")),
         "reward_model_path": model_fingerprint,
         "sft_model_path": model_fingerprint,

@@ -380,15 +380,6 @@ def test_columns_are_mapped_by_name_and_by_path(tmp_path: Path) -> None:
         prepared(tmp_path, [numbered(i) for i in range(4)], columns={"qq": "system"})
 
 
-@pytest.mark.parametrize(
-    ("columns", "found"),
-    [({"q": "question"}, "maps to 'question'"), ({"q": "prompt", "p": "prompt"}, "two columns")],
-)
-def test_a_wrong_mapping_is_an_error(columns: dict[str, str], found: str) -> None:
-    with pytest.raises(ValueError, match=found):
-        DataArguments("rows.jsonl", columns=columns)
-
-
 def test_ignored_columns_duplicates_and_contradictions_are_counted(tmp_path: Path) -> None:
     rows = [numbered(i) | {"margin": 0.5} for i in range(6)]
     rows += [rows[0], rows[1] | {"chosen": REJECTED, "rejected": CHOSEN}]

@@ -17,7 +17,7 @@ from rlhf_recipes.evaluation.collect.provenance import read_adapters
 from rlhf_recipes.models.adapters import read_adapter
 from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
 from rlhf_recipes.planning.plan import evaluation_plan
-from rlhf_recipes.preferences import data_fingerprint
+from rlhf_recipes.preferences import current_fingerprint
 from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.roles import Roles
 from tests.evaluation.chat_server import ChatServer
@@ -51,7 +51,7 @@ def saved(tmp_path_factory):
             for p in prompts
         ]
         (data / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (data / "run.json").write_text(json.dumps({"dataset_fingerprint": data_fingerprint(data)}))
+    (data / "run.json").write_text(json.dumps({"dataset_fingerprint": current_fingerprint(data)}))
     for number, name in enumerate(("proxy", "gold")):
         write_adapter(folder / name, seed=number, head=True)
     for number, name in enumerate(("ppo", "ppo/checkpoint-2", "ppo/checkpoint-4"), start=5):
@@ -142,7 +142,7 @@ def test_a_record_has_what_was_sampled_and_how(arguments, saved, tmp_path):
     assert facts["models"]["control"]["seed"] == 43
     assert (facts["n_prompts"], facts["samples_per_prompt"]) == (8, 2)
     assert facts["generation"]["top_k"] == 0
-    assert facts["dataset_fingerprint"] == data_fingerprint(saved / "data")
+    assert facts["dataset_fingerprint"] == current_fingerprint(saved / "data")
     assert facts["prompts_in_training"] == 2  # the same but for case and spaces
     assert list(facts["judges"]) == ["length"]
     assert facts["families"] == {"ppo": "ppo"}

@@ -123,7 +123,7 @@ class RewardModel:
         ids, mask = pad(sequences, pad_token_id, left=False)
         device = self.roles.base.device
         pooled = torch.tensor([pooled_position(s, pad_token_id) for s in sequences])
-        hidden = self.roles.hidden(self.role, ids.to(device), mask.to(device))
+        hidden = self.roles.last_hidden_states(self.role, ids.to(device), mask.to(device))
         last = hidden[torch.arange(len(sequences)), pooled.to(device)]
         scores: Tensor = self.roles.head(self.role)(last.float()).squeeze(-1)
         return scores.tolist()

@@ -1,15 +1,15 @@
 """One frozen base model in memory, every role an adapter: the only place that switches adapters.
 
-PEFT's own switches change `requires_grad` behind the caller's back: leaving `disable_adapter()`
-freezes what was trainable or thaws what was frozen, `set_adapter()` thaws. Here each parameter's
-flag is decided once, when its adapter is attached, and put back after every switch.
+PEFT's own switches change `requires_grad` without being asked: leaving `disable_adapter()` freezes
+what was trainable or unfreezes what was frozen, and `set_adapter()` unfreezes. Here each
+parameter's flag is decided once, when its adapter is attached, and restored after every switch.
 """
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import (
@@ -24,16 +24,38 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.logprobs import TokenLogps, token_logps
+from rlhf_recipes.logprobs import token_logps
 from rlhf_recipes.models.adapters import Adapter, read_adapter
 from rlhf_recipes.models.dropout import turn_off_dropout
 from rlhf_recipes.models.logits import logits_of
 from rlhf_recipes.models.lora import HEAD_NAMES, check_lora
 from rlhf_recipes.models.merging import merged
-from rlhf_recipes.prefix_sharing.forward import packed_pass, takes_packed
-from rlhf_recipes.prefix_sharing.packing import packing_of
-from rlhf_recipes.prefix_sharing.shared_layers import lowest_adapted_layer, only_layers, trunk_input
+from rlhf_recipes.prefix_sharing.forward import (
+    can_share_prefixes,
+    packed_pass,
+    use_packed_attention,
+)
+from rlhf_recipes.prefix_sharing.packing import packing_for
+from rlhf_recipes.prefix_sharing.shared_layers import (
+    num_shared_layers,
+    only_layers,
+    upper_layer_input,
+)
 from rlhf_recipes.prompts import position_ids
+
+
+class RoleOutput(NamedTuple):
+    """What a role computes for each completion token, shape (batch, completion), 0 for padding.
+
+    Attributes:
+        logps: Log-probabilities in nats, of a role without a scalar head.
+        entropy: Entropy of the distribution of each token in nats, of a role without a scalar head.
+        values: Values of a role with a scalar head, which are not set to 0 for padding.
+    """
+
+    logps: Tensor | None = None
+    entropy: Tensor | None = None
+    values: Tensor | None = None
 
 
 class Roles(nn.Module):
@@ -42,11 +64,11 @@ class Roles(nn.Module):
     A role is an adapter's name; None is the base with all adapters off. Dropout is off in all
     roles: PPO's ratio compares two passes over the same tokens.
 
-    With gradient checkpointing the backward pass computes activations again with whatever adapter
-    is active then: hold `use(role)` over forward *and* backward.
+    With gradient checkpointing the backward pass recomputes activations with whatever adapter is
+    active then: hold `use(role)` over forward *and* backward.
 
     Args:
-        prefix_sharing: Whether what rows of a batch have in common is computed once, where the
+        prefix_sharing: Whether a prefix that rows of a batch share is computed once, where the
             architecture allows it.
     """
 
@@ -55,21 +77,23 @@ class Roles(nn.Module):
         self.base = base
         self.heads = nn.ModuleDict()
         self.active: str | None = None
-        self.trunk_depth = 0
+        self.num_shared_layers = 0
         self._peft: list[PeftModel] = []  # in a list: not a second path to the same parameters
         self._trainable: dict[nn.Parameter, bool] = {}
         self._fix_flags(trainable=False)
-        # By the names before any adapter; under two where an embedding is the head as well.
-        self._shared = dict(base.named_parameters(remove_duplicate=False))
+        # Names before any adapter is attached; a tied embedding and head are listed under both.
+        self._base_weights = dict(base.named_parameters(remove_duplicate=False))
         self._checksums = {weight: _checksum(weight) for weight in base.parameters()}
         turn_off_dropout(base)
-        self.packs = prefix_sharing and takes_packed(base)
+        self.shares_prefixes = prefix_sharing and can_share_prefixes(base)
+        if self.shares_prefixes:
+            use_packed_attention(base)
 
     def attach(self, role: str, config: LoraConfig, *, trainable: bool) -> None:
         """Add a fresh adapter: B = 0, so the role starts as the base itself."""
         check_lora(config.to_dict(), f"What `{role}` is to be")
         config.lora_dropout = 0.0
-        # PEFT would read it from the model: the name the user gave.
+        # `get_peft_model` and `save_pretrained` of PEFT set this; neither is used here.
         config.base_model_name_or_path = self.base.name_or_path
         if self._peft:
             self._peft[0].add_adapter(role, config)
@@ -77,11 +101,11 @@ class Roles(nn.Module):
             self._peft.append(PeftModel(self.base, config, adapter_name=role))
         self._fix_flags(trainable)
         self._activate(self.active)
-        self.trunk_depth = lowest_adapted_layer(self.base)
+        self.num_shared_layers = num_shared_layers(self.base)
         self._check_base_unchanged(role)
 
     def attach_saved(self, role: str, source: str | Path | Adapter, *, trainable: bool) -> None:
-        """Add an adapter, or that of a run folder, with its scalar head where it has one."""
+        """Add a saved adapter, with its scalar head where it has one."""
         adapter = read_adapter(source)
         try:
             self.attach(role, copy.deepcopy(adapter.config), trainable=trainable)
@@ -93,7 +117,7 @@ class Roles(nn.Module):
         self.load_role(role, adapter)
 
     def load_role(self, role: str, source: str | Path | Adapter) -> None:
-        """Replace the weights of an attached role by those of another adapter.
+        """Replace the weights of an attached role by those of a saved adapter.
 
         Only LoRA weights are handed to PEFT, which would write any other into the base.
         """
@@ -105,45 +129,46 @@ class Roles(nn.Module):
             )
         except (RuntimeError, KeyError) as error:  # torch lists the weights of another size
             raise RecipeError(self._does_not_fit(adapter, str(error))) from error
-        unset = [name for name in result.missing_keys if role in name.split(".")]
-        for what, names in (
+        missing = [name for name in result.missing_keys if role in name.split(".")]
+        for problem, names in (
             ("weights that the base has no place for", result.unexpected_keys),
-            ("no weights for layers that its configuration adapts", unset),
+            ("no weights for layers that its configuration adapts", missing),
         ):
             if names:
-                raise RecipeError(self._does_not_fit(adapter, f"it has {what}, such as {names[0]}"))
+                reason = f"it has {problem}, such as {names[0]}"
+                raise RecipeError(self._does_not_fit(adapter, reason))
         if adapter.head:
             self.heads[role].load_state_dict(dict(adapter.head))
         self._check_base_unchanged(role)
 
     def _check_copies(self, adapter: Adapter) -> None:
-        """Base weights that PEFT saved with an adapter must be those of this base."""
+        """Raise RecipeError where base weights saved with an adapter differ from this base's."""
         for name, tensor in adapter.copies.items():
             plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-            weight = self._shared.get(plain)
+            weight = self._base_weights.get(plain)
             if weight is None or not torch.equal(weight.detach(), tensor.to(weight)):
                 raise RecipeError(
                     f"The adapter in {adapter.folder} has another `{name}` than the base "
-                    f"`{self.base.name_or_path}`, which all roles share: taken over, it would "
-                    "change the base. Train the adapter without changing that layer or the "
-                    "vocabulary, or merge it into a copy of the base with PEFT's "
-                    "`merge_and_unload` and use that folder as `model_name_or_path`."
+                    f"`{self.base.name_or_path}`, which all roles share. Loading it would change "
+                    "the base. Train the adapter without changing that layer or the vocabulary, "
+                    "or merge it into a copy of the base with PEFT's `merge_and_unload` and use "
+                    "that folder as `model_name_or_path`."
                 )
 
     def _check_base_unchanged(self, role: str) -> None:
-        """The shared base is the same, bit for bit, as before any adapter."""
-        for name, weight in self._shared.items():
+        """Raise RecipeError unless the base is the same, bit for bit, as before any adapter."""
+        for name, weight in self._base_weights.items():
             if not torch.equal(_checksum(weight), self._checksums[weight].to(weight.device)):
                 raise RecipeError(
                     f"Attaching `{role}` changed the shared base `{self.base.name_or_path}` "
-                    f"(`{name}`), so that no role's outputs could be believed. Train that adapter "
-                    "as plain LoRA."
+                    f"(`{name}`), so no role's output would be right. Train that adapter as plain "
+                    "LoRA."
                 )
 
     def _does_not_fit(self, adapter: Adapter, reason: str) -> str:
         return (
             f"The adapter in {adapter.folder} does not fit `{self.base.name_or_path}`: {reason}. "
-            f"It was trained on {adapter.base}: an adapter fits its own base only."
+            f"It was trained on {adapter.base}, and an adapter fits only its own base."
         )
 
     def attach_head(
@@ -155,11 +180,11 @@ class Roles(nn.Module):
         self.heads[role] = head.requires_grad_(trainable)
 
     def adapter_config(self, role: str) -> LoraConfig:
-        """A copy of a role's LoRA configuration."""
+        """Return a copy of a role's LoRA configuration."""
         return copy.deepcopy(self._peft[0].peft_config[role])  # type: ignore[return-value]
 
     def head(self, role: str) -> nn.Linear:
-        """The scalar head of a role that has one."""
+        """Return the scalar head of a role that has one."""
         head = self.heads[role]
         assert isinstance(head, nn.Linear)
         return head
@@ -170,12 +195,12 @@ class Roles(nn.Module):
             parameter.requires_grad_(self._trainable[parameter])
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
-        """The Trainer calls this where a recipe has `activation_checkpointing: true`."""
+        """Enable activation checkpointing; the Trainer calls this where a recipe asks for it."""
         self.base.activation_checkpointing_enable(**kwargs)
 
     @contextmanager
     def use(self, role: str | None) -> Iterator[None]:
-        """Make a role the active one; what was active and all `requires_grad` come back."""
+        """Make a role the active one, then restore the active role and all `requires_grad`."""
         if role == self.active:
             yield
             return
@@ -202,7 +227,7 @@ class Roles(nn.Module):
 
     @contextmanager
     def merged(self, role: str | None) -> Iterator[PreTrainedModel]:
-        """The base as a role, its adapter added into the weights where that is possible."""
+        """Yield the base as a role, its adapter added to the weights where that is possible."""
         with self.use(role):
             if role is None:
                 yield self.base
@@ -214,95 +239,120 @@ class Roles(nn.Module):
         self,
         role: str | None,
         input_ids: Tensor,
-        mask: Tensor,
+        attention_mask: Tensor,
         completion_length: int,
         temperature: float = 1.0,
-        trunk: Tensor | None = None,
+        shared_hidden_states: Tensor | None = None,
         *,
         entropy_grad: bool = False,
-    ) -> TokenLogps | Tensor:
-        """Values of a role with a head, log-probabilities of one without: completion tokens only.
+    ) -> RoleOutput:
+        """Compute a role's output for the completion tokens, the last `completion_length` columns.
 
-        A training pass goes through here, so that DistributedDataParallel sees it.
+        Training passes use this method, so that DistributedDataParallel sees them.
 
         Args:
-            trunk: What `trunk` gave for these rows, where it did.
+            shared_hidden_states: Output of the method of that name for the same rows, if any.
             entropy_grad: Whether the entropy has a gradient, which takes memory.
         """
         if role is not None and role in self.heads:
             # V(s_t) is read where token t is about to be chosen: one position before it.
-            return self.scores(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
-        real = mask[:, -completion_length:]
+            scores = self.scores(role, input_ids, attention_mask, shared_hidden_states)
+            return RoleOutput(values=scores[:, -completion_length - 1 : -1])
+        real = attention_mask[:, -completion_length:]
         with self.use(role):  # an adapter may reach the head
-            states = self.completion_states(role, input_ids, mask, completion_length, trunk)
-            # The head is the widest layer by far: it runs on real tokens only.
-            logits = logits_of(self.base, states)
+            hidden_states = self.completion_hidden_states(
+                role, input_ids, attention_mask, completion_length, shared_hidden_states
+            )
+            # The head is the widest layer by far, so it runs on real tokens only.
+            logits = logits_of(self.base, hidden_states)
         ids = input_ids[:, -completion_length:][real]
-        found = token_logps(logits, ids, temperature, entropy_grad=entropy_grad)
-        return TokenLogps(*(f.new_zeros(real.shape).masked_scatter(real, f) for f in found))
+        flat = token_logps(logits, ids, temperature, entropy_grad=entropy_grad)
+        logps, entropy = (x.new_zeros(real.shape).masked_scatter(real, x) for x in flat)
+        return RoleOutput(logps, entropy)
 
-    def completion_states(
+    def completion_hidden_states(
         self,
         role: str | None,
         input_ids: Tensor,
-        mask: Tensor,
+        attention_mask: Tensor,
         completion_length: int,
-        trunk: Tensor | None = None,
+        shared_hidden_states: Tensor | None = None,
     ) -> Tensor:
-        """What the language-model head draws each real completion token from, row by row.
+        """Compute the hidden states that predict each completion token, padding removed.
 
-        Shape (tokens, width): the last hidden states one position before each token.
+        Returns shape (tokens, width): the last hidden states one position before each token, row
+        by row.
         """
-        hidden = self.hidden(role, input_ids, mask, trunk)[:, -completion_length - 1 : -1]
-        return hidden[mask[:, -completion_length:]]
+        hidden_states = self.last_hidden_states(
+            role, input_ids, attention_mask, shared_hidden_states
+        )[:, -completion_length - 1 : -1]
+        return hidden_states[attention_mask[:, -completion_length:]]
 
     def scores(
-        self, role: str, input_ids: Tensor, mask: Tensor, trunk: Tensor | None = None
+        self,
+        role: str,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        shared_hidden_states: Tensor | None = None,
     ) -> Tensor:
-        """The scalar head's output at every position, shape (batch, length), float32."""
-        hidden = self.hidden(role, input_ids, mask, trunk)
-        return self.head(role)(hidden.float()).squeeze(-1)  # type: ignore[no-any-return]
+        """Compute the scalar head's output at every position, shape (batch, length), float32."""
+        hidden_states = self.last_hidden_states(
+            role, input_ids, attention_mask, shared_hidden_states
+        )
+        return self.head(role)(hidden_states.float()).squeeze(-1)  # type: ignore[no-any-return]
 
-    def trunk(self, input_ids: Tensor, mask: Tensor) -> Tensor | None:
-        """Hidden states below the lowest adapted layer, the same for all roles; no gradient.
+    def shared_hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor | None:
+        """Compute the output of the layers below the lowest adapter, which all roles share.
 
-        Shape (batch, length, width). None where adapters reach the first layer, or the architecture
-        cannot be split.
+        Returns shape (batch, length, width), without a gradient; None if an adapter reaches the
+        first layer or the architecture cannot be split.
         """
-        if self.trunk_depth == 0:
+        if self.num_shared_layers == 0:
             return None
-        with torch.no_grad(), only_layers(self.base, slice(0, self.trunk_depth)):
-            return self._decode(input_ids, mask)
+        with torch.no_grad(), only_layers(self.base, slice(0, self.num_shared_layers)):
+            return self._decode(input_ids, attention_mask)
 
-    def hidden(
-        self, role: str | None, input_ids: Tensor, mask: Tensor, trunk: Tensor | None = None
+    def last_hidden_states(
+        self,
+        role: str | None,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        shared_hidden_states: Tensor | None = None,
     ) -> Tensor:
-        """Last hidden states, after the final norm, shape (batch, length, width).
+        """Compute last hidden states, after the final norm, shape (batch, length, width).
 
-        What rows have in common is computed once; see `packing.py`.
+        A prefix that rows share is computed once; see `prefix_sharing/packing.py`.
         """
         with self.use(role):
-            if trunk is None:
-                return self._decode(input_ids, mask)
-            with only_layers(self.base, slice(self.trunk_depth, None)):
-                return self._decode(input_ids, mask, trunk)
+            if shared_hidden_states is None:
+                return self._decode(input_ids, attention_mask)
+            with only_layers(self.base, slice(self.num_shared_layers, None)):
+                return self._decode(input_ids, attention_mask, shared_hidden_states)
 
-    def _decode(self, input_ids: Tensor, mask: Tensor, trunk: Tensor | None = None) -> Tensor:
+    def _decode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        shared_hidden_states: Tensor | None = None,
+    ) -> Tensor:
         decoder = self.base.base_model
-        given = {"input_ids": input_ids}
-        if trunk is not None:
-            given = {"inputs_embeds": trunk_input(self.base, trunk)}
-        packing = packing_of(input_ids, mask) if self.packs else None
+        inputs = {"input_ids": input_ids}
+        if shared_hidden_states is not None:
+            inputs = {"inputs_embeds": upper_layer_input(self.base, shared_hidden_states)}
+        packing = packing_for(input_ids, attention_mask) if self.shares_prefixes else None
         if packing is not None:
-            packed = {name: packing.pack(tensor) for name, tensor in given.items()}
+            packed = {name: packing.pack(tensor) for name, tensor in inputs.items()}
             return packing.unpack(packed_pass(decoder, packing, **packed).last_hidden_state)
         output = decoder(
-            attention_mask=mask.long(), position_ids=position_ids(mask), use_cache=False, **given
+            attention_mask=attention_mask.long(),
+            position_ids=position_ids(attention_mask),
+            use_cache=False,
+            **inputs,
         )
         return output.last_hidden_state  # type: ignore[no-any-return]
 
     def save_role(self, role: str, folder: str | Path) -> None:
-        """Write a role as a PEFT adapter folder that PEFT itself can load, head included."""
+        """Write a role as an adapter folder that PEFT itself can load, its head included."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         peft = self._peft[0]
@@ -323,7 +373,7 @@ class Roles(nn.Module):
 
 
 def _checksum(weight: Tensor) -> Tensor:
-    """XOR over a tensor's bits, 64 at a time where they divide: any one change shows."""
+    """Return the XOR of a tensor's bits, in words of 64 bits where they divide evenly."""
     flat = weight.detach().contiguous().flatten()
     whole = flat.numel() * flat.element_size() % 8 == 0
     return torch.hash_tensor(flat.view(torch.int64) if whole else flat)

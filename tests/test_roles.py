@@ -24,8 +24,8 @@ def lora(**changes) -> LoraConfig:
     return LoraConfig(**{"r": 4, "target_modules": ["q_proj", "down_proj"], **changes})
 
 
-def randomise(roles: Roles, role: str, seed: int) -> None:
-    """Give an adapter weights that do something: B = 0 would make every role the base."""
+def randomize(roles: Roles, role: str, seed: int) -> None:
+    """Draw random weights for an adapter: with B = 0 every role would be the base."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in roles.base.named_parameters():
@@ -37,7 +37,7 @@ def four_roles() -> Roles:
     roles = Roles(open_base("tiny"))
     for seed, role in enumerate(("policy", "reference", "reward", "value")):
         roles.attach(role, lora(), trainable=role in ("policy", "value"))
-        randomise(roles, role, seed)
+        randomize(roles, role, seed)
     weight = torch.randn(1, 32, generator=torch.Generator().manual_seed(9))
     roles.attach_head("reward", weight, None, trainable=False)
     roles.attach_head("value", weight, torch.zeros(1), trainable=True)
@@ -45,7 +45,7 @@ def four_roles() -> Roles:
 
 
 def one_role(source: Roles, role: str) -> Roles:
-    """A model of its own that holds that role alone: what sharing the base must equal."""
+    """Copy one role to a model of its own, which sharing the base must equal."""
     alone = Roles(open_base("tiny"))
     alone.attach(role, lora(), trainable=True)
     weights = dict(source.base.named_parameters())
@@ -64,7 +64,7 @@ def trainable(roles: Roles) -> set[str]:
 
 def loss_of(roles: Roles, role: str) -> torch.Tensor:
     output = roles(role, IDS, MASK, COMPLETION)
-    return (output if role == "value" else output.logps).square().sum()
+    return (output.values if role == "value" else output.logps).square().sum()
 
 
 def test_only_policy_and_value_train_whatever_has_been_switched():
@@ -90,10 +90,10 @@ def test_each_role_computes_what_a_model_of_its_own_computes():
         shared, alone = (r(role, IDS, MASK, COMPLETION) for r in (roles, one_role(roles, role)))
         torch.testing.assert_close(shared.logps, alone.logps)
     shared, alone = (r("value", IDS, MASK, COMPLETION) for r in (roles, one_role(roles, "value")))
-    torch.testing.assert_close(shared, alone)
+    torch.testing.assert_close(shared.values, alone.values)
     plain = open_base("tiny")(input_ids=IDS[:1]).logits[0, -COMPLETION - 1 : -1]
-    states = roles.completion_states(None, IDS[:1], MASK[:1], COMPLETION)
-    torch.testing.assert_close(logits_of(roles.base, states), plain)
+    hidden_states = roles.completion_hidden_states(None, IDS[:1], MASK[:1], COMPLETION)
+    torch.testing.assert_close(logits_of(roles.base, hidden_states), plain)
 
 
 @pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": False}, {"use_reentrant": True}])
@@ -107,7 +107,7 @@ def test_gradients_on_a_shared_base_equal_those_of_separate_models(checkpointing
     for role in ("policy", "value"):
         with roles.use(role):
             loss_of(roles, role).backward()
-        with torch.no_grad(), roles.use("reward"):  # as a rollout in between would
+        with torch.no_grad(), roles.use("reward"):  # like a rollout in between
             roles.scores("reward", IDS, MASK)
     gradients = {name: p.grad for name, p in roles.named_parameters() if p.requires_grad}
     for role in ("policy", "value"):
@@ -121,43 +121,43 @@ def test_gradients_on_a_shared_base_equal_those_of_separate_models(checkpointing
 
 
 @pytest.mark.parametrize("role", ["policy", "value"])
-def test_a_shared_trunk_changes_neither_outputs_nor_gradients(role):
-    """Adapters in the second layer only: the first runs once for all roles, without a gradient."""
+def test_computing_shared_layers_once_changes_neither_outputs_nor_gradients(role):
+    """Only the second layer has adapters, so the first runs once for all roles."""
     roles = Roles(open_base("tiny"))
     for seed, name in enumerate(("policy", "value")):
         roles.attach(name, lora(layers_to_transform=[1]), trainable=True)
-        randomise(roles, name, seed)
+        randomize(roles, name, seed)
     roles.attach_head("value", torch.ones(1, 32), torch.zeros(1), trainable=True)
-    assert roles.trunk_depth == 1
-    found = []
-    for trunk in (None, roles.trunk(IDS, MASK)):
+    assert roles.num_shared_layers == 1
+    results = []
+    for shared_hidden_states in (None, roles.shared_hidden_states(IDS, MASK)):
         roles.zero_grad()
-        output = roles(role, IDS, MASK, COMPLETION, 0.7, trunk)
-        output = output if role == "value" else output.logps
-        output.square().sum().backward()
+        output = roles(role, IDS, MASK, COMPLETION, 0.7, shared_hidden_states)
+        tensor = output.values if role == "value" else output.logps
+        tensor.square().sum().backward()
         gradients = [p.grad.clone() for p in roles.parameters() if p.grad is not None]
-        found.append((output.detach(), gradients))
-    torch.testing.assert_close(found[1], found[0])
-    assert len(found[0][1]) >= 4
+        results.append((tensor.detach(), gradients))
+    torch.testing.assert_close(results[1], results[0])
+    assert len(results[0][1]) >= 4
 
 
-def test_there_is_no_trunk_below_an_adapter_in_the_first_layer():
+def test_no_layer_is_shared_below_an_adapter_in_the_first_layer():
     roles = four_roles()
-    assert roles.trunk_depth == 0
-    assert roles.trunk(IDS, MASK) is None
+    assert roles.num_shared_layers == 0
+    assert roles.shared_hidden_states(IDS, MASK) is None
 
 
 def test_a_merged_role_computes_the_same_and_the_base_comes_back_bit_for_bit():
     roles = four_roles()
     before = {name: p.clone() for name, p in roles.base.named_parameters()}
     with torch.no_grad():
-        expected = roles.completion_states("policy", IDS, MASK, COMPLETION)
+        expected = roles.completion_hidden_states("policy", IDS, MASK, COMPLETION)
         with roles.merged("policy") as base:
-            found = roles.completion_states("policy", IDS, MASK, COMPLETION)
+            merged = roles.completion_hidden_states("policy", IDS, MASK, COMPLETION)
             weights = dict(base.named_parameters())
             changed = [n for n, p in before.items() if not torch.equal(weights[n], p)]
     assert len(changed) == 4  # two layers of two target modules: no product is left to compute
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)
     for name, parameter in roles.base.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
@@ -172,7 +172,7 @@ def test_padding_does_not_change_a_role():
 def test_dropout_is_off_even_in_training():
     roles = Roles(open_base("tiny"))
     roles.attach("policy", lora(lora_dropout=0.5), trainable=True)
-    randomise(roles, "policy", 0)
+    randomize(roles, "policy", 0)
     roles.train()
     first, second = (roles("policy", IDS, MASK, COMPLETION).logps for _ in range(2))
     assert torch.equal(first, second)
@@ -242,11 +242,11 @@ def test_dropout_kept_as_a_number_is_off_too():
     assert torch.equal(first, second)
 
 
-def test_a_role_is_lora_alone():
+def test_a_role_that_trains_a_whole_module_is_refused():
     with pytest.raises(RecipeError, match=r"`modules_to_save: \['lm_head'\]`"):
         Roles(open_base("tiny")).attach("policy", lora(modules_to_save=["lm_head"]), trainable=True)
 
 
-def test_a_first_draw_that_would_change_the_base_is_refused():
+def test_an_initialization_that_would_change_the_base_is_refused():
     with pytest.raises(RecipeError, match="`init_lora_weights: pissa`"):
         Roles(open_base("tiny")).attach("policy", lora(init_lora_weights="pissa"), trainable=True)

@@ -1,1 +1,1 @@
-"""Sampling completions token by token, for PPO, GRPO and evaluation."""
+"""Sampling of completions, token by token, for PPO, GRPO and evaluation."""

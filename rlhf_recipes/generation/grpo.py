@@ -1,4 +1,4 @@
-"""GRPO's completions from this project's sampler, through the `rollout_func` of its trainer."""
+"""Sample GRPO's completions with this project's sampler, through its trainer's `rollout_func`."""
 
 import logging
 import warnings
@@ -15,7 +15,7 @@ from rlhf_recipes.models.merging import merged
 from rlhf_recipes.prompts import Prompt, prompt_ids
 from rlhf_recipes.sharding import shards_weights
 
-OURS = {
+OWN_DISTRIBUTION = {
     "top_p": 1.0,
     "top_k": 0,
     "min_p": None,
@@ -26,18 +26,18 @@ OURS = {
     "chat_template_kwargs": None,
     "cache_implementation": None,
 }
-"""Settings of GRPOConfig that ask for no more than the model's own distribution, sampled here."""
+"""Settings of GRPOConfig under which completions come from the model's own distribution."""
 
 log = logging.getLogger(__name__)
 
 
 def rollout_func_for(args: GRPOConfig) -> Callable[..., dict[str, Any]] | None:
-    """The `rollout_func` to give to a GRPOTrainer with these arguments.
+    """Return the `rollout_func` for a GRPOTrainer with these arguments.
 
-    None, with a line in the log, where they ask for another distribution than the model's own, or
-    for another engine: then TRL samples.
+    Returns None and logs a warning where they ask for another distribution than the model's own, or
+    for another engine. TRL then samples.
     """
-    for name, value in OURS.items():
+    for name, value in OWN_DISTRIBUTION.items():
         if (getattr(args, name, value) or None) != (value or None):
             log.warning("TRL's own sampler is used: `%s` is %s.", name, getattr(args, name))
             return None
@@ -45,18 +45,18 @@ def rollout_func_for(args: GRPOConfig) -> Callable[..., dict[str, Any]] | None:
         log.warning("TRL's own sampler is used: `max_completion_length` is None.")
         return None
     if shards_weights(args):
-        log.warning("TRL's own sampler is used: the weights are spread over processes.")
+        log.warning("TRL's own sampler is used: the weights are sharded over processes.")
         return None
-    # It says that `rollout_func` may change; TRL is pinned, and the tests run it.
+    # TRL warns that `rollout_func` may change. TRL is pinned, and the tests use it.
     warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
     return sampled_completions
 
 
 def sampled_completions(prompts: list[Prompt], trainer: GRPOTrainer) -> dict[str, Any]:
-    """Completions of each prompt in turn, in the form that GRPOTrainer takes.
+    """Sample one completion per prompt, in the form that GRPOTrainer takes.
 
-    Equal prompts are prefilled once, the adapter is merged into the weights for the while, and the
-    seed comes from torch's generator, which a checkpoint holds. There are no `logprobs`: the
+    Identical prompts are prefilled once, the adapter is merged into the weights meanwhile, and the
+    seed is drawn from torch's generator, whose state a checkpoint holds. `logprobs` is None, so the
     trainer computes those it needs.
     """
     args: Any = trainer.args

@@ -9,18 +9,18 @@ from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 BLOCK_TOKENS = 64
-"""Tokens there is room for beyond those that are there."""
+"""Number of spare tokens that a layer reserves when it grows."""
 
 
 class _BlockLayer(DynamicLayer):
-    """As its parent, which copies all keys and values at every token: this one at every block."""
+    """Like `DynamicLayer`, but reallocates once per `BLOCK_TOKENS` tokens instead of at every token."""
 
-    room: tuple[Tensor, Tensor] | None = None
+    buffers: tuple[Tensor, Tensor] | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """All keys and values so far, the new ones at the end."""
+        """Append keys and values, and return all of them."""
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if not self.has_room(end):
@@ -30,67 +30,67 @@ class _BlockLayer(DynamicLayer):
             )
             if self.keys is not None and self.values is not None:
                 keys[..., :start, :], values[..., :start, :] = self.keys, self.values
-            self.room = keys, values
+            self.buffers = keys, values
             self.is_initialized = True
-        assert self.room is not None
-        for whole, new in zip(self.room, (key_states, value_states), strict=True):
-            whole[..., start:end, :] = new
-        self.keys, self.values = (whole[..., :end, :] for whole in self.room)
+        assert self.buffers is not None
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[..., start:end, :] = new
+        self.keys, self.values = (buffer[..., :end, :] for buffer in self.buffers)
         return self.keys, self.values
 
     def has_room(self, length: int) -> bool:
-        """Whether so many tokens fit into the block that holds those that are there."""
-        if self.room is None or self.keys is None:
+        """Return whether the buffers hold the current keys and have room for `length` tokens."""
+        if self.buffers is None or self.keys is None:
             return False
-        keys = self.room[0]
+        keys = self.buffers[0]
         return keys.data_ptr() == self.keys.data_ptr() and keys.shape[-2] >= length
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep those rows, in that order; a row may be taken several times."""
+        """Select rows, in that order; a row may be selected several times."""
         length = self.get_seq_length()
-        if self.has_room(length) and self.room is not None:
-            keys, values = (whole[beam_idx] for whole in self.room)
-            self.room = keys, values
+        if self.has_room(length) and self.buffers is not None:
+            keys, values = (buffer[beam_idx] for buffer in self.buffers)
+            self.buffers = keys, values
             self.keys, self.values = keys[..., :length, :], values[..., :length, :]
         else:
-            super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # as in `keep_rows`
+            super().reorder_cache(beam_idx)  # type: ignore[arg-type]  # as in `select_rows`
 
 
 def block_cache(config: PreTrainedConfig) -> Cache:
-    """An empty cache for a model of that configuration; sliding windows keep their own layers."""
+    """Make an empty cache for a model; sliding windows keep the layers that transformers has."""
     layers = DynamicCache(config=config).layers
     return Cache([_BlockLayer() if type(layer) is DynamicLayer else layer for layer in layers])
 
 
-def keep_rows(cache: Cache, rows: Tensor) -> None:
-    """Keep those rows of a cache, in that order; a row may be taken several times.
+def select_rows(cache: Cache, rows: Tensor) -> None:
+    """Select rows of a cache, in that order; a row may be selected several times.
 
-    Made for beam search, and the one such method that recurrent layers have too.
+    `reorder_cache` was made for beam search; no other such method exists for recurrent layers too.
     """
     cache.reorder_cache(rows)  # type: ignore[arg-type]  # torch itself gives no LongTensor
 
 
-def joins(cache: Cache) -> bool:
-    """Return whether `joined` can put such caches together: keys and values are all they hold.
+def can_concatenate(cache: Cache) -> bool:
+    """Return whether `concatenate` supports a cache: it holds keys and values and nothing else.
 
-    Recurrent states and what else an architecture keeps per layer are not known here.
+    Recurrent states, and whatever else an architecture keeps per layer, are not supported.
     """
     return all(type(layer) in (_BlockLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
 
 
-def joined(caches: Sequence[Cache], length: int, config: PreTrainedConfig) -> Cache:
-    """Put the rows of several caches into one, padded on the left to `length` tokens."""
+def concatenate(caches: Sequence[Cache], length: int, config: PreTrainedConfig) -> Cache:
+    """Concatenate the rows of several caches, padded on the left to `length` tokens."""
     if len(caches) == 1:
         return caches[0]
-    whole = block_cache(config)
-    for number in range(len(whole.layers)):
+    result = block_cache(config)
+    for number in range(len(result.layers)):
         layers: list[Any] = [cache.layers[number] for cache in caches]
         keys, values = (
             torch.cat([_padded(tensor, length) for tensor in tensors])
             for tensors in ([x.keys for x in layers], [x.values for x in layers])
         )
-        whole.update(keys, values, number)
-    return whole
+        result.update(keys, values, number)
+    return result
 
 
 def _padded(tensor: Tensor, length: int) -> Tensor:

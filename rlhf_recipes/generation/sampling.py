@@ -1,4 +1,4 @@
-"""Sample completions from a causal language model: one sampler for PPO and evaluation.
+"""Sample completions from a causal language model: one sampler for PPO, GRPO and evaluation.
 
 The sampled distribution is the model's own, softmax(logits / temperature): no top-k, no top-p, no
 repetition penalty. Log-probabilities taken from the same logits therefore describe the sampler.
@@ -13,40 +13,48 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_recipes.generation.kv_cache import block_cache, joined, joins, keep_rows
+from rlhf_recipes.generation.kv_cache import (
+    block_cache,
+    can_concatenate,
+    concatenate,
+    select_rows,
+)
 from rlhf_recipes.logprobs import TokenLogps, token_logps
 from rlhf_recipes.models.architectures import check_sampler
 from rlhf_recipes.prompts import Prompt, ids_to_complete, pad, position_ids
 
 PREFILL_ROWS = 4
-"""Prompts computed at once before the first token is drawn: enough to keep the cores busy."""
+"""Number of prompts that are prefilled at once: enough to keep the cores busy."""
 
 
 @dataclass(frozen=True)
 class Completion:
     """One sampled completion.
 
-    `ids` are the sampled token ids, with the end-of-sequence token where it was `finished` by
-    one; `text` is their text without special tokens. An unfinished completion hit the length cap.
-    `logps` and `entropy` are those of `ids` under the distribution they were drawn from, in nats;
-    `states`, shape (ids, width), is what the language-model head made that distribution of, where
-    it was to be kept.
+    Attributes:
+        ids: Sampled token ids, including the end-of-sequence token if there is one.
+        text: Their text without special tokens.
+        finished: Whether it ended with an end-of-sequence token, not at the maximum length.
+        logps: Log-probability of each token under the sampled distribution, in nats.
+        entropy: Entropy of the distribution each token was sampled from, in nats.
+        hidden_states: Last hidden states that the language-model head computed those distributions
+            from, shape (ids, width); None unless `keep_hidden_states` was set.
     """
 
     ids: list[int]
     text: str
     finished: bool
-    # Rounding depends on the batch: two completions are the same if their tokens are.
+    # Rounding depends on the batch: two completions are equal if their tokens are.
     logps: list[float] = field(default_factory=list, compare=False, repr=False)
     entropy: list[float] = field(default_factory=list, compare=False, repr=False)
-    states: Tensor | None = field(default=None, compare=False, repr=False)
+    hidden_states: Tensor | None = field(default=None, compare=False, repr=False)
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids that end a completion: the tokenizer's and the model's own."""
-    own = model.generation_config.eos_token_id if model.generation_config else None
-    listed = own if isinstance(own, list) else [own]
-    return sorted({i for i in [tokenizer.eos_token_id, *listed] if i is not None})
+    """Return the token ids that end a completion, the tokenizer's and the model's."""
+    eos = model.generation_config.eos_token_id if model.generation_config else None
+    model_ids = eos if isinstance(eos, list) else [eos]
+    return sorted({i for i in [tokenizer.eos_token_id, *model_ids] if i is not None})
 
 
 def sample(
@@ -59,19 +67,19 @@ def sample(
     temperature: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
-    keep_states: bool = False,
+    keep_hidden_states: bool = False,
     progress: str | None = None,
 ) -> list[list[Completion]]:
-    """`num_completions` independent completions of each prompt, in the order of the prompts.
+    """Sample `num_completions` independent completions per prompt, in the order of the prompts.
 
-    Decoded in batches by the length of their prompts; a batch prefills a prompt once for all its
-    completions. Reproducible for a given seed, batch size and set of prompts.
+    Prompts are sorted by length and decoded in batches. A batch prefills each prompt once for all
+    its completions. Results are reproducible for a given seed, batch size and set of prompts.
 
     Args:
-        model: Called as it stands: the caller chooses adapters and evaluation mode.
+        model: Used as it is: the caller chooses adapters and evaluation mode.
         temperature: 0 takes the most probable token (ties: the first).
-        batch_size: Completions decoded at once.
-        keep_states: Whether completions have their `states`, on the model's device.
+        batch_size: Number of completions decoded at once.
+        keep_hidden_states: Whether completions have `hidden_states`, on the model's device.
         progress: Title of a progress bar over completions; None shows none.
 
     >>> from rlhf_recipes import sample
@@ -84,7 +92,7 @@ def sample(
     True
     """
     check_sampler(model)
-    generator = torch.Generator(_drawing_device(model.device)).manual_seed(seed)
+    generator = torch.Generator(_generator_device(model.device)).manual_seed(seed)
     encoded = [ids_to_complete(tokenizer, prompt) for prompt in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), encoded[i]))
     rows = [i for i in by_length for _ in range(num_completions)]
@@ -101,23 +109,25 @@ def sample(
                 temperature=temperature,
                 ends=ends,
                 generator=generator,
-                keep_states=keep_states,
+                keep_hidden_states=keep_hidden_states,
             )
             for row, (ids, logps, entropy, steps) in zip(batch, sampled, strict=True):
-                text, ended = tokenizer.decode(ids, skip_special_tokens=True), ids[-1] in ends
-                states = torch.stack(steps) if steps else None
-                completions[row].append(Completion(ids, str(text), ended, logps, entropy, states))
+                text = str(tokenizer.decode(ids, skip_special_tokens=True))
+                hidden = torch.stack(steps) if steps else None
+                completions[row].append(
+                    Completion(ids, text, ids[-1] in ends, logps, entropy, hidden)
+                )
             bar.update(len(batch))
     return completions
 
 
 class Sampled(NamedTuple):
-    """Tokens of one row, and of each its log-probability, the entropy and state it was drawn at."""
+    """Tokens sampled in one row, each with its log-probability, entropy and last hidden state."""
 
     ids: list[int]
     logps: list[float]
     entropy: list[float]
-    states: list[Tensor]
+    hidden_states: list[Tensor]
 
 
 @torch.no_grad()
@@ -130,88 +140,92 @@ def _sample_batch(
     temperature: float,
     ends: list[int],
     generator: torch.Generator,
-    keep_states: bool,
+    keep_hidden_states: bool,
 ) -> list[Sampled]:
-    """What is sampled in each row; equal prompts are neighbours. Rows leave when they end."""
-    different = [ids for i, ids in enumerate(prompts) if i == 0 or ids != prompts[i - 1]]
-    input_ids, mask = (part.to(model.device) for part in pad(different, pad_token_id, left=True))
-    logits, states, cache = _prefill(model, input_ids, mask)
-    if len(different) < len(prompts):
-        new = [int(i > 0 and ids != prompts[i - 1]) for i, ids in enumerate(prompts)]
-        origin = torch.tensor(new, device=model.device).cumsum(0)
-        keep_rows(cache, origin)
-        logits, states, mask = logits[origin], states[origin], mask[origin]
+    """Sample one completion per row.
+
+    Identical prompts must be adjacent; finished rows are dropped from the batch.
+    """
+    unique = [ids for i, ids in enumerate(prompts) if i == 0 or ids != prompts[i - 1]]
+    input_ids, mask = (tensor.to(model.device) for tensor in pad(unique, pad_token_id, left=True))
+    logits, hidden, cache = _prefill(model, input_ids, mask)
+    if len(unique) < len(prompts):
+        is_new = [int(i > 0 and ids != prompts[i - 1]) for i, ids in enumerate(prompts)]
+        origin = torch.tensor(is_new, device=model.device).cumsum(0)
+        select_rows(cache, origin)
+        logits, hidden, mask = logits[origin], hidden[origin], mask[origin]
     sampled = [Sampled([], [], [], []) for _ in prompts]
-    alive = list(range(len(prompts)))
+    active = list(range(len(prompts)))
     end_tokens = torch.tensor(ends, device=model.device)
     for step in range(max_completion_length):
         tokens = _draw(logits, temperature, generator)
-        found = _drawn_from(logits, tokens, temperature)
-        drawn = tokens.tolist(), found.logps.tolist(), found.entropy.tolist()
-        for row, token, logp, entropy, state in zip(alive, *drawn, states, strict=True):
+        drawn = _drawn_logps(logits, tokens, temperature)
+        columns = tokens.tolist(), drawn.logps.tolist(), drawn.entropy.tolist(), hidden
+        for row, token, logp, entropy, hidden_state in zip(active, *columns, strict=True):
             sampled[row].ids.append(token)
             sampled[row].logps.append(logp)
             sampled[row].entropy.append(entropy)
-            if keep_states:
-                sampled[row].states.append(state)
-        going = ~torch.isin(tokens, end_tokens)
-        if step == max_completion_length - 1 or not going.any():
+            if keep_hidden_states:
+                sampled[row].hidden_states.append(hidden_state)
+        unfinished = ~torch.isin(tokens, end_tokens)
+        if step == max_completion_length - 1 or not unfinished.any():
             break
-        if not going.all():
-            kept = going.nonzero().squeeze(-1)
-            keep_rows(cache, kept)
-            alive = [alive[i] for i in kept.tolist()]
-            tokens, mask = tokens[kept], mask[kept]
+        if not unfinished.all():
+            rows = unfinished.nonzero().squeeze(-1)
+            select_rows(cache, rows)
+            active = [active[i] for i in rows.tolist()]
+            tokens, mask = tokens[rows], mask[rows]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        place = mask.long().sum(-1, keepdim=True) - 1
-        logits, states = _next(model, tokens[:, None], mask, place, cache)
+        positions = mask.long().sum(-1, keepdim=True) - 1
+        logits, hidden = _next(model, tokens[:, None], mask, positions, cache)
     return sampled
 
 
 def _next(
-    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, position_ids: Tensor, cache: Cache
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache
 ) -> tuple[Tensor, Tensor]:
-    """Logits of each row's next token, and the state that the head made them of."""
+    """Compute the logits of each row's next token and the hidden state that the head took."""
     head: Any = model.get_output_embeddings()
-    given: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0][:, -1]))
+    head_inputs: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0][:, -1]))
     try:
         output = model(
             input_ids=input_ids,
             attention_mask=mask.long(),
-            position_ids=position_ids,
+            position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
     finally:
         hook.remove()
-    return output.logits[:, -1], given[0]
+    return output.logits[:, -1], head_inputs[0]
 
 
 def _prefill(
     model: PreTrainedModel, input_ids: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor, Cache]:
-    """Logits and state of the first token of each row, and the cache of all prompts.
+    """Compute the logits and hidden state of each row's first token, and the cache of the prompts.
 
-    A few rows at a time, which are of similar length: a short prompt in one batch with a long one
-    would cost as much as that. Prompts whose caches cannot be joined are computed at once.
+    Rows are sorted by length and computed a few at a time, because a short prompt costs as much as
+    the longest one in its batch. Prompts whose caches cannot be concatenated are computed at once.
     """
-    first, caches = [], []
-    size = PREFILL_ROWS if joins(block_cache(model.config)) else len(mask)
+    outputs, caches = [], []
+    size = PREFILL_ROWS if can_concatenate(block_cache(model.config)) else len(mask)
     for rows in torch.arange(len(mask), device=mask.device).split(size):
         left = int((~mask[rows]).all(0).long().cumprod(0).sum())
-        part = mask[rows, left:]
+        row_mask = mask[rows, left:]
         caches.append(block_cache(model.config))
-        first.append(_next(model, input_ids[rows, left:], part, position_ids(part), caches[-1]))
-    logits, states = (torch.cat(parts) for parts in zip(*first, strict=True))
-    return logits, states, joined(caches, mask.shape[1], model.config)
+        inputs = input_ids[rows, left:], row_mask, position_ids(row_mask)
+        outputs.append(_next(model, *inputs, caches[-1]))
+    logits, hidden = (torch.cat(tensors) for tensors in zip(*outputs, strict=True))
+    return logits, hidden, concatenate(caches, mask.shape[1], model.config)
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """One token of each row, by inversion: the first whose cumulative probability exceeds u.
+    """Draw one token per row by inversion: the first whose cumulative probability exceeds u.
 
-    One uniform number a row. `torch.multinomial` draws one for every token of the vocabulary.
+    This takes one uniform number per row; `torch.multinomial` draws one per vocabulary entry.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -220,19 +234,19 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Ten
     draw = torch.rand(
         len(logits), 1, generator=generator, dtype=torch.float64, device=generator.device
     )
-    # Scaled by the sum, which rounding leaves beside 1: u below it always finds a token.
+    # Rounding leaves a total slightly off 1: u scaled by the total always finds a token.
     tokens = torch.searchsorted(cumulative, draw * cumulative[:, -1:], right=True).squeeze(-1)
     return tokens.to(logits.device)
 
 
-def _drawing_device(device: torch.device) -> torch.device:
-    """Where tokens are drawn: Apple's GPUs have no float64."""
+def _generator_device(device: torch.device) -> torch.device:
+    """Return the device to draw tokens on: Apple's GPUs have no float64."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def _drawn_from(logits: Tensor, tokens: Tensor, temperature: float) -> TokenLogps:
-    """Log-probability and entropy of one token a row; the most probable one is drawn surely."""
+def _drawn_logps(logits: Tensor, tokens: Tensor, temperature: float) -> TokenLogps:
+    """Compute log-probability and entropy of one token per row; both are 0 at temperature 0."""
     if temperature == 0:
-        sure = logits.new_zeros(len(tokens), dtype=torch.float32)
-        return TokenLogps(sure, sure)
+        zeros = logits.new_zeros(len(tokens), dtype=torch.float32)
+        return TokenLogps(zeros, zeros)
     return token_logps(logits, tokens, temperature)

@@ -245,14 +245,15 @@ class RolloutWorker:
         outputs: dict[str, Tensor] = {}
         for rows, start, end, length in self.cropped_rows(attention_mask, completion_mask):
             ids, mask = input_ids[rows, start:end], attention_mask[rows, start:end]
-            hidden = self.roles.trunk(ids, mask)
+            hidden = self.roles.shared_hidden_states(ids, mask)
             inputs = ids, mask, length, self.config.temperature, hidden
             cropped = {
                 "ref_logps": self.roles(self.reference, *inputs).logps,
-                "values": self.roles(VALUE, *inputs),
+                "values": self.roles(VALUE, *inputs).values,
             }
             if sampled is None:
-                cropped |= self.roles(POLICY, *inputs)._asdict()
+                policy = self.roles(POLICY, *inputs)
+                cropped |= {"logps": policy.logps, "entropy": policy.entropy}
             for name, column in cropped.items():
                 whole = outputs.setdefault(name, column.new_zeros(completion_mask.shape))
                 whole[rows, :length] = torch.where(completion_mask[rows, :length], column, 0.0)
@@ -271,7 +272,9 @@ class RolloutWorker:
         """Compute again, bit for bit, the shared hidden states that `run_roles` returned."""
         whole = None
         for rows, start, end, _ in self.cropped_rows(attention_mask, completion_mask):
-            hidden = self.roles.trunk(input_ids[rows, start:end], attention_mask[rows, start:end])
+            hidden = self.roles.shared_hidden_states(
+                input_ids[rows, start:end], attention_mask[rows, start:end]
+            )
             if hidden is not None:
                 if whole is None:
                     whole = hidden.new_zeros(*attention_mask.shape, hidden.shape[-1])

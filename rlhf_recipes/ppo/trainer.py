@@ -222,16 +222,16 @@ class PPOTrainer(Trainer):
     def policy_loss(self, model: nn.Module, episodes: Episodes, num_tokens: float) -> Tensor:
         """Compute the clipped surrogate loss minus the entropy bonus, summed to num_tokens."""
         inputs = *episodes.model_inputs(), self.args.temperature, episodes.shared_hidden_states
-        logps, entropy = model(POLICY, *inputs, entropy_grad=self.args.entropy_coef > 0)
+        output = model(POLICY, *inputs, entropy_grad=self.args.entropy_coef > 0)
         policy = clipped_policy_loss(
-            logps,
+            output.logps,
             episodes.old_logps,
             episodes.advantages,
             episodes.completion_mask,
             self.args.cliprange,
             num_tokens,
         )
-        bonus = entropy_bonus(entropy, episodes.completion_mask, num_tokens)
+        bonus = entropy_bonus(output.entropy, episodes.completion_mask, num_tokens)
         tokens = episodes.completion_mask.sum()
         self.means.add(
             {
@@ -251,7 +251,9 @@ class PPOTrainer(Trainer):
     def value_loss(self, model: nn.Module, episodes: Episodes, num_tokens: float) -> Tensor:
         """Compute the clipped value loss times `vf_coef`."""
         value = clipped_value_loss(
-            model(VALUE, *episodes.model_inputs(), trunk=episodes.shared_hidden_states),
+            model(
+                VALUE, *episodes.model_inputs(), shared_hidden_states=episodes.shared_hidden_states
+            ).values,
             episodes.old_values,
             episodes.returns,
             episodes.completion_mask,

@@ -1,1 +1,1 @@
-"""Rows of a batch that begin alike, computed once."""
+"""Computing the common prefix of a batch's rows once."""

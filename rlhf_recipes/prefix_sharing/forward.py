@@ -1,7 +1,8 @@
-"""A prompt is computed once: rows of a batch that begin alike share that beginning in a model.
+"""Compute the common prefix of a batch's rows once, inside a model of TRL's trainers.
 
-`share_prefixes` changes how a model of TRL's trainers computes, not what. Chosen and rejected
-answers, and the completions of a group, are found to begin alike from their ids; see `packing.py`.
+`share_prefixes` changes how such a model computes, not what it computes. The prefix that chosen and
+rejected completions share, or the completions of one group, is recognized from the token ids alone;
+`packing.py` lays out the rows.
 """
 
 import functools
@@ -16,21 +17,26 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from rlhf_recipes.models.dropout import has_dropout
-from rlhf_recipes.prefix_sharing.packing import Packing, packing_of
-from rlhf_recipes.prefix_sharing.shared_layers import frozen_depth, only_layers, trunk_input
+from rlhf_recipes.prefix_sharing.packing import Packing, packing_for
+from rlhf_recipes.prefix_sharing.shared_layers import (
+    num_frozen_shared_layers,
+    only_layers,
+    upper_layer_input,
+)
 
 SHAREABLE = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
-"""Architectures whose layers look at single tokens, attention apart, and that tests compare."""
+"""Supported architectures: position-wise outside attention, covered by the equivalence tests."""
 
-SHARED_ATTENTION = "shared_prefixes"
-"""Name of the attention below in transformers' registry; without a packing it is `sdpa`."""
+PACKED_ATTENTION = "shared_prefixes"
+"""Name of `packed_attention` in transformers' registry; without a packing it is `sdpa`."""
 
 REPLACEABLE = ("eager", "sdpa", "flex_attention")
+"""Attention implementations that `packed_attention` may replace."""
 
 log = logging.getLogger(__name__)
 
 
-def shared_attention(
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -39,29 +45,37 @@ def shared_attention(
     packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of packed tokens, block by block: see `packing.Block`.
+    """Compute attention of packed tokens, one call per `packing.Block`.
 
-    As every attention function of transformers: `query`, `key` and `value` of shape
-    (1, heads, N, d) give (1, N, heads, d).
+    Takes `query`, `key` and `value` of shape (1, heads, N, d) and returns (1, N, heads, d), like
+    every attention function in transformers.
     """
     attend = functools.partial(AttentionInterface()["sdpa"], module, **kwargs)
     if packing is None:
         return attend(query, key, value, attention_mask)  # type: ignore[no-any-return]
-    keys, values = key.split(packing.pieces, 2), value.split(packing.pieces, 2)
-    queries = query.split([block.tokens for block in packing.blocks], 2)
-    found = []
-    for own, block in zip(queries, packing.blocks, strict=True):
-        seen = (torch.cat([pieces[n] for n in block.seen], 2) for pieces in (keys, values))
-        found.append(attend(own, *seen, block.visible)[0])
-    return torch.cat(found, 1), None
+    keys, values = (x.split(packing.segment_lengths, 2) for x in (key, value))
+    queries = query.split([block.num_tokens for block in packing.blocks], 2)
+    outputs = []
+    for block_query, block in zip(queries, packing.blocks, strict=True):
+        visible = (torch.cat([x[i] for i in block.segments], 2) for x in (keys, values))
+        outputs.append(attend(block_query, *visible, block.attention_mask)[0])
+    return torch.cat(outputs, 1), None
 
 
-AttentionInterface.register(SHARED_ATTENTION, shared_attention)
-AttentionMaskInterface.register(SHARED_ATTENTION, AttentionMaskInterface()["sdpa"])
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+AttentionMaskInterface.register(PACKED_ATTENTION, AttentionMaskInterface()["sdpa"])
 
 
-def obstacle(base: PreTrainedModel) -> str | None:
-    """Why a model's passes cannot share prefixes; None where they can."""
+def can_share_prefixes(base: PreTrainedModel) -> bool:
+    """Return whether a model can compute packed rows; if not, log a warning with the reason."""
+    reason = _obstacle(base)
+    if reason is not None:
+        log.warning("Prompts are not shared between rows: %s.", reason)
+    return reason is None
+
+
+def _obstacle(base: PreTrainedModel) -> str | None:
+    """Return why a model cannot compute packed rows; None if it can."""
     config = base.config
     attention = str(config._attn_implementation)
     if config.model_type not in SHAREABLE:
@@ -77,28 +91,20 @@ def obstacle(base: PreTrainedModel) -> str | None:
     return None
 
 
-def takes_packed(base: PreTrainedModel) -> bool:
-    """Give a model the attention that packed passes need; False, and why in the log, if it cannot.
-
-    Its other passes stay what they were.
-    """
-    reason = obstacle(base)
-    if reason is not None:
-        log.warning("Prompts are not shared between rows: %s.", reason)
-        return False
-    base.set_attn_implementation(SHARED_ATTENTION)
-    return True
+def use_packed_attention(base: PreTrainedModel) -> None:
+    """Replace a model's attention by `packed_attention`; passes without a packing keep sdpa."""
+    base.set_attn_implementation(PACKED_ATTENTION)
 
 
 def share_prefixes(model: nn.Module) -> bool:
-    """Compute what rows of a batch have in common once, in every pass of the model without a cache.
+    """Make a model compute each prefix that rows of a batch share once, in passes without a cache.
 
-    Losses, metrics and gradients stay what they are, up to rounding. With TRL's fused head only
-    labelled tokens reach it, on every device. A model that cannot share is left as it is, with a
-    line in the log; returns whether it shares.
+    Losses, metrics and gradients stay the same up to rounding. With TRL's fused head, only labeled
+    tokens reach the head, on every device. A model that cannot share prefixes is left unchanged and
+    a warning gives the reason. Returns whether the model shares prefixes.
 
     Args:
-        model: A causal model or sequence classifier, LoRA around it or not, for example a trainer's
+        model: A causal model or sequence classifier, with or without LoRA, for example a trainer's
             `model` once the trainer is made.
 
     >>> from rlhf_recipes import share_prefixes
@@ -109,20 +115,21 @@ def share_prefixes(model: nn.Module) -> bool:
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if isinstance(base.base_model.forward, _SharingForward):
         return True
-    if not takes_packed(base):
+    if not can_share_prefixes(base):
         return False
+    use_packed_attention(base)
     base.base_model.forward = _SharingForward(base)
     if base.get_output_embeddings() is not None:
-        base.forward = _LabelledForward(base.forward)
+        base.forward = _LabeledForward(base.forward)
     return True
 
 
 def packed_pass(backbone: Callable[..., Any], packing: Packing, **inputs: Any) -> Any:
-    """What a backbone gives for packed tokens; its last hidden states have shape (1, N, width)."""
+    """Run a backbone on packed tokens; its last hidden states have shape (1, N, width)."""
     return backbone(
         **inputs,
         position_ids=packing.position_ids,
-        # A mask of four dimensions is handed to attention as it is, which here has its own.
+        # A mask of four dimensions reaches `packed_attention` as it is, which ignores it.
         attention_mask=packing.position_ids[None, None].bool(),
         packing=packing,
         use_cache=False,
@@ -130,10 +137,10 @@ def packed_pass(backbone: Callable[..., Any], packing: Packing, **inputs: Any) -
 
 
 class _SharingForward:
-    """A backbone's `forward` that packs what it is given and unpacks what comes out.
+    """A backbone's `forward` that packs its inputs and unpacks its outputs.
 
-    The layers below every adapter say the same of a batch whatever role asks: the pass that follows
-    on the same batch, which is the reference's, begins above them.
+    Layers below the lowest adapter give the same output for every role, so a second pass on the
+    same batch, which is the reference model's, starts above them.
     """
 
     def __init__(self, base: PreTrainedModel) -> None:
@@ -145,74 +152,82 @@ class _SharingForward:
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        labelled: Tensor | None = None,
+        labeled: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As the backbone's, of the `labelled` tokens alone where they are given: (1, K, width)."""
+        """Return the backbone's output.
+
+        Args:
+            labeled: True for the K tokens whose last hidden states are wanted, shape (rows,
+                length); they are then returned with shape (1, K, width).
+        """
         packing = None
-        if input_ids is not None and attention_mask is not None and _plain(kwargs):
-            packing = self.packed(input_ids, attention_mask)
+        if input_ids is not None and attention_mask is not None and _is_plain(kwargs):
+            packing = self.packing(input_ids, attention_mask)
         else:
             self.last = None
         if packing is None:
             output = self.forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-            if labelled is not None:
-                output.last_hidden_state = output.last_hidden_state[labelled][None]
+            if labeled is not None:
+                output.last_hidden_state = output.last_hidden_state[labeled][None]
             return output
         output = self.decode(packing)
         hidden = output.last_hidden_state
         output.last_hidden_state = (
-            packing.unpack(hidden) if labelled is None else hidden[:, packing.places[labelled]]
+            packing.unpack(hidden)
+            if labeled is None
+            else hidden[:, packing.packed_positions[labeled]]
         )
         return output
 
-    def packed(self, input_ids: Tensor, attention_mask: Tensor) -> Packing | None:
-        """The packing of a batch; the last one's if it is the same batch."""
+    def packing(self, input_ids: Tensor, attention_mask: Tensor) -> Packing | None:
+        """Return the packing of a batch, that of the last batch if it is the same."""
         last = self.last
         if (
             last is None
             or not torch.equal(last.input_ids, input_ids)
             or not torch.equal(last.attention_mask, attention_mask)
         ):
-            packing = packing_of(input_ids, attention_mask)
+            packing = packing_for(input_ids, attention_mask)
             self.last = _Batch(input_ids.clone(), attention_mask.clone(), packing)
         assert self.last is not None
         return self.last.packing
 
     def decode(self, packing: Packing) -> Any:
-        """What the backbone gives for the packed tokens of the last batch."""
-        assert self.last is not None
-        ids, depth = packing.pack(self.last.input_ids), frozen_depth(self.base)
-        if depth == 0:
+        """Run the backbone on the packed tokens of the last batch."""
+        last = self.last
+        assert last is not None
+        ids, number = packing.pack(last.input_ids), num_frozen_shared_layers(self.base)
+        if number == 0:
             return packed_pass(self.forward, packing, input_ids=ids)
-        if self.last.trunk is None or self.last.depth != depth:
-            with torch.no_grad(), only_layers(self.base, slice(0, depth)):
+        if last.hidden_states is None or last.num_shared_layers != number:
+            with torch.no_grad(), only_layers(self.base, slice(0, number)):
                 output = packed_pass(self.forward, packing, input_ids=ids)
-            self.last.trunk, self.last.depth = output.last_hidden_state, depth
-        with only_layers(self.base, slice(depth, None)):
-            trunk = trunk_input(self.base, self.last.trunk)
-            return packed_pass(self.forward, packing, inputs_embeds=trunk)
+            last.hidden_states, last.num_shared_layers = output.last_hidden_state, number
+        with only_layers(self.base, slice(number, None)):
+            hidden_states = upper_layer_input(self.base, last.hidden_states)
+            return packed_pass(self.forward, packing, inputs_embeds=hidden_states)
 
 
 @dataclass
 class _Batch:
-    """A batch as it was given, and what has been computed of it."""
+    """A batch, its packing, and the output of its shared layers once that is computed."""
 
     input_ids: Tensor
     attention_mask: Tensor
     packing: Packing | None
-    trunk: Tensor | None = None
-    depth: int = 0
+    hidden_states: Tensor | None = None
+    num_shared_layers: int = 0
 
 
-def _plain(kwargs: dict[str, Any]) -> bool:
-    """Whether a pass wants last hidden states of whole rows, and nothing else."""
+def _is_plain(kwargs: dict[str, Any]) -> bool:
+    """Return whether a pass wants last hidden states of whole rows, and nothing else."""
     wanted = {name for name, value in kwargs.items() if value is not None and value is not False}
     return kwargs.get("use_cache") is False and wanted <= {"return_dict"}
 
 
-class _LabelledForward:
-    """A causal model's `forward` whose fused head, TRL's, is given labelled tokens alone."""
+class _LabeledForward:
+    """A causal model's `forward` that gives TRL's fused head the labeled tokens only."""
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self.forward = forward
@@ -221,18 +236,18 @@ class _LabelledForward:
     def __call__(
         self, *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any
     ) -> Any:
-        """As the model's; what the fused head gives per token is 0 where there is no label."""
+        """Return the model's output; per-token outputs are 0 where there is no label."""
         if not fused_lm_head or labels is None:
             return self.forward(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
-        mask = labels[:, 1:] != -100  # whether a token, from the second on, is to be predicted
+        predicted = labels[:, 1:] != -100  # every token but the first can be predicted
         output = self.forward(
             *args,
             fused_lm_head=True,
-            shift_labels=labels[:, 1:][mask][None],
-            labelled=nn.functional.pad(mask, (0, 1)),
+            shift_labels=labels[:, 1:][predicted][None],
+            labeled=nn.functional.pad(predicted, (0, 1)),
             **kwargs,
         )
-        for name, found in list(output.items()):
-            if found.dim() == 2:  # per token; the losses are single numbers
-                output[name] = found.new_zeros(mask.shape).masked_scatter(mask, found)
+        for name, tensor in list(output.items()):
+            if tensor.dim() == 2:  # per token; the losses are single numbers
+                output[name] = tensor.new_zeros(predicted.shape).masked_scatter(predicted, tensor)
         return output

@@ -1,9 +1,10 @@
-"""Rows of token ids that begin alike, laid out so that the common beginning stands there once.
+"""Pack rows of token ids into one sequence that stores each common prefix once.
 
-Rows form a tree: what all have in common, such as a system prompt, what those of one prompt have in
-common, and each row's own rest. Its pieces follow each other in one sequence without padding, which
-every layer but attention takes as it is. Attention is taken block by block: of each piece that rows
-share, and of each few rests, which see what they build on and themselves.
+Rows form a tree: the prefix that all of them share, such as a system prompt, the prefix that the
+rows of one prompt share, and the suffix of each row. The segments of that tree follow each other in
+one sequence without padding. Every layer except attention takes that sequence as it is. Attention
+is computed per block: one block per shared segment, and one block per few suffixes, which attend to
+their prefix and to themselves.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,13 +19,16 @@ from numpy.typing import NDArray
 from scipy.linalg import block_diag
 from torch import Tensor
 
-WORTHWHILE = 1 / 8
-"""Rows share a beginning where that saves this share of their tokens: attention gets dearer."""
+MIN_SAVED = 1 / 8
+"""Minimum fraction of tokens saved before a prefix is shared.
+
+Below it the extra attention calls cost more than they save.
+"""
 
 Integers = NDArray[np.int64]
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     """The tokens from position `start` to `end` that `rows` have in common."""
 
     rows: list[int]
@@ -32,155 +36,162 @@ class Piece(NamedTuple):
     end: int
 
 
-def blocks_of(sequences: Sequence[Integers]) -> list[list[Piece]]:
-    """Each token of each row in one piece, and the pieces that attention is taken of together.
+def attention_blocks(sequences: Sequence[Integers]) -> list[list[Segment]]:
+    """Split rows into segments and group the segments into blocks for attention.
 
-    What a piece builds on comes before it.
+    Each token of each row is in exactly one segment, which follows all segments of its prefix.
     """
     order = sorted(range(len(sequences)), key=lambda row: sequences[row].tolist())
-    common = {row: _common(sequences[before], sequences[row]) for before, row in pairwise(order)}
-    return list(_grown(order, 0, 0, common, [len(own) for own in sequences]))
+    common = {
+        row: _common_length(sequences[before], sequences[row]) for before, row in pairwise(order)
+    }
+    return list(_subtree_blocks(order, 0, 0, common, [len(sequence) for sequence in sequences]))
 
 
-def _common(one: Integers, other: Integers) -> int:
-    """How many tokens two rows begin with alike."""
-    length = min(len(one), len(other))
-    differ = np.flatnonzero(one[:length] != other[:length])
+def _common_length(first: Integers, second: Integers) -> int:
+    """Return the length of the common prefix of two rows."""
+    length = min(len(first), len(second))
+    differ = np.flatnonzero(first[:length] != second[:length])
     return int(differ[0]) if len(differ) else length
 
 
-def _grown(
-    rows: list[int], start: int, least: int, common: Mapping[int, int], lengths: Sequence[int]
-) -> Iterator[list[Piece]]:
-    """The blocks of rows from position `start` on, up to which they are computed.
+def _subtree_blocks(
+    rows: list[int], start: int, shared: int, common: Mapping[int, int], lengths: Sequence[int]
+) -> Iterator[list[Segment]]:
+    """Yield the blocks of rows from position `start`; earlier positions are in blocks already.
 
     Args:
-        rows: In lexicographic order, so that those that begin alike are neighbours.
-        least: How many tokens all of them have in common.
-        common: Of each row how many tokens it has in common with the one before it.
+        rows: In lexicographic order, so that rows with a common prefix are adjacent.
+        shared: Length of the prefix that all of them have in common.
+        common: Length of the prefix that each row has in common with the row before it.
     """
-    alone = []
-    heads = [i for i, row in enumerate(rows) if i == 0 or common[row] <= least]
-    for head, following in zip(heads, [*heads[1:], None], strict=True):
-        family = rows[head:following]
-        if len(family) == 1:
-            alone.append(Piece(family, start, lengths[family[0]]))
+    suffixes = []
+    first = [i for i, row in enumerate(rows) if i == 0 or common[row] <= shared]
+    for begin, end in zip(first, [*first[1:], None], strict=True):
+        group = rows[begin:end]
+        if len(group) == 1:
+            suffixes.append(Segment(group, start, lengths[group[0]]))
             continue
-        end = min(common[row] for row in family[1:])
-        saved = (len(family) - 1) * (end - start)
-        if saved >= WORTHWHILE * sum(lengths[row] - start for row in family):
-            yield [Piece(family, start, end)]
-            yield from _grown(family, end, end, common, lengths)
+        length = min(common[row] for row in group[1:])
+        saved = (len(group) - 1) * (length - start)
+        if saved >= MIN_SAVED * sum(lengths[row] - start for row in group):
+            yield [Segment(group, start, length)]
+            yield from _subtree_blocks(group, length, length, common, lengths)
         else:
-            yield from _grown(family, start, end, common, lengths)
-    yield from _joined(alone)
+            yield from _subtree_blocks(group, start, length, common, lengths)
+    yield from _suffix_blocks(suffixes)
 
 
-def _joined(rests: Sequence[Piece]) -> Iterator[list[Piece]]:
-    """The rests of rows with one prefix, in blocks; without those that have no token.
+def _suffix_blocks(suffixes: Sequence[Segment]) -> Iterator[list[Segment]]:
+    """Group suffixes of one prefix into blocks; empty suffixes are dropped.
 
-    In a block the rests of other rows are computed and hidden. So rests stand together while they
-    have no more tokens than their prefix, which each of them has to look at anyway.
+    Within a block, attention between different suffixes is computed and masked. So a block has at
+    most as many tokens as the prefix, which each suffix attends to anyway.
     """
-    block: list[Piece] = []
+    block: list[Segment] = []
     tokens = 0
-    for rest in rests:
-        size = rest.end - rest.start
-        if block and tokens + size > rest.start:
+    for suffix in suffixes:
+        size = suffix.end - suffix.start
+        if block and tokens + size > suffix.start:
             yield block
             block, tokens = [], 0
         if size:
-            block.append(rest)
+            block.append(suffix)
             tokens += size
     if block:
         yield block
 
 
 class Block(NamedTuple):
-    """Tokens that attention is taken of together.
+    """Tokens whose attention is computed in one call.
 
     Attributes:
-        tokens: How many there are.
-        seen: The numbers of the pieces that they see, their own last.
-        visible: Which tokens of those pieces each of them sees, shape (1, 1, tokens, seen tokens);
-            None where that is itself and all before.
+        num_tokens: Number of query tokens.
+        segments: Indices of the segments they attend to, their own last.
+        attention_mask: True where a query attends to a token of those segments, shape
+            (1, 1, queries, keys); None where attention is causal.
     """
 
-    tokens: int
-    seen: list[int]
-    visible: Tensor | None
+    num_tokens: int
+    segments: list[int]
+    attention_mask: Tensor | None
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of a batch stand; N of them are left of the (rows, length) it had.
+    """Mapping between a batch of (rows, length) tokens and its N packed tokens.
 
     Attributes:
-        source: Of each packed token, its place in the flattened batch, shape (N,).
-        position_ids: Its position in its row, shape (1, N).
-        places: Of each token of the batch, its place among the packed ones, shape (rows, length);
-            any place where there is padding.
-        pieces: How many tokens each piece has, in turn; N together.
-        blocks: The blocks, in turn; a block has one piece or several.
+        batch_positions: Index of each packed token in the flattened batch, shape (N,).
+        position_ids: Position of each packed token in its row, shape (1, N).
+        packed_positions: Index of each batch token in the packed sequence, shape (rows, length);
+            arbitrary for padding.
+        segment_lengths: Number of tokens of each segment, in packed order; the sum is N.
+        blocks: Attention blocks in packed order, each of one or more segments.
     """
 
-    source: Tensor
+    batch_positions: Tensor
     position_ids: Tensor
-    places: Tensor
-    pieces: list[int]
+    packed_positions: Tensor
+    segment_lengths: list[int]
     blocks: list[Block]
 
     def pack(self, batch: Tensor) -> Tensor:
-        """What belongs to each packed token, shape (1, N, ...), of (rows, length, ...)."""
-        return batch.flatten(0, 1).index_select(0, self.source)[None]
+        """Gather a (rows, length, ...) tensor into packed order, shape (1, N, ...)."""
+        return batch.flatten(0, 1).index_select(0, self.batch_positions)[None]
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """What belongs to each token of the batch, shape (rows, length, ...), of (1, N, ...)."""
-        tokens = packed[0].index_select(0, self.places.flatten())
-        return tokens.view(*self.places.shape, *tokens.shape[1:])
+        """Gather a packed (1, N, ...) tensor into batch order, shape (rows, length, ...)."""
+        tokens = packed[0].index_select(0, self.packed_positions.flatten())
+        return tokens.view(*self.packed_positions.shape, *tokens.shape[1:])
 
 
-def packing_of(input_ids: Tensor, mask: Tensor) -> Packing | None:
-    """How a batch is packed; None where a row has no token, or padding between its tokens.
+def packing_for(input_ids: Tensor, attention_mask: Tensor) -> Packing | None:
+    """Return how to pack a batch; None if a row has no tokens, or padding between its tokens.
 
     Args:
         input_ids: Shape (rows, length).
-        mask: True or 1 where a token is real; padding may stand on either side.
+        attention_mask: True or 1 where a token is real; padding may be on either side.
     """
-    ids, real = input_ids.cpu().numpy(), mask.cpu().numpy().astype(bool)
+    ids, real = input_ids.cpu().numpy(), attention_mask.cpu().numpy().astype(bool)
     lengths, first = real.sum(1), real.argmax(1)
     position = np.arange(ids.shape[1]) - first[:, None]
     if not lengths.all() or ((position >= 0) & (position < lengths[:, None]) != real).any():
         return None
-    blocks = blocks_of([row[kept] for row, kept in zip(ids, real, strict=True)])
-    pieces = [piece for block in blocks for piece in block]
-    sizes = [piece.end - piece.start for piece in pieces]
-    places = np.zeros_like(position)
-    source: list[Integers] = []
-    for piece, size, end in zip(pieces, sizes, np.cumsum(sizes), strict=True):
-        for row in piece.rows:
-            begin = first[row] + piece.start
-            places[row, begin : begin + size] = np.arange(end - size, end)
-        source.append(row * ids.shape[1] + begin + np.arange(size))
-    of_token = np.concatenate(source)
-    tensor = partial(torch.as_tensor, device=input_ids.device)
+    blocks = attention_blocks([row[mask] for row, mask in zip(ids, real, strict=True)])
+    segments = [segment for block in blocks for segment in block]
+    sizes = [segment.end - segment.start for segment in segments]
+    packed_positions = np.zeros_like(position)
+    batch_positions: list[Integers] = []
+    for segment, size, end in zip(segments, sizes, np.cumsum(sizes), strict=True):
+        for row in segment.rows:
+            begin = first[row] + segment.start
+            packed_positions[row, begin : begin + size] = np.arange(end - size, end)
+        batch_positions.append(row * ids.shape[1] + begin + np.arange(size))
+    flat = np.concatenate(batch_positions)
+    to_tensor = partial(torch.as_tensor, device=input_ids.device)
     return Packing(
-        source=tensor(of_token),
-        position_ids=tensor(position.ravel()[of_token][None]),
-        places=tensor(places),
-        pieces=sizes,
-        blocks=[_block(block, pieces, tensor) for block in blocks],
+        batch_positions=to_tensor(flat),
+        position_ids=to_tensor(position.ravel()[flat][None]),
+        packed_positions=to_tensor(packed_positions),
+        segment_lengths=sizes,
+        blocks=[_block(block, segments, to_tensor) for block in blocks],
     )
 
 
-def _block(own: list[Piece], pieces: list[Piece], tensor: Callable[[Any], Tensor]) -> Block:
-    """A block of pieces, which all build on the same others."""
-    row, prefix = own[0].rows[0], own[0].start
-    seen = [n for n, piece in enumerate(pieces) if row in piece.rows and piece.end <= prefix]
-    seen += [n for n, piece in enumerate(pieces) if piece in own]
-    sizes = [piece.end - piece.start for piece in own]
+def _block(
+    queries: list[Segment], segments: list[Segment], to_tensor: Callable[[Any], Tensor]
+) -> Block:
+    """Make the block of query segments, which all follow the same prefix."""
+    row, prefix = queries[0].rows[0], queries[0].start
+    keys = [
+        i for i, segment in enumerate(segments) if row in segment.rows and segment.end <= prefix
+    ]
+    keys += [i for i, segment in enumerate(segments) if segment in queries]
+    sizes = [segment.end - segment.start for segment in queries]
     if prefix == 0:
-        return Block(sum(sizes), seen, None)
+        return Block(sum(sizes), keys, None)
     before = np.ones((sum(sizes), prefix), dtype=bool)
     causal = block_diag(*(np.tri(size, dtype=bool) for size in sizes))
-    return Block(sum(sizes), seen, tensor(np.concatenate([before, causal], 1)[None, None]))
+    mask = to_tensor(np.concatenate([before, causal], 1)[None, None])
+    return Block(sum(sizes), keys, mask)

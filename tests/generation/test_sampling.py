@@ -23,7 +23,7 @@ def model():
 
 
 def plain_logits(model, ids: list[int]) -> torch.Tensor:
-    """Logits of a forward pass over one unpadded sequence, without a cache."""
+    """Compute logits of one unpadded sequence in one pass, without a cache."""
     with torch.no_grad():
         return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
 
@@ -37,17 +37,17 @@ def test_greedy_completions_follow_an_unpadded_forward_pass_token_by_token(model
             ids.append(token)
 
 
-def test_a_prompt_shared_by_its_completions_gives_what_it_gives_alone(model, tokenizer):
+def test_sampling_several_completions_per_prompt_does_not_change_them(model, tokenizer):
     alone = sample(model, tokenizer, PROMPTS, max_completion_length=9, temperature=0)
     grouped = sample(
         model, tokenizer, PROMPTS, max_completion_length=9, temperature=0, num_completions=3
     )
-    for one, three in zip(alone, grouped, strict=True):
-        assert three == one * 3
+    for single, group in zip(alone, grouped, strict=True):
+        assert group == single * 3
 
 
 def test_tokens_are_drawn_with_the_models_own_probabilities(model, tokenizer):
-    """All tokens are possible: the default of `generate` would cut the distribution at 50."""
+    """All tokens can be drawn; `generate` would keep only the 50 most probable by default."""
     temperature = 1.5
     (row,) = sample(
         model,
@@ -62,12 +62,12 @@ def test_tokens_are_drawn_with_the_models_own_probabilities(model, tokenizer):
     logits = plain_logits(model, prompt_ids(tokenizer, PROMPTS[0]))[-1]
     expected = torch.softmax(logits / temperature, -1).double()
     counts = torch.bincount(torch.tensor([c.ids[0] for c in row]), minlength=len(expected))
-    # Chi-square wants five expected in each cell: the rare tokens share one.
+    # The chi-square test needs five expected counts per cell, so rare tokens share one.
     common = expected * 20_000 >= 5
     observed = [*counts[common].tolist(), int(counts[~common].sum())]
-    wanted = [*expected[common].tolist(), float(expected[~common].sum())]
+    predicted = [*expected[common].tolist(), float(expected[~common].sum())]
     assert common.sum() > 50
-    assert chisquare(observed, [20_000 * p / sum(wanted) for p in wanted]).pvalue > 0.001
+    assert chisquare(observed, [20_000 * p / sum(predicted) for p in predicted]).pvalue > 0.001
 
 
 def test_a_completion_ends_at_its_end_token_or_at_the_cap(model, tokenizer):
@@ -90,15 +90,15 @@ def test_the_order_of_the_prompts_is_kept(model, tokenizer):
     assert forward == backward[::-1]
 
 
-def test_a_seed_gives_the_same_completions_again_and_another_seed_does_not(model, tokenizer):
+def test_only_the_same_seed_gives_the_same_completions(model, tokenizer):
     first, again, other = (
         sample(model, tokenizer, PROMPTS, max_completion_length=8, seed=seed) for seed in (1, 1, 2)
     )
     assert first == again != other
 
 
-def test_prompts_prefilled_in_parts_give_what_each_gives_alone(model, tokenizer):
-    """Ten prompts of other lengths are three parts, whose caches are joined on the left."""
+def test_prefilling_a_few_prompts_at_a_time_does_not_change_completions(model, tokenizer):
+    """Ten prompts of different lengths are prefilled in three batches of one padded cache."""
     prompts = ["so " * i + "say it" for i in range(10)]
     settings = {"max_completion_length": 5, "temperature": 0}
     together = sample(model, tokenizer, prompts, **settings)
@@ -120,11 +120,11 @@ def test_log_probabilities_and_entropies_are_those_of_a_plain_forward_pass(model
         plain = torch.distributions.Categorical(logits=logits)
         expected = plain.log_prob(torch.tensor(completion.ids))
         torch.testing.assert_close(torch.tensor(completion.logps), expected, rtol=1e-4, atol=1e-4)
-        found = torch.tensor(completion.entropy)
-        torch.testing.assert_close(found, plain.entropy(), rtol=1e-4, atol=1e-4)
+        entropy = torch.tensor(completion.entropy)
+        torch.testing.assert_close(entropy, plain.entropy(), rtol=1e-4, atol=1e-4)
 
 
-def test_equal_prompts_may_stand_anywhere(model, tokenizer):
+def test_identical_prompts_need_not_be_adjacent(model, tokenizer):
     settings = {"max_completion_length": 6, "temperature": 0, "batch_size": 4}
     prompts = [PROMPTS[1], PROMPTS[0], PROMPTS[1], PROMPTS[2], PROMPTS[1]]
     alone = {p: sample(model, tokenizer, [p], **settings)[0] for p in PROMPTS}
@@ -134,18 +134,18 @@ def test_equal_prompts_may_stand_anywhere(model, tokenizer):
     )
     assert sample(model, tokenizer, prompts, **settings) == [alone[p] for p in prompts]
     hook.remove()
-    # Four rows and one are two batches, of which the first has two different prompts.
+    # The five rows make two batches, of which the first has two different prompts.
     assert sum(rows for rows, length in seen if length > 1) == 3
 
 
-def test_a_cache_grows_by_blocks_and_keeps_chosen_rows():
+def test_a_cache_grows_by_blocks_and_selects_rows():
     grown, plain = block_cache(LlamaConfig(num_hidden_layers=1)), DynamicCache()
     generator = torch.Generator().manual_seed(0)
     rows = 3
     for step, length in enumerate((5, 1, 1, 70, 1)):
         states = torch.randn(2, rows, 2, length, 4, generator=generator)
-        for one, other in zip(grown.update(*states, 0), plain.update(*states, 0), strict=True):
-            assert torch.equal(one, other)
+        for ours, expected in zip(grown.update(*states, 0), plain.update(*states, 0), strict=True):
+            assert torch.equal(ours, expected)
         if step in (1, 3):
             for cache in (grown, plain):
                 cache.reorder_cache(torch.tensor([2, 0, 0, 1]))

@@ -57,7 +57,7 @@ def save(base: str, folder: Path, config) -> torch.nn.Module:
 
 def logits(roles: Roles, role: str | None) -> torch.Tensor:
     with roles.use(role), torch.no_grad():
-        return roles.base.get_output_embeddings()(roles.hidden(role, IDS, MASK))
+        return roles.base.get_output_embeddings()(roles.last_hidden_states(role, IDS, MASK))
 
 
 def edit(folder: Path, **changes) -> None:

@@ -294,7 +294,7 @@ def test_samples_scores_and_divergences_are_those_of_plain_passes(tiny, folder_o
     model = open_base(folder_of(tiny))
     check_logits(model)
     roles = Roles(model)
-    assert roles.packs == tiny.shares
+    assert roles.shares_prefixes == tiny.shares
     targets = tiny.settings.get("lora_target_modules", "all-linear")
     roles.attach("policy", LoraConfig(r=2, target_modules=targets), trainable=False)
     roles.eval()

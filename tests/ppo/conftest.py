@@ -15,7 +15,7 @@ PROMPTS = Dataset.from_dict({"prompt": [f"say {'so ' * (i % 5)}{i}" for i in ran
 
 
 UPPER = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [1]}
-"""LoRA in the upper of the two layers only, so that there is a trunk."""
+"""LoRA in the upper of the two layers only, so that the first is shared."""
 
 
 def lora(**changes) -> LoraConfig:

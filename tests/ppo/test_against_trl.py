@@ -116,7 +116,7 @@ class Ours:
         return self.roles("policy", self.ids, self.mask, 6, SETTINGS["temperature"]).logps
 
     def values(self, more: torch.Tensor) -> torch.Tensor:
-        return self.roles("value", self.ids, self.mask, 6)
+        return self.roles("value", self.ids, self.mask, 6).values
 
     def losses(self, vf_coef: float) -> torch.Tensor:
         policy = clipped_policy_loss(

@@ -167,17 +167,21 @@ def test_a_resumed_run_keeps_all_that_a_run_keeps(tmp_path, reward_folder, chang
         assert ran.worker.kl_coef != 0.05
 
 
-def test_a_resumed_run_computes_the_trunk_again_bit_for_bit(tmp_path, upper_reward_folder):
+def test_a_resumed_run_computes_shared_hidden_states_again_bit_for_bit(
+    tmp_path, upper_reward_folder
+):
     ran = assert_resumed_equals_straight(tmp_path, upper_reward_folder, 6, lora_changes=UPPER)
-    assert ran.roles.trunk_depth == 1
+    assert ran.roles.num_shared_layers == 1
     assert ran.episodes.shared_hidden_states.any()
 
 
-def test_a_trunk_changes_nothing_that_is_learned(tmp_path, upper_reward_folder):
+def test_computing_shared_layers_once_changes_nothing_that_is_learned(
+    tmp_path, upper_reward_folder
+):
     settings = {"lora_changes": UPPER, "seed": 63, "max_steps": 5}
     shared = make_trainer(tmp_path / "shared", upper_reward_folder, **settings)
     plain = make_trainer(tmp_path / "plain", upper_reward_folder, **settings)
-    plain.roles.trunk_depth = 0
+    plain.roles.num_shared_layers = 0
     shared.train()
     plain.train()
     assert plain.episodes.shared_hidden_states is None

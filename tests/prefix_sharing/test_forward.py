@@ -1,4 +1,4 @@
-"""Sharing prefixes changes nothing but time: TRL's trainers with it and without, on one batch."""
+"""Sharing prefixes changes only the time: TRL's trainers with and without it on one batch."""
 
 import copy
 import logging
@@ -56,7 +56,7 @@ def tokenizer():
 
 
 def tiny(architecture, tokenizer, auto=AutoModelForCausalLM, attention="sdpa", **changes):
-    """A model of that architecture with random weights, always the same."""
+    """Make a model of an architecture; its random weights are the same every time."""
     config_class, sizes, _ = ARCHITECTURES[architecture]
     config = config_class(
         vocab_size=len(tokenizer),
@@ -98,8 +98,8 @@ def options(folder, **changes):
     }
 
 
-def randomise(model):
-    """Weights that do something in every adapter: B = 0 would make the policy the reference."""
+def randomize(model):
+    """Draw random weights for every adapter: with B = 0 the policy would be the reference."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -110,7 +110,7 @@ def randomise(model):
 def trainer_of(
     kind, architecture, tokenizer, folder, *, peft=True, attention="sdpa", data=None, **changes
 ):
-    """TRL's trainer of that kind, with a random adapter, or without LoRA."""
+    """Make TRL's trainer for reward or DPO, with a random adapter or without LoRA."""
     config = None
     targets = changes.pop("lora", {"target_modules": ARCHITECTURES[architecture][2]})
     if peft:
@@ -130,12 +130,12 @@ def trainer_of(
         reference = None if peft else tiny(architecture, tokenizer, attention=attention)
         args = DPOConfig(**arguments)
         trainer = DPOTrainer(model=model, ref_model=reference, args=args, **shared)
-    randomise(trainer.model)
+    randomize(trainer.model)
     return trainer
 
 
 def one_step(trainer):
-    """Loss, metrics and gradients of the first batch."""
+    """Return loss, metrics and gradients of the first batch."""
     trainer.model.train()
     if trainer.args.activation_checkpointing:  # the training loop does this
         trainer.model.activation_checkpointing_enable(trainer.args.activation_checkpointing_kwargs)
@@ -149,20 +149,20 @@ def one_step(trainer):
 
 
 def assert_same(stock, shared):
-    (found, gradients), (metrics, own_gradients) = stock, shared
-    assert found.keys() == metrics.keys()
-    assert gradients.keys() == own_gradients.keys()
-    for name, value in found.items():
+    (stock_metrics, stock_gradients), (metrics, gradients) = stock, shared
+    assert stock_metrics.keys() == metrics.keys()
+    assert stock_gradients.keys() == gradients.keys()
+    for name, value in stock_metrics.items():
         assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-5), name
-    scale = max(float(gradient.abs().max()) for gradient in gradients.values())
-    for name, gradient in gradients.items():
+    scale = max(float(gradient.abs().max()) for gradient in stock_gradients.values())
+    for name, gradient in stock_gradients.items():
         torch.testing.assert_close(
-            own_gradients[name] / scale, gradient / scale, rtol=1e-4, atol=1e-5, msg=name
+            gradients[name] / scale, gradient / scale, rtol=1e-4, atol=1e-5, msg=name
         )
 
 
 def shared(trainer):
-    """The same trainer, sharing, with the shapes of what its first layer is given."""
+    """Share prefixes in a trainer and record the shapes of its token ids in `seen`."""
     assert share_prefixes(trainer.model)
     if getattr(trainer, "ref_model", None) is not None:
         assert share_prefixes(trainer.ref_model)
@@ -173,7 +173,7 @@ def shared(trainer):
 
 
 def compare(kind, architecture, tokenizer, folder, **changes):
-    """One step of TRL's trainer and of the same, sharing; returns the latter."""
+    """Compare one step of TRL's trainer with and without sharing; return the one that shares."""
     stock = trainer_of(kind, architecture, tokenizer, folder, **changes)
     ours = shared(trainer_of(kind, architecture, tokenizer, folder, **changes))
     assert_same(one_step(stock), one_step(ours))
@@ -190,7 +190,7 @@ def test_loss_metrics_and_gradients_are_those_of_trl(
     ours = compare(kind, architecture, tokenizer, tmp_path, peft=peft, attention=attention)
     batch = next(iter(ours.get_train_dataloader()))
     tokens = int(batch["attention_mask"].sum())
-    # Each pass computes one row without padding, and less than there is to it.
+    # Each pass computes one row without padding, shorter than the batch has tokens.
     assert all(rows == 1 and length < 0.8 * tokens for rows, length in ours.seen)
 
 
@@ -206,9 +206,9 @@ def test_a_system_prompt_is_computed_once_for_all_prompts(kind, architecture, to
     prompts = [
         tokenizer.apply_chat_template(p, return_dict=True)["input_ids"] for p in data["prompt"]
     ]
-    # Of six rows; and the rest of a prompt once for its two answers.
-    rests = sum(len(prompt) - header for prompt in prompts)
-    assert all(length <= tokens - 5 * header - rests for _, length in ours.seen)
+    # There are six rows; the rest of each prompt is computed once for its two completions.
+    suffixes = sum(len(prompt) - header for prompt in prompts)
+    assert all(length <= tokens - 5 * header - suffixes for _, length in ours.seen)
 
 
 LOSSES = "sigmoid hinge ipo nca_pair robust bco_pair sppo_hard aot aot_unpaired apo_zero apo_down"
@@ -240,8 +240,10 @@ def test_every_option_of_the_reward_model_keeps_its_meaning(changes, tokenizer, 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
-def test_in_bf16_it_errs_no_more_than_trl(kind, weights, tokenizer, tmp_path):
-    """Under autocast, the base in float32 or in it too: gradients are as far from float32's."""
+def test_rounding_errors_in_bfloat16_are_as_small_as_those_of_trl(
+    kind, weights, tokenizer, tmp_path
+):
+    """With autocast, the base in float32 or bfloat16: gradients are as close to float32's."""
 
     def gradients(*, sharing=False, **changes):
         trainer = trainer_of(kind, "llama", tokenizer, tmp_path, **changes)
@@ -252,8 +254,8 @@ def test_in_bf16_it_errs_no_more_than_trl(kind, weights, tokenizer, tmp_path):
         if sharing:
             shared(trainer)
         with trainer.accelerator.autocast():
-            found = one_step(trainer)[1]
-        return torch.cat([gradient.float().flatten() for gradient in found.values()])
+            named = one_step(trainer)[1]
+        return torch.cat([gradient.float().flatten() for gradient in named.values()])
 
     exact = gradients()
     stock, ours = (gradients(bf16=True, sharing=sharing) for sharing in (False, True))
@@ -265,7 +267,7 @@ def test_in_bf16_it_errs_no_more_than_trl(kind, weights, tokenizer, tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="flex_attention compiles C++ on a CPU")
 def test_flex_attention_gives_the_same(tokenizer, tmp_path):
-    """Only forward: on a CPU flex_attention has no backward pass to compare with."""
+    """Compare the forward pass only: on a CPU flex_attention has no backward pass."""
     flex = "flex_attention"
     stock, ours = (
         trainer_of("dpo", "llama", tokenizer, tmp_path, attention=flex) for _ in range(2)
@@ -273,8 +275,8 @@ def test_flex_attention_gives_the_same(tokenizer, tmp_path):
     batch = next(iter(stock.get_train_dataloader()))
     with torch.no_grad():
         expected = stock.compute_loss(stock.model, dict(batch))
-        found = shared(ours).compute_loss(ours.model, dict(batch))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        loss = shared(ours).compute_loss(ours.model, dict(batch))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["reward", "dpo"])
@@ -308,9 +310,9 @@ def test_layers_below_every_adapter_run_once_for_policy_and_reference(kind, toke
     assert len(ours.seen) == 1
 
 
-def test_training_with_and_without_goes_the_same_way(tokenizer, tmp_path):
-    """Three optimiser steps of two pairs and one, with an evaluation."""
-    found = []
+def test_training_with_and_without_sharing_is_the_same(tokenizer, tmp_path):
+    """Three optimizer steps on two pairs, then one, and an evaluation."""
+    results = []
     for sharing in (False, True):
         settings = {"per_device_train_batch_size": 2, "max_steps": 3, "logging_steps": 1}
         trainer = trainer_of("dpo", "qwen2", tokenizer, tmp_path / str(sharing), **settings)
@@ -318,9 +320,9 @@ def test_training_with_and_without_goes_the_same_way(tokenizer, tmp_path):
             shared(trainer)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        found.append([*losses, trainer.evaluate(pairs(conversational=True))["eval_loss"]])
-    assert found[1] == pytest.approx(found[0], rel=1e-3)
-    assert len(set(found[0])) > 2
+        results.append([*losses, trainer.evaluate(pairs(conversational=True))["eval_loss"]])
+    assert results[1] == pytest.approx(results[0], rel=1e-3)
+    assert len(set(results[0])) > 2
 
 
 def grpo(tokenizer, folder, **changes):
@@ -347,25 +349,26 @@ def grpo(tokenizer, folder, **changes):
 
 
 def test_a_group_shares_its_prompt(tokenizer, tmp_path):
-    """GRPO's loss, gradients and metrics on one batch of two groups, shuffled as TRL does."""
+    """Compare GRPO's loss and gradients on one batch of two groups, shuffled as TRL does."""
     stock, ours = (grpo(tokenizer, tmp_path) for _ in range(2))
     shared(ours)
     for trainer in (stock, ours):
-        randomise(trainer.model)
+        randomize(trainer.model)
         trainer.model.train()
         trainer.current_gradient_accumulation_steps = 1  # the training loop sets it
     rows = [{"prompt": row["prompt"]} for row in stock.train_dataset.select([0] * 4 + [2] * 4)]
     torch.manual_seed(0)
     batch = stock._prepare_inputs(rows)
     ours.seen.clear()
-    found = []
+    results = []
     for trainer in (stock, ours):
         trainer.model.zero_grad()
         loss = trainer.compute_loss(trainer.model, dict(batch))
         loss.backward()
         named = trainer.model.named_parameters()
-        found.append(({"loss": loss.detach()}, {n: p.grad for n, p in named if p.grad is not None}))
-    assert_same(*found)
+        gradients = {n: p.grad for n, p in named if p.grad is not None}
+        results.append(({"loss": loss.detach()}, gradients))
+    assert_same(*results)
     tokens = int(batch["prompt_mask"].sum() + batch["completion_mask"].sum())
     assert all(rows == 1 and length < 0.5 * tokens for rows, length in ours.seen)
 
@@ -395,7 +398,7 @@ def test_trl_samples_where_another_distribution_is_asked_for(changes, tmp_path, 
     assert f"`{name}` is {value}" in caplog.text
 
 
-def test_what_cannot_share_is_left_as_it_is_and_the_log_says_why(tokenizer, caplog):
+def test_a_model_that_cannot_share_is_left_unchanged_with_a_reason_in_the_log(tokenizer, caplog):
     sliding = tiny("mistral", tokenizer, sliding_window=16)
     gemma = AutoModelForCausalLM.from_config(
         GemmaConfig(vocab_size=64, **SIZES), attn_implementation="sdpa"
@@ -423,7 +426,7 @@ def test_what_cannot_share_is_left_as_it_is_and_the_log_says_why(tokenizer, capl
         assert model.config._attn_implementation == attention
 
 
-def test_generation_is_what_it_was(tokenizer):
+def test_sharing_does_not_change_generation(tokenizer):
     model = tiny("llama", tokenizer).eval()
     ids = torch.tensor([tokenizer("What is it?")["input_ids"]] * 2)
     mask = torch.ones_like(ids)
@@ -436,7 +439,7 @@ def test_generation_is_what_it_was(tokenizer):
 
 def logps(model, ids, mask):
     with torch.no_grad():
-        # A row's first token follows nothing.
+        # A row's first token has no token to be predicted from.
         follows = torch.nn.functional.pad(mask[:, :-1], (1, 0)) * mask
         labels = ids.masked_fill(follows == 0, -100)
         output = model(
@@ -445,8 +448,8 @@ def logps(model, ids, mask):
     return output.log_probs
 
 
-def test_a_batch_is_known_by_its_values(tokenizer, tmp_path):
-    """The trunk of the last pass serves the same batch, not the same tensors."""
+def test_shared_layers_are_reused_for_a_batch_of_the_same_values(tokenizer, tmp_path):
+    """Equal tensors reuse the last pass; the same tensors with new values do not."""
     upper = {"target_modules": ["q_proj"], "layers_to_transform": [2]}
     stock, ours = (trainer_of("dpo", "llama", tokenizer, tmp_path, lora=upper) for _ in range(2))
     shared(ours)
@@ -461,23 +464,23 @@ def test_a_batch_is_known_by_its_values(tokenizer, tmp_path):
     assert_equal()
     passes = len(ours.seen)
     logps(ours.model, ids.clone(), mask.clone())
-    assert len(ours.seen) == passes  # the embeddings were not asked again
-    mask[1, :3] = 0  # what comes after is then another prompt's
+    assert len(ours.seen) == passes  # the embeddings did not run again
+    mask[1, :3] = 0  # the second row then shares no prefix
     assert_equal()
     ids[0, 3] += 1
     assert_equal()
     ids[0, 3] -= 1
     for trainer in (stock, ours):
-        # Another adapter, with weights that do something, reaches further down.
+        # Another adapter reaches a lower layer.
         torch.manual_seed(1)
         lower = LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[0])
         trainer.model.add_adapter("lower", lower)
-        randomise(trainer.model)
+        randomize(trainer.model)
         trainer.model.set_adapter("lower")
     assert_equal()
 
 
-def test_a_copy_of_a_sharing_model_has_its_own_weights(tokenizer, tmp_path):
+def test_a_copy_of_a_sharing_model_uses_its_own_weights(tokenizer, tmp_path):
     model = shared(trainer_of("dpo", "llama", tokenizer, tmp_path)).model
     ids = torch.randint(5, 200, (2, 12), generator=torch.Generator().manual_seed(0))
     twin, mask = copy.deepcopy(model), torch.ones_like(ids)
@@ -500,7 +503,7 @@ def test_a_batch_without_labels_gives_zeros(tokenizer, tmp_path):
     output.log_probs.sum().backward()
 
 
-def test_checkpointing_of_either_kind_works_above_a_trunk(tokenizer, tmp_path):
+def test_checkpointing_of_either_kind_works_above_shared_layers(tokenizer, tmp_path):
     upper = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [2]}
     for reentrant in (False, True):
         checkpointing = {

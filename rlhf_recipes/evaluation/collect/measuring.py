@@ -48,7 +48,8 @@ class Meter:
                 batch_size=self.batch_size,
                 seed=seed,
                 # In lower precision a cached step and a whole pass differ by more than rounding.
-                keep_states=role != self.reference and self.roles.base.dtype == torch.float32,
+                keep_hidden_states=role != self.reference
+                and self.roles.base.dtype == torch.float32,
             )
         flat = [
             (prompt, completion)
@@ -97,13 +98,13 @@ class Meter:
             torch.cat([left, right], 1).to(device),
             torch.cat([left_mask, right_mask], 1).to(device),
         )
-        known = [c.states for _, c in samples if c.states is not None]
+        known = [c.hidden_states for _, c in samples if c.hidden_states is not None]
         sampler_kept = len(known) == len(samples)
-        trunk = None if sampler_kept else self.roles.trunk(*inputs)  # of two passes
+        trunk = None if sampler_kept else self.roles.shared_hidden_states(*inputs)  # of two passes
 
         def states(each: str | None) -> Tensor:
             with self.roles.merged(each):
-                return self.roles.completion_states(each, *inputs, right.shape[1], trunk)
+                return self.roles.completion_hidden_states(each, *inputs, right.shape[1], trunk)
 
         policy = torch.cat(known) if sampler_kept else states(role)
         columns = (right[right_mask].to(device), policy, states(self.reference))

@@ -49,13 +49,13 @@ def test_the_reference_does_not_diverge_from_itself_at_all(meter, reference):
 
 def test_nothing_is_computed_for_the_divergence_of_the_reference(meter, monkeypatch):
     passes = []
-    hidden = Roles.hidden
+    last_hidden_states = Roles.last_hidden_states
 
     def counted(self, role, *inputs):
         passes.append(role)
-        return hidden(self, role, *inputs)
+        return last_hidden_states(self, role, *inputs)
 
-    monkeypatch.setattr(Roles, "hidden", counted)
+    monkeypatch.setattr(Roles, "last_hidden_states", counted)
     samples = [("a", Completion([70, 71], "", False, [-1.0, -3.0], [0.5, 1.0]))]
     (found,) = meter.divergences(None, samples)
     assert passes == []
@@ -89,23 +89,23 @@ def test_an_adapter_that_has_learned_nothing_does_not_diverge(meter):
 
 def test_where_the_sampler_kept_its_states_the_reference_alone_is_computed(meter, monkeypatch):
     roles, given = meter.roles, []
-    completion_states = Roles.completion_states
+    completion_hidden_states = Roles.completion_hidden_states
 
     def counted(self, role, *inputs):
         given.append(role)
-        return completion_states(self, role, *inputs)
+        return completion_hidden_states(self, role, *inputs)
 
-    monkeypatch.setattr(Roles, "completion_states", counted)
+    monkeypatch.setattr(Roles, "completion_hidden_states", counted)
     with roles.merged("policy") as model:
         settings = {"max_completion_length": 12, "num_completions": 2, "temperature": 0.8}
-        sampled = sample(model, meter.tokenizer, PROMPTS, keep_states=True, **settings)
+        sampled = sample(model, meter.tokenizer, PROMPTS, keep_hidden_states=True, **settings)
     kept = [(prompt, c) for prompt, row in zip(PROMPTS, sampled, strict=True) for c in row]
-    assert {tuple(c.states.shape) for _, c in kept} == {
+    assert {tuple(c.hidden_states.shape) for _, c in kept} == {
         (len(c.ids), roles.base.config.hidden_size) for _, c in kept
     }
     found = meter.divergences("policy", kept)
     assert given == [None]
-    without = [(prompt, replace(c, states=None)) for prompt, c in kept]
+    without = [(prompt, replace(c, hidden_states=None)) for prompt, c in kept]
     for one, other in zip(found, meter.divergences("policy", without), strict=True):
         assert one.pop("kl_curve") == pytest.approx(other.pop("kl_curve"), rel=1e-3, abs=1e-6)
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
@@ -116,8 +116,8 @@ def test_states_are_kept_where_they_are_read_and_as_good_as_a_pass(meter, monkey
     """Not of the reference, and not in lower precision."""
     kept = []
 
-    def watched(*arguments, keep_states, **settings):
-        kept.append(keep_states)
+    def watched(*arguments, keep_hidden_states, **settings):
+        kept.append(keep_hidden_states)
         return sample(*arguments, **settings)
 
     monkeypatch.setattr(measuring, "sample", watched)

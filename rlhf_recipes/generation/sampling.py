@@ -112,11 +112,9 @@ def sample(
                 keep_hidden_states=keep_hidden_states,
             )
             for row, (ids, logps, entropy, steps) in zip(batch, sampled, strict=True):
-                text = str(tokenizer.decode(ids, skip_special_tokens=True))
+                text, finished = tokenizer.decode(ids, skip_special_tokens=True), ids[-1] in ends
                 hidden = torch.stack(steps) if steps else None
-                completions[row].append(
-                    Completion(ids, text, ids[-1] in ends, logps, entropy, hidden)
-                )
+                completions[row] += [Completion(ids, str(text), finished, logps, entropy, hidden)]
             bar.update(len(batch))
     return completions
 

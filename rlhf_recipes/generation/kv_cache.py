@@ -13,7 +13,7 @@ BLOCK_TOKENS = 64
 
 
 class _BlockLayer(DynamicLayer):
-    """Like `DynamicLayer`, but reallocates once per `BLOCK_TOKENS` tokens instead of at every token."""
+    """Like `DynamicLayer`, but reallocates once per `BLOCK_TOKENS` tokens."""
 
     buffers: tuple[Tensor, Tensor] | None = None
 

@@ -18,8 +18,9 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 FOLDERS = (".", "docs", "benchmarks", "recipes/**")
 DOCUMENTS = sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.md"))
 
-UPPER = {f"rlhf_recipes.{name}" for name in ("plan", "training", "ppo", "evaluation")}
+LAZY = {"rlhf_recipes", "rlhf_recipes.evaluation"}
 BANNED_NAMES = {"utils", "common", "helpers"}
+SHAPE = ["Expr", "Assign", "FunctionDef", "If"]
 # `_prepare_inputs` is the seam that TRL's own online trainers fill, `_attn_implementation` is what
 # `set_attn_implementation` sets and has no other name, `os._exit` is documented; the rest are
 # namedtuple's.
@@ -51,60 +52,97 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+NAMES = {module_name(path) for path in MODULES}
+
+
 def test_there_is_something_to_check():
     assert len(SCRIPTS) == 6
     assert all((MODULES, TESTS, DOCUMENTS))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=short)
-def test_imports_point_one_way(path):
-    own = module_name(path)
-    upper = any(own == name or own.startswith(f"{name}.") for name in UPPER)
-    for name in imports(path):
-        assert not name.startswith("recipes")
-        assert upper or not any(name == u or name.startswith(f"{u}.") for u in UPPER), (
-            f"{own} is a plain module and imports {name}"
-        )
+def room(module):
+    """The folder that a module is in; a module that stands beside the rooms is one by itself."""
+    path = PACKAGE.parent / module.replace(".", "/")
+    inside = path if path.is_dir() else path.parent
+    return module if inside in (PACKAGE, PACKAGE / "evaluation") else module_name(inside / "x")[:-2]
+
+
+def test_rooms_import_each_other_one_way():
+    """No room imports, by way of others, a room that imports it; the lazy public names aside."""
+    rooms = {}
+    for path in MODULES:
+        own = module_name(path)
+        if own in LAZY:
+            continue
+        found = {name for name in imports(path) if name in NAMES}
+        found = {n for n in found if not any(m.startswith(f"{n}.") for m in found)}
+        rooms.setdefault(room(own), set()).update(room(name) for name in found)
+    for name, needed in rooms.items():
+        needed.discard(name)
+    assert set(TopologicalSorter(rooms).static_order()) >= {"rlhf_recipes.models"}
+
+
+@pytest.mark.parametrize(
+    ("lower", "uppers"),
+    {
+        "models": ("generation", "prefix_sharing", "ppo", "evaluation", "training", "preferences"),
+        "generation": ("ppo", "evaluation", "training", "rewards"),
+        "preferences": ("ppo", "evaluation", "training", "planning", "checks"),
+        "evaluation.metrics": ("evaluation.collect", "evaluation.report", "ppo", "models"),
+        "evaluation.report": ("evaluation.collect", "ppo", "models"),
+        "ppo": ("evaluation", "training", "planning", "checks"),
+    }.items(),
+)
+def test_a_room_knows_nothing_of_those_above_it(lower, uppers):
+    inside = PACKAGE / lower.replace(".", "/")
+    banned = tuple(f"rlhf_recipes.{upper}" for upper in uppers)
+    for path in MODULES:
+        if path.is_relative_to(inside):
+            above = [n for n in imports(path) if any(f"{n}.".startswith(f"{b}.") for b in banned)]
+            assert not above, short(path)
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    names = {module_name(path) for path in MODULES}
     graph = {}
     for path in MODULES:
-        found = names & set(imports(path))
+        found = NAMES & set(imports(path))
         # `from package import module` needs the module, not what else is in the package.
         graph[module_name(path)] = {
             n for n in found if not any(m.startswith(f"{n}.") for m in found)
         }
-    assert set(TopologicalSorter(graph).static_order()) == names
+    assert set(TopologicalSorter(graph).static_order()) == NAMES
 
 
-@pytest.mark.parametrize("path", SOURCES + TESTS, ids=short)
-def test_upstream_is_imported_by_public_names(path):
-    for name in imports(path):
-        assert not name.startswith("trl.") or name.count(".") == 1, f"{name}: use `from trl import`"
-        assert name not in {"trl.trainer", "trl.experimental"}
-        assert not any(part.startswith("_") for part in name.split(".")), name
+def test_upstream_is_imported_by_public_names():
+    for path in SOURCES + TESTS:
+        for name in imports(path):
+            assert not name.startswith("trl.") or name.count(".") == 1, (
+                f"{name}: use `from trl import`"
+            )
+            assert name not in {"trl.trainer", "trl.experimental"}
+            assert not any(part.startswith("_") for part in name.split(".")), name
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=short)
-def test_private_names_are_our_own(path):
+def test_private_names_are_our_own():
     """A private attribute is read only in a file that defines it."""
-    tree = tree_of(path)
-    defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
-    used: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr):
-            (used if isinstance(node.ctx, ast.Load) else defined).add(node.attr)
-    assert used <= defined | ALLOWED_PRIVATE
+    for path in SOURCES:
+        tree = tree_of(path)
+        defined = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        used: set[str] = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr):
+                (used if isinstance(node.ctx, ast.Load) else defined).add(node.attr)
+        assert used <= defined | ALLOWED_PRIVATE, short(path)
 
 
 def test_what_analyses_loads_no_model_library():
-    """What collects and review.py have models; everything else reads what they saved."""
-    paths = (PACKAGE / "evaluation").glob("*.py")
-    models = {"collect", "identity", "measure", "panel", "review"}
-    names = sorted(module_name(path) for path in paths if path.stem not in models)
-    code = f"import sys, {', '.join(names)}; sys.stdout.write(' '.join(sys.modules))"
+    """Only what collects has the models; everything else reads what it saved."""
+    paths = [
+        path for path in (PACKAGE / "evaluation").rglob("*.py") if path.parent.name != "collect"
+    ]
+    code = (
+        f"import sys, {', '.join(map(module_name, paths))}; sys.stdout.write(' '.join(sys.modules))"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -130,50 +168,51 @@ sys.stdout.write(" ".join(loaded - sys.stdlib_module_names))
     assert ran.stdout == "rlhf_recipes"
 
 
-@pytest.mark.parametrize("path", SOURCES + TESTS, ids=short)
-def test_a_file_is_named_after_what_it_holds(path):
-    assert path.stem not in BANNED_NAMES
+def test_a_file_is_named_after_what_it_holds():
+    for path in SOURCES + TESTS:
+        assert path.stem not in BANNED_NAMES, short(path)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=short)
-def test_files_and_functions_are_short(path):
-    budget = 70 if path in SCRIPTS else 400
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= budget
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.FunctionDef):
-            length = (node.end_lineno or 0) - node.lineno + 1
-            assert length <= 60, f"{node.name} has {length} lines"
+def test_files_and_functions_are_short():
+    for path in SOURCES:
+        budget = 70 if path in SCRIPTS else 400
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= budget, short(path)
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 60, f"{short(path)}: {node.name} has {length} lines"
 
 
-@pytest.mark.parametrize("path", TESTS, ids=short)
-def test_no_tolerance_is_so_wide_that_a_test_cannot_fail(path):
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.keyword) and node.arg in {"rtol", "atol", "rel"}:
-            assert float(ast.literal_eval(node.value)) <= 1e-2, f"line {node.value.lineno}"
+def test_no_tolerance_is_so_wide_that_a_test_cannot_fail():
+    for path in TESTS:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.keyword) and node.arg in {"rtol", "atol", "rel"}:
+                tolerance = float(ast.literal_eval(node.value))
+                assert tolerance <= 1e-2, f"{short(path)}, line {node.value.lineno}"
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=short)
-def test_the_scripts_have_one_shape(path):
+def test_the_scripts_have_one_shape():
     """A docstring with the command, ARGUMENTS, a `main` that parses them first, and its call."""
-    tree = tree_of(path)
-    command = f"recipes/{path.name} --config recipes/demo/{path.stem}.yaml"
-    assert command in (ast.get_docstring(tree) or "")
-    body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
-    assert [type(node).__name__ for node in body] == ["Expr", "Assign", "FunctionDef", "If"]
-    _, arguments, main, call = body
-    assert arguments.targets[0].id == "ARGUMENTS"
-    assert main.name == "main"
-    first = main.body[1] if ast.get_docstring(main) else main.body[0]
-    assert ast.unparse(first.value) == "parse_recipe(*ARGUMENTS)"
-    assert ast.unparse(call) == "if __name__ == '__main__':\n    run(main)"
+    for path in SCRIPTS:
+        tree = tree_of(path)
+        command = f"recipes/{path.name} --config recipes/demo/{path.stem}.yaml"
+        assert command in (ast.get_docstring(tree) or ""), short(path)
+        body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
+        assert [type(node).__name__ for node in body] == SHAPE, short(path)
+        _, arguments, main, call = body
+        assert arguments.targets[0].id == "ARGUMENTS"
+        assert main.name == "main"
+        first = main.body[1] if ast.get_docstring(main) else main.body[0]
+        assert ast.unparse(first.value) == "parse_recipe(*ARGUMENTS)"
+        assert ast.unparse(call) == "if __name__ == '__main__':\n    run(main)"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=short)
-def test_every_path_and_target_that_a_document_names_exists(path):
-    text = path.read_text(encoding="utf-8")
-    code = "\n".join(re.findall(r"(?ms)```.*?```|`[^`\n]+`|^ {4}[^\n]+", text))
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    folders = r"recipes|accelerate_configs|rlhf_recipes|tests|benchmarks"
-    paths = re.findall(rf"(?<![\w./])(?:{folders})/[\w./-]*\w", code)
-    assert {name for name in paths if not (ROOT / name).exists()} == set()
-    assert set(re.findall(r"\bmake ([a-z]+)", code)) <= set(targets)
+def test_every_path_and_target_that_a_document_names_exists():
+    for path in DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        code = "\n".join(re.findall(r"(?ms)```.*?```|`[^`\n]+`|^ {4}[^\n]+", text))
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        folders = r"recipes|accelerate_configs|rlhf_recipes|tests|benchmarks"
+        paths = re.findall(rf"(?<![\w./])(?:{folders})/[\w./-]*\w", code)
+        assert {name for name in paths if not (ROOT / name).exists()} == set()
+        assert set(re.findall(r"\bmake ([a-z]+)", code)) <= set(targets)

@@ -3,6 +3,8 @@
 import importlib.util
 import subprocess
 import sys
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+HEADERS = ["# model and data", "# method", "# run"]
+PATHS = {"model_name_or_path", "dataset_name", "output_dir", "reward_model_path"}
 STAGES = {"prepare_data", "reward", "ppo", "grpo", "dpo", "evaluate"}
 
 
@@ -33,18 +37,24 @@ def short(path):
     return str(path.relative_to(ROOT))
 
 
-def parse(recipe, file):
-    """What the script of this recipe's stage makes of that file."""
+def arguments(recipe):
+    """Return the dataclasses that the script of this recipe's stage parses."""
     script = ROOT / "recipes" / f"{recipe.stem}.py"
     spec = importlib.util.spec_from_file_location(f"script_{recipe.stem}", script)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    trains = any(issubclass(cls, TrainingArguments) for cls in module.ARGUMENTS)
+    return module.ARGUMENTS
+
+
+def parse(recipe, file):
+    """Parse a file as the script of this recipe's stage does."""
+    classes = arguments(recipe)
+    trains = any(issubclass(cls, TrainingArguments) for cls in classes)
     # A recipe for GPUs asks for bf16, which a machine without one refuses unless this is given.
     flags = ["--use_cpu"] if trains else []
-    return parse_recipe(*module.ARGUMENTS, argv=["--config", str(file), *flags])
+    return parse_recipe(*classes, argv=["--config", str(file), *flags])
 
 
 def test_every_recipe_is_of_a_stage_and_the_demo_has_them_all():
@@ -61,11 +71,34 @@ def test_a_recipe_parses(recipe):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=short)
+def test_a_recipe_has_a_title_and_three_headers(recipe):
+    blocks = [block.splitlines() for block in recipe.read_text().split("\n\n")]
+    title, *headers = [block[0] for block in blocks]
+    assert len(blocks[0]) == 1
+    assert title.startswith("# ")
+    assert headers == HEADERS
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=short)
+def test_a_value_that_is_not_the_default_says_why(recipe):
+    """Beside the value, or in a comment above it that is no header; paths speak for themselves."""
+    defaults = {field.name: field.default for cls in arguments(recipe) for field in fields(cls)}
+    values = yaml.safe_load(recipe.read_text())
+    lines = recipe.read_text().splitlines()
+    for above, line in pairwise(lines):
+        key = line.partition(":")[0]
+        if key not in values or key in PATHS or values[key] == defaults[key]:
+            continue
+        explained = " # " in line or (above.startswith("# ") and above not in HEADERS)
+        assert explained, f"`{key}` departs from {defaults[key]!r} and does not say why"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=short)
 def test_a_misspelt_key_is_named_with_the_right_one(recipe, tmp_path):
-    first, *rest = [line for line in recipe.read_text().splitlines() if not line.startswith("#")]
-    key, value = first.split(":", 1)
+    text = recipe.read_text()
+    key = next(iter(yaml.safe_load(text)))
     misspelt = tmp_path / recipe.name
-    misspelt.write_text("\n".join([f"{key}x:{value}", *rest]))
+    misspelt.write_text(text.replace(f"\n{key}:", f"\n{key}x:"))
     with pytest.raises(RecipeError, match=rf"`{key}x: (?s:.)*Did you mean `{key}`"):
         parse(recipe, misspelt)
 

@@ -1,16 +1,18 @@
-"""evaluation_results.json from the saved samples: every reported number is computed here."""
+"""evaluation_results.json, computed from the saved samples."""
+
+from dataclasses import asdict
 
 import numpy as np
 from scipy import stats
 
 from rlhf_recipes.evaluation.metrics import comparisons, statistics
 from rlhf_recipes.evaluation.metrics.claims import FEWEST_PROMPTS, FEWEST_READABLE, verdict
-from rlhf_recipes.evaluation.metrics.comparisons import pairwise, win_rates
+from rlhf_recipes.evaluation.metrics.comparisons import win_rates
 from rlhf_recipes.evaluation.metrics.diversity import diversity
-from rlhf_recipes.evaluation.metrics.failures import failed, failure_analysis, flags
-from rlhf_recipes.evaluation.metrics.frontier import add_frontiers
+from rlhf_recipes.evaluation.metrics.failures import detect_failures, failure_analysis, flags
+from rlhf_recipes.evaluation.metrics.frontier import FrontierPoint, frontier, matched_runs
 from rlhf_recipes.evaluation.metrics.kl import kl_summary
-from rlhf_recipes.evaluation.metrics.over_optimization import over_optimisation
+from rlhf_recipes.evaluation.metrics.over_optimization import over_optimization
 from rlhf_recipes.evaluation.metrics.samples import (
     FIELD,
     Collection,
@@ -20,7 +22,7 @@ from rlhf_recipes.evaluation.metrics.samples import (
 )
 from rlhf_recipes.evaluation.metrics.selection import samples_shown
 from rlhf_recipes.evaluation.metrics.statistics import (
-    correct,
+    holm_corrected,
     mean_interval,
     prompts_needed,
     student_half_width,
@@ -29,30 +31,20 @@ from rlhf_recipes.evaluation.metrics.verdicts import judge_quality
 from rlhf_recipes.evaluation.report.caveats import caveats
 
 SCHEMA_VERSION = 4
-SHARES = (0.55, 0.6, 0.7)
+RATES = (0.55, 0.6, 0.7)
 
 
 def evaluation_results(collection: Collection) -> tuple[Results, Results]:
-    """All results of an evaluation as one JSON object, and failure_analysis.json.
+    """Compute all results of an evaluation as one JSON object, and failure_analysis.json.
 
-    What cannot be computed is null. Claims are made on the primary metric: gold where there is one,
-    else an extra judge, else the proxy. Holm's correction is over the policies within each metric,
-    and over all pairs in `pairwise`; earlier checkpoints of a run are reported and not tested.
+    A value that cannot be computed is null. Claims are made on the primary metric: gold where there
+    is one, else an extra judge, else the proxy. Holm's correction is over the policies within each
+    metric, and over all pairs in `pairwise`; earlier checkpoints of a run are reported, not tested.
     """
-    fired = failed(collection)
-    failures = failure_analysis(collection, fired)
-    variety = diversity(collection)
-    models = {m.name: _model(m, collection) for m in collection.models.values()}
-    for name, entry in models.items():
-        entry["diversity"] = variety[name]
-        entry["failures"] = {d: f["per_model"][name] for d, f in failures.items()}
-    finals = [models[m.name] for m in collection.finals]
-    for metric in (*collection.metrics, *collection.verdicts):
-        correct([entry["win_rate"][metric] for entry in finals if entry["win_rate"][metric]])
-    for metric in collection.metrics:
-        correct([reward_of(entry, metric)["difference"] for entry in finals])
-    for entry in finals:
-        entry["verdict"] = verdict(entry["win_rate"][collection.primary])
+    failures = detect_failures(collection)
+    analysis = failure_analysis(collection, failures)
+    frontiers = {metric: frontier(collection, metric) for metric in collection.metrics}
+    models = _models(collection, analysis, frontiers)
     results = {
         "schema_version": SCHEMA_VERSION,
         "run": collection.facts,
@@ -63,23 +55,87 @@ def evaluation_results(collection: Collection) -> tuple[Results, Results]:
             judge: judge_quality(verdicts, collection, comparisons.TIE)
             for judge, verdicts in collection.verdicts.items()
         },
-        "pairwise": pairwise(collection),
+        "pairwise": comparisons.pairwise(collection),
         "controls": comparisons.controls(collection),
         "best_of_n": comparisons.best_of_n_curve(collection),
-        "frontier": add_frontiers(models, collection),
-        "over_optimisation": over_optimisation(collection, models),
+        "frontier": {
+            metric: {
+                "front": [name for name, point in points.items() if point.on_front],
+                "matched": matched_runs(collection, metric),
+            }
+            for metric, points in frontiers.items()
+        },
+        "over_optimisation": over_optimization(collection, models),
         "flags": {
-            record["id"]: found
+            record["id"]: detectors
             for name, model in collection.models.items()
             for i, row in enumerate(model.records)
             for k, record in enumerate(row)
-            if (found := flags(fired, name, i, k))
+            if (detectors := flags(failures, name, i, k))
         },
-        "samples_shown": samples_shown(collection, fired),
+        "samples_shown": samples_shown(collection, failures),
         "reward_model": None,
         "training_curves": {},
     }
-    return results | {"warnings": caveats(results, collection)}, failures
+    return results | {"warnings": caveats(results, collection)}, analysis
+
+
+def _models(
+    collection: Collection, analysis: Results, frontiers: dict[str, dict[str, FrontierPoint]]
+) -> Results:
+    """Compute the entry of every model, with its p-values corrected over the final policies."""
+    finals = [model.name for model in collection.finals]
+    rates, rewards = _win_rates(collection, finals), _rewards(collection, finals)
+    variety = diversity(collection)
+    models = {}
+    for name, model in collection.models.items():
+        points = {metric: asdict(frontiers[metric][name]) for metric in collection.metrics}
+        models[name] = {
+            **_facts(model),
+            "win_rate": rates[name],
+            **rewards[name],
+            "diversity": variety[name],
+            "failures": {d: entry["per_model"][name] for d, entry in analysis.items()},
+            "frontier": {"gold": None, **points},
+        }
+        if name in finals:
+            models[name]["verdict"] = verdict(rates[name][collection.primary])
+    return models
+
+
+def _win_rates(collection: Collection, finals: list[str]) -> Results:
+    """Compute the win rates of every model over base; null for base itself."""
+    rates = {model.name: win_rates(model, collection) for model in collection.policies}
+    corrected = {
+        metric: holm_corrected({name: entry[metric] for name, entry in rates.items()}, finals)
+        for metric in (*collection.metrics, *collection.verdicts)
+    }
+    by_model = {
+        name: {**entry, **{metric: tests[name] for metric, tests in corrected.items()}}
+        for name, entry in rates.items()
+    }
+    of_base = dict.fromkeys((*collection.metrics, *collection.verdicts, "gold", "lc"))
+    return {collection.base.name: of_base, **by_model}
+
+
+def _rewards(collection: Collection, finals: list[str]) -> Results:
+    """Compute `reward`, `gold` and `scores` of every model."""
+    by_model: Results = {
+        name: {"reward": None, "gold": None, "scores": {}} for name in collection.models
+    }
+    for metric in collection.metrics:
+        base = collection.base
+        rewards = {
+            name: comparisons.reward(
+                model.scores(metric), base.scores(metric), is_base=model is base
+            )
+            for name, model in collection.models.items()
+        }
+        differences = {name: entry["difference"] for name, entry in rewards.items()}
+        for name, difference in holm_corrected(differences, finals).items():
+            entry = by_model[name] if metric in FIELD else by_model[name]["scores"]
+            entry[FIELD.get(metric, metric)] = {**rewards[name], "difference": difference}
+    return by_model
 
 
 def _config(collection: Collection) -> Results:
@@ -94,7 +150,7 @@ def _config(collection: Collection) -> Results:
         "confidence": statistics.CONFIDENCE,
         "alpha": statistics.ALPHA,
         "power": statistics.POWER,
-        "prompts_needed": {str(share): prompts_needed(share) for share in SHARES},
+        "prompts_needed": {str(rate): prompts_needed(rate) for rate in RATES},
         "null_win_rate": 0.5,
         "tie_up_to": comparisons.TIE,
         "fewest_prompts": FEWEST_PROMPTS,
@@ -106,14 +162,8 @@ def _config(collection: Collection) -> Results:
     }
 
 
-def _model(model: ModelSamples, collection: Collection) -> Results:
-    base = collection.base
-    rates = dict.fromkeys((*collection.metrics, *collection.verdicts, "gold", "lc"))
-    rewards: Results = {"reward": None, "gold": None, "scores": {}}
-    for metric in collection.metrics:
-        own, reference = model.scores(metric), base.scores(metric)
-        into = rewards if metric in FIELD else rewards["scores"]
-        into[FIELD.get(metric, metric)] = comparisons.reward(own, reference, is_base=model is base)
+def _facts(model: ModelSamples) -> Results:
+    """Summarize a model's samples without comparing them: counts, KL and length."""
     lengths = model.values("n_tokens")
     return {
         "family": model.family,
@@ -121,8 +171,6 @@ def _model(model: ModelSamples, collection: Collection) -> Results:
         "checkpoint": model.checkpoint,
         "n_prompts": len(model.records),
         "n_samples": int(lengths.size),
-        "win_rate": rates if model is base else win_rates(model, collection),
-        **rewards,
         "kl": kl_summary(model),
         "length": {
             "mean": float(lengths.mean()),
@@ -134,29 +182,33 @@ def _model(model: ModelSamples, collection: Collection) -> Results:
 
 
 def _families(collection: Collection, models: Results) -> Results:
-    """Checkpoints and seeds that belong together, and how far apart the seeds are."""
-    found: Results = {}
+    """Group checkpoints and seeds by family, with the spread between seeds."""
+    members: dict[str, list[ModelSamples]] = {}
     for model in collection.policies:
-        found.setdefault(model.family, []).append(model)
-    for family, members in found.items():
-        finals = [model.name for model in collection.finals if model.family == family]
-        found[family] = {
-            "models": [model.name for model in members],
-            "checkpoints": [model.checkpoint for model in members],
-            "finals": finals,
-            "between_seeds": _between_seeds([models[name] for name in finals], collection),
+        members.setdefault(model.family, []).append(model)
+    finals = {
+        family: [model.name for model in collection.finals if model.family == family]
+        for family in members
+    }
+    return {
+        family: {
+            "models": [model.name for model in group],
+            "checkpoints": [model.checkpoint for model in group],
+            "finals": finals[family],
+            "between_seeds": _between_seeds([models[n] for n in finals[family]], collection),
         }
-    return found
+        for family, group in members.items()
+    }
 
 
 def _between_seeds(entries: list[Results], collection: Collection) -> Results | None:
-    """Mean and sd of the gains of several seeds, with Student's interval over seeds."""
+    """Compute mean and sd of the gains of several seeds, with Student's interval over seeds."""
     if len(entries) < 2:
         return None
-    found: Results = {"n": len(entries)}
+    by_metric = {}
     for metric in collection.metrics:
         gains = [reward_of(entry, metric)["gain"]["value"] for entry in entries]
         half = student_half_width(len(gains)) * stats.sem(gains)
         mean, sd = float(np.mean(gains)), float(np.std(gains, ddof=1))
-        found[metric] = {"mean": mean, "sd": sd, "ci": [mean - half, mean + half]}
-    return found
+        by_metric[metric] = {"mean": mean, "sd": sd, "ci": [mean - half, mean + half]}
+    return {"n": len(entries), **by_metric}

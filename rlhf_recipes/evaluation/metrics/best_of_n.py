@@ -1,4 +1,4 @@
-"""What choosing the best of n responses of the base by the proxy would give: no policy needed."""
+"""Best of n: what choosing among completions of the base by the proxy gains without training."""
 
 import math
 
@@ -9,10 +9,10 @@ from rlhf_recipes.evaluation.metrics.win_rate import pair_scores
 
 
 def best_of_n_weights(proxy: Array, n: int) -> Array:
-    """Chance of each of K samples to be the best of n drawn from them, shape (prompts, K).
+    """Return each of K samples' probability to be the best of n drawn from them.
 
-    C(i-1, n-1) / C(K, n) for the i-th smallest, which is (C(i, n) - C(i-1, n)) / C(K, n); samples
-    tied in the proxy share theirs.
+    It is C(i-1, n-1) / C(K, n) = (C(i, n) - C(i-1, n)) / C(K, n) for the i-th smallest; samples
+    tied in the proxy divide theirs equally. The result has the shape of proxy.
 
     Args:
         proxy: Shape (prompts, K).
@@ -25,7 +25,7 @@ def best_of_n_weights(proxy: Array, n: int) -> Array:
 
 
 def best_of_n(proxy: Array, values: Array, n: int) -> Array:
-    """Expected value per prompt of the best of n base samples by the proxy, shape (prompts,).
+    """Compute the expected value of the best of n base samples by the proxy, shape (prompts,).
 
     The estimator of WebGPT (https://arxiv.org/abs/2112.09332), unbiased for n <= K. The rewards
     1..10 have expectation 11n/(n+1).
@@ -39,9 +39,10 @@ def best_of_n(proxy: Array, values: Array, n: int) -> Array:
 def best_of_n_wins(
     proxy: Array, values: Array, opponent: Array, n: int, epsilon: float = 0.0
 ) -> Array:
-    """Chance per prompt that the best of n by the proxy beats an opponent, a tie one half.
+    """Compute the probability that the best of n by the proxy beats an opponent, a tie one half.
 
-    Against fresh samples of the same model, by a proxy without ties, it is n/(n+1) in the mean.
+    The result has the shape (prompts,). Against fresh samples of the same model, by a proxy without
+    ties, its mean is n/(n+1).
 
     Args:
         proxy: Shape (prompts, K), as is values.
@@ -52,7 +53,7 @@ def best_of_n_wins(
 
 
 def best_of_n_kl(n: int) -> float:
-    """log n - (n-1)/n, an upper bound of the KL in nats, exact where no response repeats.
+    """Return log n - (n-1)/n, an upper bound of the KL in nats, exact if no completion repeats.
 
     https://arxiv.org/abs/2401.01879. At n = 4 it is 0.636.
     """

@@ -1,4 +1,4 @@
-"""Whether a reward model's margins mean what Bradley and Terry take them for: probabilities."""
+"""Calibration of a reward model: its margins as Bradley-Terry probabilities."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ LARGEST_LOG_TEMPERATURE = 6.0
 
 
 def calibration(margins: Array) -> dict[str, Any]:
-    """NLL, Brier score, folded ECE with its bins, and the temperature that would fit best.
+    """Compute NLL, Brier score, folded ECE with its bins, and the temperature that fits best.
 
     NLL = mean log(1 + e^-m), ln 2 for a model that knows nothing; Brier = mean (σ(m) - 1)²; both
     with intervals over pairs. ECE = Σ_bins n_b/n |right_b - claimed_b|: margins ln 3 three times
-    and -ln 3 once claim 75% and are right on 75%, an error of 0. T minimises the NLL of m / T on
-    these pairs: above 1, the model is too sure; null if no finite T does.
+    and -ln 3 once claim 75% and are right on 75%, an error of 0. T minimizes the NLL of m / T on
+    these pairs. Above 1 the model is overconfident; null if no finite T does.
 
     Args:
         margins: Score of the chosen minus that of the rejected text, shape (pairs,).
@@ -36,10 +36,10 @@ def calibration(margins: Array) -> dict[str, Any]:
 
 
 def reliability(margins: Array) -> list[dict[str, Any]]:
-    """Per bin of σ(|m|) in [0.5, 1]: pairs, mean probability, share right with its interval.
+    """Return, per bin of σ(|m|) in [0.5, 1], its pairs, mean probability and fraction right.
 
-    Folded, because the chosen text is always listed first: the model claims that its preferred text
-    wins with probability σ(|m|), and is right where m > 0, half right where m = 0.
+    The curve is folded, because the chosen text is always listed first: the model claims that its
+    preferred text wins with probability σ(|m|), is right where m > 0 and half right where m = 0.
     """
     claimed, right = expit(np.abs(margins)), (np.sign(margins) + 1) / 2
     index = np.minimum((2 * BINS * (claimed - 0.5)).astype(int), BINS - 1)
@@ -58,7 +58,7 @@ def reliability(margins: Array) -> list[dict[str, Any]]:
 
 
 def temperature(margins: Array) -> float | None:
-    """T > 0 that minimises mean log(1 + e^(-m/T)); None where the best T is 0 or infinite."""
+    """Find T > 0 that minimizes mean log(1 + e^(-m/T)); None where the best T is 0 or infinite."""
     best = minimize_scalar(
         lambda log_t: float(np.logaddexp(0, -margins * np.exp(-log_t)).mean()),
         bounds=(-LARGEST_LOG_TEMPERATURE, LARGEST_LOG_TEMPERATURE),
@@ -69,16 +69,16 @@ def temperature(margins: Array) -> float | None:
 
 
 def margin_curve(margins: Array) -> list[dict[str, Any]]:
-    """Accuracy by fifth of |m|, smallest first: a useful reward model errs where it is unsure."""
+    """Compute the accuracy per fifth of |m|, smallest first. A useful model errs at small |m|."""
     right = (np.sign(margins) + 1) / 2
     order = np.argsort(np.abs(margins), kind="stable")
     return [
         {
-            "margin": [float(np.abs(margins[part]).min()), float(np.abs(margins[part]).max())],
-            "n": len(part),
-            "accuracy": float(right[part].mean()),
-            "ci": wilson(float(right[part].mean()), len(part)),
+            "margin": [float(np.abs(margins[fifth]).min()), float(np.abs(margins[fifth]).max())],
+            "n": len(fifth),
+            "accuracy": float(right[fifth].mean()),
+            "ci": wilson(float(right[fifth].mean()), len(fifth)),
         }
-        for part in np.array_split(order, QUANTILES)
-        if len(part)
+        for fifth in np.array_split(order, QUANTILES)
+        if len(fifth)
     ]

@@ -1,6 +1,6 @@
-"""What may be said of an estimate: a direction only beyond doubt, and from enough prompts.
+"""Claims that an estimate supports: a direction only if its interval and test agree on it.
 
-Sentences, figures and controls all ask here, so that none of them says more than another.
+Sentences, figures and controls all use these rules, so that none of them says more than another.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ FEWEST_READABLE = 0.8
 
 
 class Claim(StrEnum):
-    """What an estimate, its interval and its test allow to be said of the true value."""
+    """Claim about a true value that its estimate, interval and test support."""
 
     ABOVE = "above"
     BELOW = "below"
@@ -36,7 +36,7 @@ VERDICTS = {
 def claim(
     interval: Sequence[float], prompts: int, *, against: float = 0.0, p_holm: float | None = None
 ) -> Claim:
-    """Say on which side of `against` a value lies, if its interval and its corrected p agree.
+    """Decide on which side of `against` a value lies, if its interval and corrected p agree.
 
     Args:
         interval: Ends of the 95% interval.
@@ -52,12 +52,12 @@ def claim(
 
 
 def win_claim(rate: dict[str, Any]) -> Claim:
-    """Say on which side of one half a win rate lies; of a judge only if enough can be read."""
+    """Decide on which side of one half a win rate lies, given enough readable verdicts."""
     if rate["readable"] is not None and rate["readable"]["fraction"] < FEWEST_READABLE:
         return Claim.UNREADABLE
     return claim(rate["ci"], rate["n"], against=0.5, p_holm=rate.get("p_holm"))
 
 
 def verdict(rate: dict[str, Any]) -> str:
-    """The claim on a win rate in the words of `models.NAME.verdict`."""
+    """Return the claim on a win rate in the words of `models.NAME.verdict`."""
     return VERDICTS[win_claim(rate)]

@@ -1,4 +1,4 @@
-"""Model against model on the same prompts: win rates, tests, controls, and what may be said."""
+"""Comparisons of models on the same prompts: win rates, rewards, controls, best of n."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -13,20 +13,20 @@ from rlhf_recipes.evaluation.metrics.length_control import length_controlled
 from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples, Results
 from rlhf_recipes.evaluation.metrics.statistics import (
     Array,
-    correct,
+    holm_corrected,
     mean_interval,
     sign_flip_test,
 )
 from rlhf_recipes.evaluation.metrics.verdicts import judged_win_rate
 from rlhf_recipes.evaluation.metrics.win_rate import summary, win_rate, win_scores
 
-# One text scored in two batches differs in the last bits, and that is no win.
+# One text scored in two batches differs in the last bits, which is not a win.
 TIE = 1e-5
 BEST_OF_N_FROM = 4
 
 
 def win_rates(model: ModelSamples, collection: Collection) -> Results:
-    """A policy against base by each metric and judge, and at equal length."""
+    """Compute a policy's win rate over base by each metric and judge, and at equal length."""
     base, primary = collection.base, collection.primary
     rates: Results = {"gold": None}
     for metric in collection.metrics:
@@ -39,28 +39,35 @@ def win_rates(model: ModelSamples, collection: Collection) -> Results:
     return {**rates, "lc": {"metric": primary, **controlled}}
 
 
-def reward(own: Array, reference: Array, *, is_base: bool) -> Results:
-    """Mean, sd over samples, interval over prompts; paired difference; gain in the base's sd."""
+def reward(scores: Array, reference: Array, *, is_base: bool) -> Results:
+    """Summarize scores and their paired difference to the reference.
+
+    Returns the mean, the standard deviation `sd` over samples, the interval over prompts, the
+    difference (null for base itself), and the gain: the difference in standard deviations of base.
+
+    Args:
+        scores: Shape (prompts, samples), as is reference; the numbers of samples may differ.
+    """
     scale = float(reference.std(ddof=1))
     unit = "sd of base" if scale > 0 else "reward (base does not vary)"
     scale = scale or 1.0
-    gap = difference(own, reference)
+    paired = difference(scores, reference)
     return {
-        "mean": float(own.mean()),
-        "sd": float(own.std(ddof=1)),
-        "ci": mean_interval(own.mean(axis=1)),
-        "difference": None if is_base else gap,
+        "mean": float(scores.mean()),
+        "sd": float(scores.std(ddof=1)),
+        "ci": mean_interval(scores.mean(axis=1)),
+        "difference": None if is_base else paired,
         "gain": {
-            "value": gap["mean"] / scale,
-            "ci": [end / scale for end in gap["ci"]],
+            "value": paired["mean"] / scale,
+            "ci": [end / scale for end in paired["ci"]],
             "unit": unit,
         },
     }
 
 
-def difference(own: Array, reference: Array) -> Results:
-    """Mean paired difference by prompt, its interval, and the sign-flip test's p."""
-    gaps = own.mean(axis=1) - reference.mean(axis=1)
+def difference(scores: Array, reference: Array) -> Results:
+    """Compute the mean paired difference over prompts, its interval and the sign-flip test's p."""
+    gaps = scores.mean(axis=1) - reference.mean(axis=1)
     return {
         "mean": float(gaps.mean()),
         "ci": mean_interval(gaps),
@@ -70,50 +77,57 @@ def difference(own: Array, reference: Array) -> Results:
 
 
 def pairwise(collection: Collection) -> Results:
-    """Policy against policy on the same prompts, never by comparing two intervals against base.
+    """Compare policy with policy on the same prompts, which two intervals against base cannot do.
 
-    Two training seeds of one family are not compared: which of them won is no finding.
+    Two training seeds of one family are not compared: which of them won says nothing of the method.
     """
-    pairs: Results = {}
-    for first, second in combinations(collection.finals, 2):
-        if first.family == second.family:
-            continue
-        pair: Results = {"gold": None, "difference": {}}
-        for metric in collection.metrics:
-            own, other = first.scores(metric), second.scores(metric)
-            pair[metric] = win_rate(own, other, TIE)
-            pair["difference"][metric] = difference(own, other)
-        pairs[f"{first.name} vs {second.name}"] = pair
+    pairs = {
+        f"{first.name} vs {second.name}": (first, second)
+        for first, second in combinations(collection.finals, 2)
+        if first.family != second.family
+    }
+    rates, differences = {}, {}
     for metric in collection.metrics:
-        correct([pair[metric] for pair in pairs.values()])
-        correct([pair["difference"][metric] for pair in pairs.values()])
-    return pairs
+        scores = {name: (a.scores(metric), b.scores(metric)) for name, (a, b) in pairs.items()}
+        rates[metric] = holm_corrected({n: win_rate(a, b, TIE) for n, (a, b) in scores.items()})
+        differences[metric] = holm_corrected({n: difference(a, b) for n, (a, b) in scores.items()})
+    return {
+        name: {
+            "gold": None,
+            "difference": {metric: tests[name] for metric, tests in differences.items()},
+            **{metric: tests[name] for metric, tests in rates.items()},
+        }
+        for name in pairs
+    }
 
 
 def controls(collection: Collection) -> Results:
-    """What must come out if the pipeline is right, one control without and one with an effect.
+    """Check the pipeline on two known cases, one without an effect and one with an effect.
 
     `control`: base sampled again shows no detectable difference to itself, and a KL of exactly 0.
-    It passes only if every metric and judge could have shown one; `passed` is null otherwise.
-    `best_of_n`: base's best of n by the proxy must beat base sampled again, by the proxy; without
-    ties it does so in n/(n+1) of the cases.
+    It passes only if every metric and judge could have shown a difference; otherwise `passed` is
+    null. `best_of_n`: base's best of n by the proxy must beat base sampled again, by the proxy;
+    without ties it does so in n/(n+1) of the cases.
     """
     base, control = collection.base, collection.control
     if control is None:
         return {}
-    rates = {m: win_rate(control.scores(m), base.scores(m), TIE) for m in collection.metrics}
-    for judge, verdicts in collection.verdicts.items():
-        if judged := judged_win_rate(verdicts, control):
-            rates[judge] = judged
-    correct(list(rates.values()))
+    judged = {
+        judge: rate
+        for judge, verdicts in collection.verdicts.items()
+        if (rate := judged_win_rate(verdicts, control))
+    }
+    rates = holm_corrected(
+        {m: win_rate(control.scores(m), base.scores(m), TIE) for m in collection.metrics} | judged
+    )
     claims = {name: win_claim(rate) for name, rate in rates.items()}
-    failed = [name for name, found in claims.items() if found in (Claim.ABOVE, Claim.BELOW)]
+    failed = [name for name, claim in claims.items() if claim in (Claim.ABOVE, Claim.BELOW)]
     failed += ["kl"] if control.values("kl").any() else []
-    undecided = [n for n, found in claims.items() if found in (Claim.TOO_FEW, Claim.UNREADABLE)]
+    undecided = [n for n, claim in claims.items() if claim in (Claim.TOO_FEW, Claim.UNREADABLE)]
     for judge, verdicts in collection.verdicts.items():
-        asked = any(verdict["model"] == CONTROL for verdict in verdicts)
-        undecided += [judge] * (asked and judge not in rates)
-    found: Results = {
+        is_judged = any(verdict["model"] == CONTROL for verdict in verdicts)
+        undecided += [judge] * (is_judged and judge not in rates)
+    results: Results = {
         CONTROL: {
             "win_rate": {"gold": None, **rates},
             "kl": kl_summary(control),
@@ -122,9 +136,10 @@ def controls(collection: Collection) -> Results:
             "passed": False if failed else None if undecided else True,
         }
     }
-    if sizes := best_of_n_sizes(collection):
-        found["best_of_n"] = _positive_control(base, control, collection.metrics, sizes[-1])
-    return found
+    sizes = best_of_n_sizes(collection)
+    if not sizes:
+        return results
+    return results | {"best_of_n": _positive_control(base, control, collection.metrics, sizes[-1])}
 
 
 def _positive_control(
@@ -132,40 +147,41 @@ def _positive_control(
 ) -> Results:
     proxy = base.scores("proxy")
     wins = {m: best_of_n_wins(proxy, base.scores(m), control.scores(m), n, TIE) for m in metrics}
-    rates = {metric: summary(won, single=False) for metric, won in wins.items()}
-    correct(list(rates.values()))
-    found = win_claim(rates["proxy"])
+    rates = holm_corrected({metric: summary(won, single=False) for metric, won in wins.items()})
+    claim = win_claim(rates["proxy"])
     return {
         "n": n,
         "expected": n / (n + 1),
         "win_rate": {"gold": None, **rates},
         "kl": {"seq": best_of_n_kl(n), "upper_bound": True},
-        "passed": None if found == Claim.TOO_FEW else found == Claim.ABOVE,
+        "passed": None if claim == Claim.TOO_FEW else claim == Claim.ABOVE,
     }
 
 
 def best_of_n_sizes(collection: Collection) -> list[int]:
-    """The powers of two up to base's samples a prompt, none if these are fewer than four."""
+    """List the powers of two up to base's samples per prompt; none below four samples."""
     samples = collection.base.scores("proxy").shape[1]
     return [2**i for i in range(samples.bit_length())] if samples >= BEST_OF_N_FROM else []
 
 
 def best_of_n_curve(collection: Collection) -> list[Results]:
-    """The base's best of n by the proxy; nothing is claimed from fewer than four samples."""
+    """Compute the rewards of base's best of n by the proxy; empty below four samples."""
     proxy = collection.base.scores("proxy")
     rows: list[Results] = []
     for n in best_of_n_sizes(collection):
-        bound = best_of_n_kl(n)
-        row: Results = {"n": n, "kl_bound": bound, "sqrt_kl_bound": float(np.sqrt(bound))}
+        by_metric = {}
         for metric in collection.metrics:
             values = collection.base.scores(metric)
             best = best_of_n(proxy, values, n)
             gain = (best - values.mean(axis=1)) / (float(values.std(ddof=1)) or 1.0)
-            row[metric] = {
+            by_metric[metric] = {
                 "mean": float(best.mean()),
                 "ci": mean_interval(best),
                 "gain": float(gain.mean()),
                 "gain_ci": mean_interval(gain),
             }
-        rows.append(row)
+        bound = best_of_n_kl(n)
+        rows.append(
+            {"n": n, "kl_bound": bound, "sqrt_kl_bound": float(np.sqrt(bound)), **by_metric}
+        )
     return rows

@@ -13,7 +13,7 @@ Curves = Mapping[str, tuple[list[float], list[float]]]
 
 
 class CurveCheck(NamedTuple):
-    """A check of one quantity, in words and as what is held against a threshold."""
+    """A check of one quantity: its rule in words, and the measure compared with a threshold."""
 
     quantity: str
     check: str
@@ -29,12 +29,12 @@ def curve_checks(curves: Curves) -> list[dict[str, Any]]:
     Each result says its rule, the value looked at, and whether the check is raised; both are null
     where too few values were logged.
     """
-    found = []
+    results = []
     for rule in CURVE_CHECKS:
         if rule.quantity in curves:
             value = rule.measure(np.array(curves[rule.quantity][1]))
             over = None if value is None else value - rule.threshold
-            found.append(
+            results.append(
                 {
                     "check": rule.check,
                     "quantity": rule.quantity,
@@ -44,7 +44,7 @@ def curve_checks(curves: Curves) -> list[dict[str, Any]]:
                     "raised": None if over is None else over < 0 if rule.below else over > 0,
                 }
             )
-    return found
+    return results
 
 
 def _last_quarter(values: Array) -> float:

@@ -1,4 +1,4 @@
-"""What can be read off one text: words, repetition, refusal, and other marks of a failure."""
+"""Properties of one text: words, repetition, refusal and other signs of a failure."""
 
 import re
 import unicodedata
@@ -9,12 +9,12 @@ from itertools import islice
 
 from rlhf_recipes.preferences.lengths import UNSPACED
 
-REPEATED_SHARE = 0.5
+REPEATED_FRACTION = 0.5
 LOOP_TIMES = 3
 LOOP_WORDS = 6
-ECHO_SHARE = 0.5
+ECHO_FRACTION = 0.5
 ECHO_WORDS = 5
-SYMBOL_SHARE = 0.5
+SYMBOL_FRACTION = 0.5
 SYMBOL_CHARACTERS = 8
 REFUSAL_CHARACTERS = 200
 
@@ -37,17 +37,17 @@ _REFUSAL = re.compile(
 
 @lru_cache(maxsize=8)
 def words(text: str) -> tuple[str, ...]:
-    """Words of a text in lower case, without punctuation."""
+    """Split a text into words in lower case, without punctuation."""
     return tuple(_WORD.findall(text.lower()))
 
 
 def opening(text: str, count: int) -> tuple[str, ...]:
-    """The first words of a text, as `words` gives them."""
-    return tuple(found[0] for found in islice(_WORD.finditer(text.lower()), count))
+    """Return the first words of a text, split as `words` does."""
+    return tuple(match[0] for match in islice(_WORD.finditer(text.lower()), count))
 
 
-def repeated_share(tokens: Sequence[str], n: int) -> float:
-    """rep-n: 1 - unique n-grams / n-grams, 0 for a text shorter than n.
+def repeated_fraction(tokens: Sequence[str], n: int) -> float:
+    """Compute rep-n = 1 - unique n-grams / n-grams, 0 for a text shorter than n.
 
     Welleck et al. (https://arxiv.org/abs/1908.04319). "a b a b a b" has rep-2 = 0.6.
     """
@@ -56,7 +56,7 @@ def repeated_share(tokens: Sequence[str], n: int) -> float:
 
 
 def ends_in_loop(tokens: Sequence[str]) -> bool:
-    """Whether the text ends in a unit said three times in a row, over at least six words."""
+    """Whether the text ends in a unit repeated three times in a row, over at least six words."""
     for period in range(1, len(tokens) // LOOP_TIMES + 1):
         length = max(LOOP_TIMES * period, LOOP_WORDS)
         tail = tokens[-length:]
@@ -73,25 +73,25 @@ def is_empty(text: str) -> bool:
 def is_repetitive(text: str) -> bool:
     """Whether over half of the 4-grams are repeats, or the text ends in a loop."""
     tokens = words(text)
-    return repeated_share(tokens, 4) > REPEATED_SHARE or ends_in_loop(tokens)
+    return repeated_fraction(tokens, 4) > REPEATED_FRACTION or ends_in_loop(tokens)
 
 
 def leaks_role(text: str) -> bool:
-    """Whether a line of the response begins with the name of a speaker and a colon."""
+    """Whether a line of the completion begins with the name of a speaker and a colon."""
     return _ROLE.search(text) is not None
 
 
 def refuses(text: str) -> bool:
-    """Whether the first 200 characters hold a phrase of refusal. A string match: it can err."""
+    """Whether the first 200 characters contain a phrase of refusal. A string match can err."""
     return _REFUSAL.search(text[:REFUSAL_CHARACTERS].replace("’", "'")) is not None
 
 
 def echoes_prompt(prompt: str, text: str) -> bool:
-    """Whether one run of words copied from the prompt makes up over half of the response."""
-    asked, said = words(prompt), words(text)
-    run = max(ECHO_WORDS, int(len(said) * ECHO_SHARE) + 1)
-    copies = {asked[i : i + run] for i in range(len(asked) - run + 1)}
-    return any(said[i : i + run] in copies for i in range(len(said) - run + 1))
+    """Whether one run of words copied from the prompt makes up over half of the completion."""
+    source, copy = words(prompt), words(text)
+    run = max(ECHO_WORDS, int(len(copy) * ECHO_FRACTION) + 1)
+    runs = {source[i : i + run] for i in range(len(source) - run + 1)}
+    return any(copy[i : i + run] in runs for i in range(len(copy) - run + 1))
 
 
 def is_degenerate(text: str) -> bool:
@@ -99,11 +99,11 @@ def is_degenerate(text: str) -> bool:
     if text.isascii():
         total, odd = (len(kind.sub("", text)) for kind in (_ASCII_SPACE, _ASCII_PLAIN))
     else:
-        seen = {c: n for c, n in Counter(text).items() if not c.isspace()}
-        total = sum(seen.values())
-        odd = sum(n for c, n in seen.items() if unicodedata.category(c)[0] not in "LMN")
+        counts = {c: n for c, n in Counter(text).items() if not c.isspace()}
+        total = sum(counts.values())
+        odd = sum(n for c, n in counts.items() if unicodedata.category(c)[0] not in "LMN")
         odd += sum(len(word) for word in re.findall(r"[^\W\d_]{2,}", text) if _mixes_scripts(word))
-    return total >= SYMBOL_CHARACTERS and odd / total > SYMBOL_SHARE
+    return total >= SYMBOL_CHARACTERS and odd / total > SYMBOL_FRACTION
 
 
 def _mixes_scripts(word: str) -> bool:

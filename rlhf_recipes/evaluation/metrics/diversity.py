@@ -1,4 +1,4 @@
-"""How varied a model's responses are: to one prompt, and from prompt to prompt."""
+"""Diversity of a model's completions, within a prompt and across prompts."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -11,8 +11,8 @@ from rlhf_recipes.evaluation.metrics.detectors import words
 from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples
 from rlhf_recipes.evaluation.metrics.statistics import (
     Array,
-    correct,
     estimate,
+    holm_corrected,
     mean_interval,
     sign_flip_test,
 )
@@ -24,57 +24,59 @@ ORDER = 4
 
 
 def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
-    """Per model: distinct-n, self-BLEU within and across prompts, entropy.
+    """Measure distinct-n, self-BLEU within and across prompts, and entropy of every model.
 
-    distinct-n depends on how much text there is, so every model is cut to the text of the shortest:
-    `budget_words` words of first samples. Each prompt's self-BLEU and entropy has its interval over
-    prompts, and its paired difference to base with the sign-flip test's p, Holm-corrected over the
+    distinct-n depends on the amount of text, so every model is cut to the text of the shortest:
+    `budget_words` words of first samples. Self-BLEU within a prompt and entropy have intervals over
+    prompts and a paired difference to base with the sign-flip test's p, Holm-corrected over the
     policies.
     """
     models = list(collection.models.values())
-    said = {m.name: [words(row[0]["response"]) for row in m.records] for m in models}
-    budget = min(sum(map(len, tokens)) for tokens in said.values())
+    texts = {m.name: [words(row[0]["response"]) for row in m.records] for m in models}
+    budget = min(sum(map(len, tokens)) for tokens in texts.values())
     # Against more texts a BLEU is higher, so every model has as many as the one with fewest.
     samples = min(len(model.records[0]) for model in models)
-    measured = {model.name: _by_prompt(model, samples) for model in models}
-    base = measured[collection.base.name]
-    found: dict[str, dict[str, Any]] = {}
-    for model in models:
-        kept = _first(said[model.name], budget)
-        across = self_bleu(said[model.name])
-        found[model.name] = {
-            "budget_words": budget,
-            "distinct": {str(n): distinct(kept, n) for n in (1, 2, 3)},
-            "self_bleu_across": float(np.mean(across)) if across else None,
+    values = {model.name: _by_prompt(model, samples) for model in models}
+    base, finals = collection.base.name, [model.name for model in collection.finals]
+    tests: dict[str, dict[str, dict[str, Any] | None]] = {}
+    for measure, reference in values[base].items():
+        compared = {
+            name: _compare(by_prompt[measure], None if name == base else reference)
+            for name, by_prompt in values.items()
         }
-        for measure, own in measured[model.name].items():
-            reference = None if model is collection.base else base[measure]
-            found[model.name][measure] = _against(own, reference)
-    for measure in base:
-        correct([test for m in collection.finals if (test := found[m.name][measure])])
-    return found
+        tests[measure] = holm_corrected(compared, finals)
+    results: dict[str, dict[str, Any]] = {}
+    for name, tokens in texts.items():
+        first_words, across = _first(tokens, budget), self_bleu(tokens)
+        results[name] = {
+            "budget_words": budget,
+            "distinct": {str(n): distinct(first_words, n) for n in (1, 2, 3)},
+            "self_bleu_across": float(np.mean(across)) if across else None,
+            **{measure: compared[name] for measure, compared in tests.items()},
+        }
+    return results
 
 
 def _by_prompt(model: ModelSamples, samples: int) -> dict[str, Array | None]:
-    """What has a value for each prompt: None where there is one sample, or no entropy saved."""
+    """Measure self-BLEU and entropy per prompt; None with one sample, or without saved entropy."""
     within = None
     if samples > 1:
         texts = [words(r["response"]) for row in model.records for r in row[:samples]]
         groups = np.repeat(np.arange(len(model.records)), samples)
         within = np.array(self_bleu(texts, groups)).reshape(-1, samples).mean(axis=1)
-    measured = all("entropy" in record for record in model.flat)
+    has_entropy = all("entropy" in record for record in model.flat)
     return {
         "self_bleu_within": within,
-        "entropy": model.values("entropy").mean(axis=1) if measured else None,
+        "entropy": model.values("entropy").mean(axis=1) if has_entropy else None,
     }
 
 
-def _against(own: Array | None, reference: Array | None) -> dict[str, Any] | None:
-    if own is None:
+def _compare(values: Array | None, reference: Array | None) -> dict[str, Any] | None:
+    if values is None:
         return None
-    gap = None if reference is None else own - reference
+    gap = None if reference is None else values - reference
     return {
-        **estimate(own),
+        **estimate(values),
         "difference": None if gap is None else float(gap.mean()),
         "difference_ci": None if gap is None else mean_interval(gap),
         "p": None if gap is None else sign_flip_test(gap),
@@ -82,23 +84,23 @@ def _against(own: Array | None, reference: Array | None) -> dict[str, Any] | Non
     }
 
 
-def distinct(responses: Sequence[Sequence[str]], n: int) -> float | None:
-    """distinct-n: different n-grams over all n-grams, none across two responses. "a a a a": 0.25.
+def distinct(completions: Sequence[Sequence[str]], n: int) -> float | None:
+    """Divide the number of different n-grams by that of all n-grams. "a a a a" has distinct-1 0.25.
 
-    https://arxiv.org/abs/1510.03055. None without any n-gram.
+    No n-gram spans two completions. https://arxiv.org/abs/1510.03055. None without any n-gram.
     """
-    grams = [gram for tokens in responses for gram in _grams(tokens, n)]
+    grams = [gram for tokens in completions for gram in _grams(tokens, n)]
     return len(set(grams)) / len(grams) if grams else None
 
 
 def self_bleu(texts: Sequence[Sequence[str]], groups: Numbers | None = None) -> list[float]:
-    """BLEU-4 of each text against all the others, 0 to 100; empty for fewer than two texts.
+    """Compute BLEU-4 of each text against all the others, 0 to 100; empty below two texts.
 
     BLEU = BP exp(mean_n log p_n) over n up to min(4, words), p_n the fraction of n-grams found in
     some other text, clipped to how often the one with the most has it; a p_n of 0 becomes
     1/(2^k N_n) at the k-th such n, and BLEU is 0 where no word is shared.
-    BP = exp(min(0, 1 - r/c)), r the length of the other text nearest in length. As sacrebleu's
-    sentence_bleu. Equal texts: 100. https://arxiv.org/abs/1802.01886
+    BP = exp(min(0, 1 - r/c)), r the length of the other text nearest in length. As in
+    sacrebleu's sentence_bleu. Equal texts have 100. https://arxiv.org/abs/1802.01886
 
     Args:
         texts: Words of each text.
@@ -116,7 +118,7 @@ def self_bleu(texts: Sequence[Sequence[str]], groups: Numbers | None = None) -> 
     alike = np.zeros(len(texts), dtype=bool)
     for n in range(1, ORDER + 1):
         total = length - n + 1
-        if n > 1:  # an n-gram is the (n-1)-gram at its place and the word after that
+        if n > 1:  # an n-gram is the (n-1)-gram that starts where it does, and the next word
             grams = np.unique(grams[:-1] * len(number) + tokens[n - 1 :], return_inverse=True)[1]
         whole = owner[: len(grams)] == owner[n - 1 :]  # none spans two texts
         matched = _matches(grams[whole], owner[: len(grams)][whole], group)
@@ -131,14 +133,14 @@ def self_bleu(texts: Sequence[Sequence[str]], groups: Numbers | None = None) -> 
 
 
 def _matches(grams: Numbers, owner: Numbers, group: Numbers) -> Array:
-    """How many of each text's n-grams the other texts of its group have, clipped to their most.
+    """Count each text's n-grams that another text of its group has, clipped to the largest count.
 
-    What the others have matters up to what the text has itself, and that is the second largest
-    count in the group: of a text with less, some other has as much.
+    The others' counts matter up to the text's own, so clipping at the second largest count in the
+    group is enough: a text below the largest has some other with at least as many.
 
     Args:
         grams: Number of each n-gram of all texts.
-        owner: Text that each is in.
+        owner: Index of the text that each n-gram is in.
     """
     keys, counts = np.unique(grams * len(group) + owner, return_counts=True)
     gram, text = np.divmod(keys, len(group))
@@ -153,7 +155,7 @@ def _matches(grams: Numbers, owner: Numbers, group: Numbers) -> Array:
 
 
 def _nearest(length: Numbers, group: Numbers) -> Array:
-    """Length of the other text of the group that is nearest in length, the shorter of two."""
+    """Find the length nearest to each text's among the others of its group, the shorter of two."""
     order = np.lexsort((length, group))
     ordered = length[order].astype(np.float64)
     apart = np.diff(group[order]) != 0
@@ -168,9 +170,9 @@ def _grams(tokens: Sequence[str], n: int) -> list[Gram]:
     return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
 
 
-def _first(responses: Sequence[Sequence[str]], budget: int) -> list[Sequence[str]]:
-    kept = []
-    for tokens in responses:
-        kept.append(tokens[:budget])
-        budget -= len(kept[-1])
-    return kept
+def _first(completions: Sequence[Sequence[str]], budget: int) -> list[Sequence[str]]:
+    cut = []
+    for tokens in completions:
+        cut.append(tokens[:budget])
+        budget -= len(cut[-1])
+    return cut

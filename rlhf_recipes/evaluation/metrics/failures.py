@@ -1,4 +1,4 @@
-"""Failures that can be read off a response: each a stated rule with a rate, never a judgement."""
+"""Failures that a stated rule finds in a completion, with the rate of each."""
 
 from collections import Counter
 from typing import Any
@@ -18,7 +18,7 @@ from rlhf_recipes.evaluation.metrics.detectors import (
 from rlhf_recipes.evaluation.metrics.outliers import MAD_TO_SD
 from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples, Record
 from rlhf_recipes.evaluation.metrics.statistics import (
-    correct,
+    holm_corrected,
     rate_difference,
     sign_flip_test,
     sign_test,
@@ -28,10 +28,10 @@ from rlhf_recipes.evaluation.metrics.statistics import (
 EXAMPLES = 5
 LONG_QUANTILE = 0.95
 OPENING_WORDS = 5
-OPENING_SHARE = 0.2
+OPENING_FRACTION = 0.2
 PROXY_HIGH = 1.0
 SPIKE_Z = 5.0
-SPIKE_SHARE = 0.3
+SPIKE_FRACTION = 0.3
 SPIKE_TOKENS = 10
 
 DEFINITIONS = {
@@ -51,7 +51,7 @@ DEFINITIONS = {
     "kl_spike": "KL over 5 robust standard deviations above the model's median, or one token of 10 "
     "or more holds over 30% of it",
 }
-OF_THE_TEXT = {
+TEXT_RULES = {
     "empty": lambda r: is_empty(r["response"]),
     "repetition": lambda r: is_repetitive(r["response"]),
     "role_leak": lambda r: leaks_role(r["response"]),
@@ -60,108 +60,115 @@ OF_THE_TEXT = {
     "degenerate_text": lambda r: is_degenerate(r["response"]),
 }
 
-Fires = NDArray[np.bool_]
+Mask = NDArray[np.bool_]
 """Whether a detector fires on each of a model's samples, shape (prompts, samples)."""
-Fired = dict[str, dict[str, Fires]]
-"""By detector and model."""
+Failures = dict[str, dict[str, Mask]]
+"""Masks by detector and model."""
 
 
-def failed(collection: Collection) -> Fired:
-    """Each detector on each sample of each model."""
+def detect_failures(collection: Collection) -> Failures:
+    """Apply each detector to each sample of each model."""
     base, gold = collection.base, "gold" in collection.metrics
-    found = {name: detected(model, base, gold=gold) for name, model in collection.models.items()}
-    return {rule: {name: fires[rule] for name, fires in found.items()} for rule in DEFINITIONS}
+    masks = {name: detected(model, base, gold=gold) for name, model in collection.models.items()}
+    return {rule: {name: mask[rule] for name, mask in masks.items()} for rule in DEFINITIONS}
 
 
-def detected(model: ModelSamples, base: ModelSamples, *, gold: bool) -> dict[str, Fires]:
-    """The detectors on a model's samples, against base's lengths and scores and its own habits."""
+def detected(model: ModelSamples, base: ModelSamples, *, gold: bool) -> dict[str, Mask]:
+    """Apply the detectors to a model's samples, some of them relative to base's samples."""
 
-    def each(rule: Any) -> Fires:
+    def apply(rule: Any) -> Mask:
         return np.array([[bool(rule(record)) for record in row] for row in model.records])
 
     def above_base(field: str) -> Any:
         reference = base.values(field)
         return (model.values(field) - reference.mean()) / (reference.std(ddof=1) or np.inf)
 
-    # All rules of one text in a row: its words are found once.
-    of_the_text = np.array(
-        [[[rule(r) for rule in OF_THE_TEXT.values()] for r in row] for row in model.records]
+    # All rules on one text before the next: its words are split once and cached.
+    by_rule = np.array(
+        [[[rule(r) for rule in TEXT_RULES.values()] for r in row] for row in model.records]
     )
-    found = {name: of_the_text[:, :, i] for i, name in enumerate(OF_THE_TEXT)}
-    unfounded = np.any(list(found.values()), axis=0)
+    masks = {name: by_rule[:, :, i] for i, name in enumerate(TEXT_RULES)}
+    undeserved = np.any(list(masks.values()), axis=0)
     if gold:
-        unfounded |= above_base("gold") < 0
+        undeserved |= above_base("gold") < 0
     kl = model.values("kl")
     spread = MAD_TO_SD * np.median(np.abs(kl - np.median(kl)))
-    return found | {
-        "truncated": each(lambda r: r["finish"] == "length"),
+    return masks | {
+        "truncated": apply(lambda r: r["finish"] == "length"),
         "length_blow_up": model.values("n_tokens")
         > np.quantile(base.values("n_tokens"), LONG_QUANTILE),
         "opening_collapse": _collapses(model),
-        "reward_hack_suspect": (above_base("reward") > PROXY_HIGH) & unfounded,
-        "kl_spike": each(_spends_on_one_token)
+        "reward_hack_suspect": (above_base("reward") > PROXY_HIGH) & undeserved,
+        "kl_spike": apply(_spends_on_one_token)
         | (kl > np.median(kl) + SPIKE_Z * (spread or np.inf)),
     }
 
 
 def _spends_on_one_token(record: Record) -> bool:
     curve = record.get("kl_curve") or []
-    return len(curve) >= SPIKE_TOKENS and max(curve) > SPIKE_SHARE * sum(curve) > 0
+    return len(curve) >= SPIKE_TOKENS and max(curve) > SPIKE_FRACTION * sum(curve) > 0
 
 
-def _collapses(model: ModelSamples) -> Fires:
-    """The samples with the opening that most prompts share, if over a fifth of the prompts do.
+def _collapses(model: ModelSamples) -> Mask:
+    """Mark the samples with the most common opening, if over a fifth of the prompts have it.
 
-    Of two that are equally common the one that comes first in the alphabet.
+    Of two that are equally common, the first in alphabetical order is taken.
     """
     openings = [[opening(r["response"], OPENING_WORDS) for r in row] for row in model.records]
     counts = Counter(words for row in openings for words in set(row))
     counts.pop((), None)
-    # The order of a set, and with it that of the counter, is another in every process.
+    # The order of a set, and with it that of the counter, differs between processes.
     prompts, common = min(((-n, words) for words, n in counts.items()), default=(0, ()))
-    shared = -prompts > max(1, OPENING_SHARE * len(openings))
+    shared = -prompts > max(1, OPENING_FRACTION * len(openings))
     return np.array([[shared and words == common for words in row] for row in openings])
 
 
-def flags(fired: Fired, name: str, row: int, column: int = 0) -> list[str]:
-    """Names of the detectors that fire on one sample of a model."""
-    return [detector for detector, models in fired.items() if models[name][row, column]]
+def flags(failures: Failures, name: str, row: int, column: int = 0) -> list[str]:
+    """List the detectors that fire on one sample of a model."""
+    return [detector for detector, masks in failures.items() if masks[name][row, column]]
 
 
-def failure_analysis(collection: Collection, fired: Fired) -> dict[str, Any]:
-    """Per detector its definition and per model n, count, rate, interval, difference to base, ids.
+def failure_analysis(collection: Collection, failures: Failures) -> dict[str, Any]:
+    """Summarize each detector per model: n, count, rate, interval, difference to base, examples.
 
-    Intervals are Wilson's over prompts; differences are paired by prompt (Newcombe). p is the
-    exact sign test on the prompts that differ, with several samples a prompt the sign-flip test
-    of the rates, Holm-corrected over all detectors and policies. Earlier checkpoints of a run are
-    not tested.
+    Intervals are Wilson's over prompts; differences are paired by prompt (Newcombe). p is that of
+    the exact sign test on the prompts that differ, or with several samples per prompt the sign-flip
+    test of the rates. It is Holm-corrected over all detectors and policies; earlier checkpoints of
+    a run are not tested.
     """
-    analysis: dict[str, Any] = {}
-    for detector, by_model in fired.items():
-        per_model = {}
+    tests: dict[tuple[str, str], dict[str, Any]] = {}
+    for detector, masks in failures.items():
         for name, model in collection.models.items():
-            found, rates = by_model[name], by_model[name].mean(axis=1)
-            ids = [
-                record["id"] for record, fires in zip(model.flat, found.flat, strict=True) if fires
-            ]
-            per_model[name] = {
-                "n": found.size,
-                "count": len(ids),
-                "rate": float(rates.mean()),
-                "ci": wilson(float(rates.mean()), len(rates)),
-                "examples": ids[:EXAMPLES],
-            }
-            if model is not collection.base:
-                per_model[name] |= _compared(found, by_model[collection.base.name])
-        analysis[detector] = {"definition": DEFINITIONS[detector], "per_model": per_model}
-    correct([each["per_model"][m.name] for each in analysis.values() for m in collection.finals])
-    return analysis
+            reference = None if model is collection.base else masks[collection.base.name]
+            tests[detector, name] = _rate(model, masks[name], reference)
+    finals = [model.name for model in collection.finals]
+    corrected = holm_corrected(
+        tests, [(detector, name) for detector in failures for name in finals]
+    )
+    return {
+        detector: {
+            "definition": DEFINITIONS[detector],
+            "per_model": {name: corrected[detector, name] for name in collection.models},
+        }
+        for detector in failures
+    }
 
 
-def _compared(fired: Fires, base: Fires) -> dict[str, Any]:
-    rates, reference = fired.mean(axis=1), base.mean(axis=1)
-    difference, interval = rate_difference(rates, reference)
-    gaps = rates - reference
-    single = fired.shape[1] * base.shape[1] == 1
+def _rate(model: ModelSamples, mask: Mask, reference: Mask | None) -> dict[str, Any]:
+    rates = mask.mean(axis=1)
+    ids = [record["id"] for record, fires in zip(model.flat, mask.flat, strict=True) if fires]
+    rate = {
+        "n": mask.size,
+        "count": len(ids),
+        "rate": float(rates.mean()),
+        "ci": wilson(float(rates.mean()), len(rates)),
+        "examples": ids[:EXAMPLES],
+    }
+    if reference is None:
+        return rate
+    base_rates = reference.mean(axis=1)
+    difference, interval = rate_difference(rates, base_rates)
+    gaps = rates - base_rates
+    single = mask.shape[1] * reference.shape[1] == 1
     p = sign_test(int((gaps > 0).sum()), int((gaps < 0).sum())) if single else sign_flip_test(gaps)
-    return {"diff_vs_base": difference, "diff_ci": interval, "p": p, "p_holm": None}
+    return rate | {"diff_vs_base": difference, "diff_ci": interval, "p": p, "p_holm": None}

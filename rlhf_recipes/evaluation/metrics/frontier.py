@@ -1,6 +1,7 @@
-"""The reward-KL frontier: who is on it, how surely, and paths at one KL."""
+"""The reward-KL frontier: which models are on it, with what certainty, and runs at equal KL."""
 
 import math
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -12,14 +13,33 @@ from rlhf_recipes.evaluation.metrics.statistics import (
     CONFIDENCE,
     Array,
     Interval,
-    correct,
+    holm_corrected,
     percentiles,
     prompt_draws,
 )
 
 
+@dataclass(frozen=True)
+class FrontierPoint:
+    """Position of one model relative to the frontier of one metric.
+
+    Attributes:
+        on_front: Whether no other model dominates the point as measured.
+        dominated_by: Models that dominate it in at least 95% of the bootstrap draws.
+        probability: Fraction of the draws in which it is on the frontier.
+        dominated: Whether it is off the frontier in 95% of the draws, of ten prompts or more.
+    """
+
+    on_front: bool
+    dominated_by: list[str]
+    probability: float
+    dominated: bool
+
+
 def dominance(kl: Array, reward: Array) -> NDArray[np.bool_]:
-    """Whether point a dominates point b at [..., a, b]: no more KL, no less reward, one strictly.
+    """Mark at [..., a, b] whether point a dominates point b.
+
+    It does with no more KL and no less reward, and strictly so in one of the two.
 
     Args:
         kl: Shape (..., points), as is reward.
@@ -31,9 +51,9 @@ def dominance(kl: Array, reward: Array) -> NDArray[np.bool_]:
 
 
 def frontier_probability(kl: Array, reward: Array) -> tuple[Array, Array]:
-    """Fraction of joint bootstrap draws of the prompts in which each model is on the frontier.
+    """Compute the fraction of joint bootstrap draws in which each model is on the frontier.
 
-    Also returns the fraction in which model a dominates model b, at [a, b].
+    Also returns the fraction of the draws in which model a dominates model b, at [a, b].
 
     Args:
         kl: Shape (models, prompts), as is reward; the reference is one of the models.
@@ -44,7 +64,7 @@ def frontier_probability(kl: Array, reward: Array) -> tuple[Array, Array]:
 
 
 def gain_at(kl: float, path_kl: Array, path_gain: Array) -> float:
-    """Gain of a path of checkpoints at a KL, interpolated linearly in √KL from (0, 0)."""
+    """Interpolate the gain of a path of checkpoints at a KL, linearly in √KL from (0, 0)."""
     order = np.argsort(path_kl, kind="stable")
     roots = np.sqrt(np.clip(path_kl[order], 0, None))
     return float(np.interp(math.sqrt(kl), [0.0, *roots], [0.0, *path_gain[order]]))
@@ -53,10 +73,10 @@ def gain_at(kl: float, path_kl: Array, path_gain: Array) -> float:
 def matched_difference(
     kl: tuple[Array, Array], gain: tuple[Array, Array]
 ) -> tuple[float, float, Interval, float]:
-    """Gain of one path of checkpoints over another at the largest KL that both reach.
+    """Compare two paths of checkpoints at the largest KL that both reach.
 
-    Returns that KL, the difference, its 95% interval and two-sided p from bootstrap draws of the
-    prompts, on each of which the KL and both paths are found anew.
+    Returns that KL, the difference in gain, its 95% interval and two-sided p from bootstrap draws
+    of the prompts. Each draw recomputes the KL and both paths.
 
     Args:
         kl: Of both paths, each of shape (checkpoints, prompts), as is gain.
@@ -74,51 +94,49 @@ def matched_difference(
     return float(shared[0]), float(first[0] - second[0]), percentiles(gaps), p
 
 
-def add_frontiers(models: Results, collection: Collection) -> Results:
-    """Each model's `frontier` by metric, added to its results; returns what concerns them all.
-
-    A model is `dominated` if at least 95% of the bootstrap draws, of at least ten prompts, say so,
-    and `dominated_by` each model of which as many draws say so. `matched` compares families of
-    several checkpoints at the largest KL that both reach.
-    """
-    found: Results = {}
-    names = list(models)
-    for entry in models.values():
-        entry["frontier"] = {"gold": None}
-    kl = np.array([m.values("kl").mean(axis=1) for m in collection.models.values()])
+def frontier(collection: Collection, metric: str) -> dict[str, FrontierPoint]:
+    """Locate every model relative to the frontier of one metric and KL."""
+    models = collection.models
+    kl = np.array([model.values("kl").mean(axis=1) for model in models.values()])
+    reward = np.array([model.scores(metric).mean(axis=1) for model in models.values()])
     enough = kl.shape[1] >= FEWEST_PROMPTS
-    for metric in collection.metrics:
-        reward = np.array([m.scores(metric).mean(axis=1) for m in collection.models.values()])
-        scale = float(collection.base.scores(metric).std(ddof=1)) or 1.0
-        beats = dominance(kl.mean(axis=1), reward.mean(axis=1))
-        on_front, dominating = frontier_probability(kl, reward)
-        for i, probability in enumerate(map(float, on_front)):
-            certain = np.flatnonzero(dominating[:, i] >= CONFIDENCE)
-            models[names[i]]["frontier"][metric] = {
-                "on_front": not beats[:, i].any(),
-                "dominated_by": [names[j] for j in certain if enough],
-                "probability": probability,
-                "dominated": enough and 1 - probability >= CONFIDENCE,
-            }
-        found[metric] = {
-            "front": [n for n in names if models[n]["frontier"][metric]["on_front"]],
-            "matched": _matched(collection, metric, scale),
-        }
-    return found
-
-
-def _matched(collection: Collection, metric: str, scale: float) -> list[Results]:
-    paths = {path[0].family: path for path in collection.runs.values() if len(path) > 1}
-    families = [model.family for model in collection.finals]
-    base = collection.base.scores(metric).mean(axis=1)
-    found: list[Results] = []
-    for first, second in combinations([f for f in paths if families.count(f) == 1], 2):
-        sides = paths[first], paths[second]
-        kl, other_kl = (np.array([m.values("kl").mean(axis=1) for m in side]) for side in sides)
-        gain, other_gain = (
-            np.array([m.scores(metric).mean(axis=1) - base for m in side]) / scale for side in sides
+    beats = dominance(kl.mean(axis=1), reward.mean(axis=1))
+    probabilities, dominating = frontier_probability(kl, reward)
+    names = np.array(list(models))
+    return {
+        name: FrontierPoint(
+            on_front=not beats[:, i].any(),
+            dominated_by=names[dominating[:, i] >= CONFIDENCE].tolist() if enough else [],
+            probability=float(probabilities[i]),
+            dominated=bool(enough and 1 - probabilities[i] >= CONFIDENCE),
         )
-        at, gap, ci, p = matched_difference((kl, other_kl), (gain, other_gain))
-        found.append({"families": [first, second], "kl": at, "difference": gap, "ci": ci, "p": p})
-    correct(found)
-    return found
+        for i, name in enumerate(models)
+    }
+
+
+def matched_runs(collection: Collection, metric: str) -> list[Results]:
+    """Compare each two families of one run with checkpoints at the largest KL that both reach.
+
+    Differences are in standard deviations of base, and their p is Holm-corrected over the pairs.
+    """
+    runs = {run[0].family: run for run in collection.runs.values() if len(run) > 1}
+    families = [model.family for model in collection.finals]
+    base = collection.base.scores(metric)
+    scale = float(base.std(ddof=1)) or 1.0
+    single = [family for family in runs if families.count(family) == 1]
+    kl = {f: np.array([m.values("kl").mean(axis=1) for m in runs[f]]) for f in single}
+    gain = {
+        f: (np.array([m.scores(metric).mean(axis=1) for m in runs[f]]) - base.mean(axis=1)) / scale
+        for f in single
+    }
+    tests: dict[tuple[str, str], Results] = {}
+    for first, second in combinations(single, 2):
+        at, gap, ci, p = matched_difference((kl[first], kl[second]), (gain[first], gain[second]))
+        tests[first, second] = {
+            "families": [first, second],
+            "kl": at,
+            "difference": gap,
+            "ci": ci,
+            "p": p,
+        }
+    return list(holm_corrected(tests).values())

@@ -1,4 +1,4 @@
-"""How far a policy has moved from the reference, from the divergences saved with its samples."""
+"""KL of a policy from the reference, from the divergences saved with its samples."""
 
 import math
 from typing import Any
@@ -18,7 +18,7 @@ ESTIMATOR = "exact over the vocabulary at each position of the policy's own samp
 
 
 def kl_summary(model: ModelSamples) -> dict[str, Any]:
-    """KL(policy || reference) in nats: per response with its interval, per token, cross-checked.
+    """Summarize KL(policy || reference) in nats: per completion, per token, with a cross-check.
 
     seq   = mean over prompts of KL(y) = Σ_t Σ_v π(v|h_t) (log π(v|h_t) - log ref(v|h_t))
     token = Σ KL(y) / Σ tokens(y), not the mean of ratios
@@ -49,11 +49,12 @@ def kl_summary(model: ModelSamples) -> dict[str, Any]:
 
 
 def kl_by_position(model: ModelSamples) -> dict[str, Any] | None:
-    """Mean exact KL at each token position over the responses that reach it, with its interval.
+    """Compute the mean exact KL at each token position, with its interval.
 
-    KL_t = mean over responses of Σ_v π(v|h_t) (log π(v|h_t) - log ref(v|h_t)); Σ_t n_t KL_t is the
-    sum of all responses' KL. Intervals are Student's over prompts, whose responses' deviations are
-    summed before they are squared; None where one prompt is left. None without saved curves.
+    KL_t = mean over the completions that reach t of Σ_v π(v|h_t) (log π(v|h_t) - log ref(v|h_t)),
+    so that Σ_t n_t KL_t is the sum of all completions' KL. Intervals are Student's over prompts:
+    the deviations of a prompt's completions are summed before they are squared. An interval is None
+    where one prompt is left. Returns None without saved curves.
     """
     curves: list[Any] = [record.get("kl_curve") for record in model.flat]
     if None in curves or not any(curves):

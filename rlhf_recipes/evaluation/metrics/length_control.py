@@ -1,4 +1,4 @@
-"""The win rate at equal length: what remains of it when the answers are as long as base's."""
+"""The win rate at equal length: the effect of length is taken out by a logistic fit."""
 
 from typing import Any
 
@@ -22,31 +22,36 @@ SEPARATED = 0.01
 
 
 def length_controlled(scores: Array, length_difference: Array) -> dict[str, Any]:
-    """Win rate with the effect of length taken out by a logistic fit, and its 95% interval.
+    """Compute the win rate at equal length by a logistic fit, with its 95% interval.
 
     logit P(win_i) = θ + φ tanh(d_i / rms(d)),   value = σ(θ)
 
     After AlpacaEval 2 (https://arxiv.org/abs/2404.04475), without its instruction difficulty, which
-    needs many models. rms is not centred, so the rates of A over B and of B over A sum to 1. The
+    needs many models. rms is not centered, so the rates of A over B and of B over A sum to 1. The
     interval refits on bootstrap draws of the prompts, where AlpacaEval takes the fit as certain.
-    30 of 40 wins at +d and 5 of 20 at -d are 0.583 raw and 0.5 at equal length. A regression
-    adjustment: it does not prove what length caused. `shift` is the adjusted minus the raw rate,
-    with its interval from the same draws; `overlaps` says that neither side is longer on over 95%
-    of the prompts.
+    30 of 40 wins at +d and 5 of 20 at -d are 0.583 raw and 0.5 at equal length. This
+    is a regression adjustment and does not prove what length caused. `shift` is the adjusted minus
+    the raw rate, with its interval from the same draws. `overlaps` is true if neither side is
+    longer on over 95% of the prompts.
 
     Args:
         scores: Wins per prompt in [0, 1], shape (prompts,).
-        length_difference: Tokens more than the reference, shape (prompts,).
+        length_difference: Length minus the reference's length in tokens, shape (prompts,).
     """
     raw = float(scores.mean())
     longer, shorter = (float(np.mean(side > 0)) for side in (length_difference, -length_difference))
-    found = {"raw": raw, "longer": longer, "overlaps": max(longer, shorter) <= 1 - OVERLAP}
+    facts = {"raw": raw, "longer": longer, "overlaps": max(longer, shorter) <= 1 - OVERLAP}
     scale = np.sqrt(np.mean(np.square(length_difference)))
     tilt = np.tanh(length_difference / scale) if scale > 0 else np.zeros(len(scores))
     n = len(scores)
-    if np.ptp(scores) == 0:  # nothing to adjust, and nothing that draws could differ in
-        still = {"value": 0.0, "ci": Interval(0.0, 0.0)}
-        return found | {"value": raw, "ci": wilson(raw, n), "length_effect": 0.0, "shift": still}
+    if np.ptp(scores) == 0:  # nothing to adjust, and all draws are equal
+        no_shift = {"value": 0.0, "ci": Interval(0.0, 0.0)}
+        return facts | {
+            "value": raw,
+            "ci": wilson(raw, n),
+            "length_effect": 0.0,
+            "shift": no_shift,
+        }
     draws = prompt_draws(n)
     start = _fit(scores, tilt, np.ones((1, n)), (0.0, 0.0))
     theta, phi = (float(side[0]) for side in start)
@@ -54,16 +59,16 @@ def length_controlled(scores: Array, length_difference: Array) -> dict[str, Any]
     shift = {"value": value - raw, "ci": percentiles(drawn - draws @ scores / n)}
     interval = percentiles(drawn)
     if interval.high - interval.low < SEPARATED:
-        # Length tells wins from losses without an error, and so it does on every draw.
+        # Length separates wins from losses without error, and does so on every draw.
         interval = wilson(value, n)
     fit = {"value": value, "ci": interval, "length_effect": phi}
-    return found | fit | {"shift": shift}
+    return facts | fit | {"shift": shift}
 
 
 def _fit(
     scores: Array, tilt: Array, weights: Array, start: tuple[float, float]
 ) -> tuple[Array, Array]:
-    """θ and φ for each row of weights, by Newton's method; a slight ridge on φ alone.
+    """Fit θ and φ for each row of weights by Newton's method, with a slight ridge on φ alone.
 
     The ridge keeps φ finite where length separates wins from losses.
     """

@@ -1,4 +1,4 @@
-"""Single scores that decide a mean."""
+"""Single scores far enough from the others to decide a mean."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,10 @@ MAD_TO_SD = 1.4826
 
 
 def outliers(scores: Array) -> NDArray[np.bool_]:
-    """Whether each score lies over ten robust standard deviations from the median.
+    """Mark each score that lies over ten robust standard deviations from the median.
 
-    The robust deviation is 1.4826 times the median absolute deviation, or where over half of the
-    scores are equal, the root mean square deviation of all but the farthest.
+    The robust standard deviation is 1.4826 times the median absolute deviation. Where over half of
+    the scores are equal, it is the root mean square deviation of all but the farthest.
     """
     distance = np.abs(scores - np.median(scores))
     spread = MAD_TO_SD * float(np.median(distance))

@@ -1,4 +1,4 @@
-"""Did the policies learn what was meant, or what the proxy reward happens to like?"""
+"""Over-optimization: policies whose proxy reward rose while gold fell."""
 
 from rlhf_recipes.evaluation.metrics.claims import Claim, claim
 from rlhf_recipes.evaluation.metrics.samples import FIELD, Collection, ModelSamples, Results
@@ -10,36 +10,40 @@ from rlhf_recipes.evaluation.metrics.statistics import (
 )
 
 
-def over_optimisation(collection: Collection, models: Results) -> Results | None:
-    """Proxy against gold. Over-optimized: the proxy rose and gold fell, both beyond doubt.
+def over_optimization(collection: Collection, models: Results) -> Results | None:
+    """Compare the gains by proxy and by gold of each policy.
 
-    Gains are in the base's standard deviations, so the two metrics are on one scale (Gao et al.,
-    https://arxiv.org/abs/2210.10760); None where base's scores by one of them do not vary. A gap of
-    gains with an interval above 0 says that the proxy gained more than gold, which is a sign of it
-    and not yet the thing itself.
+    A policy is over-optimized if the proxy rose and gold fell, each by its interval and corrected
+    p. Gains are in the base's standard deviations, so that both metrics are on one scale (Gao et
+    al., https://arxiv.org/abs/2210.10760). A gap of gains with an interval above 0 says that the
+    proxy gained more than gold, which is a sign of over-optimization and no proof. Returns None
+    without gold, and where base's scores by either metric do not vary.
+
+    Args:
+        models: Entries of `models` in the results, with their rewards and corrected p-values.
     """
     if "gold" not in collection.metrics:
         return None
-    scale = {m: float(collection.base.values(f).std(ddof=1)) for m, f in FIELD.items()}
-    if not all(scale.values()):
+    if not all(collection.base.values(field).std() for field in FIELD.values()):
         return None
-    policies = {m.name: _against_gold(m, collection, models[m.name]) for m in collection.policies}
-    finals = [policies[model.name] for model in collection.finals]
-    for policy, p_holm in zip(finals, holm([each["gap_p"] for each in finals]), strict=True):
-        policy["gap_p_holm"] = p_holm
-    for policy in finals:
-        policy["over_optimised"] = gain_claims(policy, len(collection.base.records))[:2] == (
-            Claim.ABOVE,
-            Claim.BELOW,
-        )
+    facts = {m.name: _gains(m, collection, models[m.name]) for m in collection.policies}
+    finals = [model.name for model in collection.finals]
+    corrected = holm([facts[name]["gap_p"] for name in finals])
+    for_finals = dict(zip(finals, corrected, strict=True))
+    prompts = len(collection.base.records)
     return {
         "spearman_base": _proxy_gold_correlation(collection.base),
-        "policies": policies,
+        "policies": {
+            name: _decided(policy, for_finals[name], prompts)
+            if name in for_finals
+            else {**policy, "gap_p_holm": None, "over_optimised": None}
+            for name, policy in facts.items()
+        },
     }
 
 
 def gain_claims(policy: Results, prompts: int) -> tuple[Claim, Claim, Claim]:
-    """What may be said of the gain by proxy, of the gain by gold, and of proxy minus gold."""
+    """Decide the claims on the gain by proxy, on the gain by gold, and on proxy minus gold."""
     proxy, gold, gap = (
         claim(policy[f"{name}_ci"], prompts, p_holm=policy[f"{name}_p_holm"])
         for name in ("proxy", "gold", "gap")
@@ -47,7 +51,13 @@ def gain_claims(policy: Results, prompts: int) -> tuple[Claim, Claim, Claim]:
     return proxy, gold, gap
 
 
-def _against_gold(model: ModelSamples, collection: Collection, entry: Results) -> Results:
+def _decided(policy: Results, gap_p_holm: float, prompts: int) -> Results:
+    tested = {**policy, "gap_p_holm": gap_p_holm}
+    by_proxy, by_gold, _ = gain_claims(tested, prompts)
+    return {**tested, "over_optimised": (by_proxy, by_gold) == (Claim.ABOVE, Claim.BELOW)}
+
+
+def _gains(model: ModelSamples, collection: Collection, entry: Results) -> Results:
     gains = {}
     for metric, field in FIELD.items():
         base = collection.base.values(field)
@@ -64,9 +74,7 @@ def _against_gold(model: ModelSamples, collection: Collection, entry: Results) -
         "gap": float(gaps.mean()),
         "gap_ci": mean_interval(gaps),
         "gap_p": sign_flip_test(gaps),
-        "gap_p_holm": None,
         "spearman": _proxy_gold_correlation(model),
-        "over_optimised": None,
     }
 
 

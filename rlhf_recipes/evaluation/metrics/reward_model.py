@@ -1,4 +1,4 @@
-"""Where a reward model disagrees with the preference labels: how often, on what, and examples."""
+"""Errors of a reward model against the preference labels: rates, slices and examples."""
 
 import math
 from collections import Counter
@@ -27,18 +27,19 @@ FLAGGED = {
 
 
 def reward_model_errors(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """How good a reward model is: accuracy, calibration, length bias, slices, 20 wrong pairs.
+    """Measure a reward model: accuracy, calibration, length bias, slices and 20 wrong pairs.
 
     A pair is right if the chosen text scores higher; equal scores count one half. The wrong pairs
-    shown are the 10 with the largest margin against the label and 10 drawn from the others with
-    a fixed seed, or all of them if there are no more than 20.
+    are the 10 with the largest margin against the label and 10 drawn from the others with a fixed
+    seed, or all of them if there are no more than 20. Raises RecipeError without pairs and for
+    scores that are not finite.
 
     Args:
         pairs: Records with prompt, chosen, rejected (texts), chosen_reward, rejected_reward,
             chosen_tokens, rejected_tokens, turns and source; chosen_gold and rejected_gold where
             there is a gold judge.
     """
-    _require_scores(pairs)
+    _check_scores(pairs)
     described = [_describe(index, pair) for index, pair in enumerate(pairs)]
     wrong = sorted((p for p in described if p["margin"] < 0), key=lambda p: float(p["margin"]))
     margins = np.array([pair["margin"] for pair in described])
@@ -58,16 +59,16 @@ def reward_model_errors(pairs: Sequence[Pair]) -> dict[str, Any]:
             f"the {CONFIDENT} wrong pairs with the largest margin against the label, then "
             f"{RANDOM} drawn from the rest with seed {SEED}; all if there are no more"
         ),
-        "wrong_pairs": _chosen_by_rule(wrong),
+        "wrong_pairs": _select(wrong),
     }
 
 
 def length_bias(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Does the model reward length beyond what the labels do?
+    """Measure whether the model rewards length beyond what the labels do.
 
-    Spearman's correlation of margin and length difference; how often the longer text wins by the
-    model and by the labels (pairs of unequal length); accuracy where the chosen text is shorter and
-    longer, and the mean of the two, which a pure length rule leaves at 0.5. Singhal et al.
+    Returns Spearman's correlation of margin and length difference; how often the longer text wins
+    by the model and by the labels (pairs of unequal length); the accuracy where the chosen text is
+    shorter and longer; and the mean of the two, which is 0.5 for a pure length rule. Singhal et al.
     (https://arxiv.org/abs/2310.03716).
     """
     margin = np.array([pair["margin"] for pair in pairs])
@@ -76,22 +77,22 @@ def length_bias(pairs: Sequence[Pair]) -> dict[str, Any]:
     shorter = [pair for pair in pairs if pair["length_gap"] < 0]
     longer = [pair for pair in pairs if pair["length_gap"] > 0]
     sides = {"chosen_shorter": shorter, "chosen_longer": longer}
-    accuracy = {name: _accuracy(part) if part else None for name, part in sides.items()}
-    both = [found["value"] for found in accuracy.values() if found]
+    accuracy = {name: _accuracy(side) if side else None for name, side in sides.items()}
+    both = [entry["value"] for entry in accuracy.values() if entry]
     return {
         "spearman": rank_correlation(margin, gap),
-        "longer_wins": _share((np.sign(margin * gap)[unequal] + 1) / 2),
-        "longer_is_chosen": _share((gap[unequal] > 0).astype(np.float64)),
+        "longer_wins": _rate((np.sign(margin * gap)[unequal] + 1) / 2),
+        "longer_is_chosen": _rate((gap[unequal] > 0).astype(np.float64)),
         "accuracy": accuracy,
         "balanced_accuracy": sum(both) / 2 if len(both) == 2 else None,
     }
 
 
-def _share(values: Array) -> dict[str, Any] | None:
+def _rate(values: Array) -> dict[str, Any] | None:
     if not len(values):
         return None
-    share = float(values.mean())
-    return {"value": share, "ci": wilson(share, len(values)), "n": len(values)}
+    rate = float(values.mean())
+    return {"value": rate, "ci": wilson(rate, len(values)), "n": len(values)}
 
 
 def near_duplicates(first: str, second: str) -> bool:
@@ -101,10 +102,10 @@ def near_duplicates(first: str, second: str) -> bool:
     return total == 0 or 2 * (a & b).total() / total >= NEAR_DUPLICATE
 
 
-def _require_scores(pairs: Sequence[Pair]) -> None:
+def _check_scores(pairs: Sequence[Pair]) -> None:
     if not pairs:
         raise RecipeError(
-            "There are no preference pairs to score. The reward model's errors cannot be counted. "
+            "There are no preference pairs to score, so the reward model cannot be measured. "
             "Prepare data with a validation split that is not empty."
         )
     for index, pair in enumerate(pairs):
@@ -118,7 +119,7 @@ def _require_scores(pairs: Sequence[Pair]) -> None:
 
 def _describe(index: int, pair: Pair) -> Pair:
     gap = pair["chosen_tokens"] - pair["rejected_tokens"]
-    found = {
+    is_true = {
         "chosen_shorter": gap < 0,
         "refusal_in_chosen": refuses(pair["chosen"]),
         "refusal_in_rejected": refuses(pair["rejected"]),
@@ -130,7 +131,7 @@ def _describe(index: int, pair: Pair) -> Pair:
         **pair,
         "margin": pair["chosen_reward"] - pair["rejected_reward"],
         "length_gap": gap,
-        "flags": [name for name, holds in found.items() if holds],
+        "flags": [name for name, holds in is_true.items() if holds],
     }
 
 
@@ -166,7 +167,7 @@ def _slices(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 
 
 def _slice(name: str, pair: Pair) -> str:
-    """Where a pair stands in a slicing."""
+    """Return the slice that a pair belongs to."""
     if name == "length":
         return ("equal length", "chosen longer", "chosen shorter")[int(np.sign(pair["length_gap"]))]
     if name == "turns":
@@ -176,11 +177,11 @@ def _slice(name: str, pair: Pair) -> str:
     return str(pair[name])
 
 
-def _chosen_by_rule(wrong: list[Pair]) -> list[Pair]:
+def _select(wrong: list[Pair]) -> list[Pair]:
     if len(wrong) <= CONFIDENT + RANDOM:
         return [pair | {"selection": "all"} for pair in wrong]
-    rest = wrong[CONFIDENT:]
-    drawn = sorted(np.random.default_rng(SEED).choice(len(rest), RANDOM, replace=False))
+    others = wrong[CONFIDENT:]
+    drawn = sorted(np.random.default_rng(SEED).choice(len(others), RANDOM, replace=False))
     return [pair | {"selection": "most confident"} for pair in wrong[:CONFIDENT]] + [
-        rest[i] | {"selection": "random"} for i in drawn
+        others[i] | {"selection": "random"} for i in drawn
     ]

@@ -1,4 +1,4 @@
-"""The saved samples of an evaluation, read and checked. Everything else here works on these."""
+"""Saved samples of an evaluation, read and checked."""
 
 import json
 import math
@@ -25,9 +25,9 @@ CURVE_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class ModelSamples:
-    """One model's responses: records[i][k] is sample k to prompt i, prompts in the same order.
+    """Samples of one model: records[i][k] is sample k to prompt i, in the same order of prompts.
 
-    Seeds of one method, or a sweep, share a family; checkpoints share a run and have their step.
+    Seeds of one method, or a sweep, share a family; the checkpoints of a run share the run.
     """
 
     name: str
@@ -42,7 +42,7 @@ class ModelSamples:
         object.__setattr__(self, "run", self.run or self.name)
 
     def values(self, field: str) -> Array:
-        """A field of every record, shape (prompts, samples), not to be written to."""
+        """Return a field of every record as a read-only array, shape (prompts, samples)."""
         if field not in self.columns:
             column = np.array([[r[field] for r in row] for row in self.records], dtype=np.float64)
             column.setflags(write=False)
@@ -50,7 +50,7 @@ class ModelSamples:
         return self.columns[field]
 
     def scores(self, metric: str) -> Array:
-        """The scores of every record by a metric, shape (prompts, samples)."""
+        """Return the scores of every record by a metric, shape (prompts, samples)."""
         if metric in FIELD:
             return self.values(FIELD[metric])
         return np.array([[r["scores"][metric] for r in row] for row in self.records])
@@ -62,11 +62,15 @@ class ModelSamples:
 
 @dataclass(frozen=True)
 class Collection:
-    """All models' samples on one prompt set, and the facts written when they were collected.
+    """Samples of all models on one prompt set, and the facts written when they were collected.
 
-    Base comes first, then the policies, each family together in the order of its steps.
-    verdicts[judge] holds what a pairwise judge said of responses against base's. `repeated` counts
-    the prompts that were left out because they are another one but for case and spaces.
+    Attributes:
+        facts: Content of `collection.json`.
+        models: Base first, then the policies, each family together in the order of its steps.
+        control: Base sampled again, if it was.
+        metrics: The proxy, extra judges, and gold last, as far as all samples have them.
+        verdicts: By judge, its comparisons of completions with base's.
+        repeated: Number of prompts left out because another differs only in case and spaces.
     """
 
     facts: dict[str, Any]
@@ -92,10 +96,10 @@ class Collection:
     @property
     def runs(self) -> dict[str, list[ModelSamples]]:
         """The policies by run, each in the order of its steps."""
-        found: dict[str, list[ModelSamples]] = {}
+        runs: dict[str, list[ModelSamples]] = {}
         for model in self.policies:
-            found.setdefault(model.run, []).append(model)
-        return found
+            runs.setdefault(model.run, []).append(model)
+        return runs
 
     @property
     def primary(self) -> str:
@@ -107,24 +111,24 @@ FIELD = {"proxy": "reward", "gold": "gold"}
 
 
 def reward_of(entry: Results, metric: str) -> Results:
-    """A model's rewards by a metric among its results: `reward`, `gold` or one of `scores`."""
-    found: Results = entry[FIELD[metric]] if metric in FIELD else entry["scores"][metric]
-    return found
+    """Return a model's rewards by a metric among its results: `reward`, `gold` or of `scores`."""
+    rewards: Results = entry[FIELD[metric]] if metric in FIELD else entry["scores"][metric]
+    return rewards
 
 
 def ordered(names: Iterable[str], families: dict[str, str], steps: dict[str, int]) -> list[str]:
-    """Model names by family (base, ppo, grpo, dpo, then the alphabet), step, what has none last."""
+    """Sort model names by family (base, ppo, grpo, dpo, then others), then by step, finals last."""
 
-    def place(name: str) -> tuple[int, str, float, str]:
+    def key(name: str) -> tuple[int, str, float, str]:
         family = families.get(name, name)
         rank = FIRST.index(family) if family in FIRST else len(FIRST)
         return rank, family, steps.get(name, math.inf), name
 
-    return sorted(names, key=place)
+    return sorted(names, key=key)
 
 
 def read_samples(folder: Path) -> Collection:
-    """The collection saved in folder, or RecipeError saying what keeps it from being compared."""
+    """Read the collection saved in folder; raise RecipeError if it cannot be compared."""
     facts = _read(folder / "collection.json")
     families: dict[str, str] = facts.get("families") or {}
     steps: dict[str, int] = facts.get("checkpoints") or {}
@@ -139,26 +143,28 @@ def read_samples(folder: Path) -> Collection:
             f"{folder / 'collection.json'} lists no model besides {', '.join(names)}. There is "
             "nothing to compare. Train a policy first, for instance with `make dpo`."
         )
-    _require_one_setting(facts)
+    _check_settings(facts)
     models = {
         name: ModelSamples(
             name,
-            _arranged(name, _read(folder / f"{name}_samples.json")),
+            _by_prompt(name, _read(folder / f"{name}_samples.json")),
             families.get(name, name),
             steps.get(name),
             _run_of(name, steps.get(name), names, families),
         )
         for name in names
     }
-    _require_one_prompt_set(models)
-    kept = _different_prompts(models[BASE])
-    repeated = len(models[BASE].records) - len(kept)
+    _check_prompts(models)
+    prompt_ids = _different_prompts(models[BASE])
+    repeated = len(models[BASE].records) - len(prompt_ids)
     models = {
-        name: replace(model, records=[r for r in model.records if r[0]["prompt_id"] in kept])
+        name: replace(model, records=[r for r in model.records if r[0]["prompt_id"] in prompt_ids])
         for name, model in models.items()
     }
     verdicts = {
-        path.stem.removeprefix("verdicts_"): [v for v in _read(path) if v["prompt_id"] in kept]
+        path.stem.removeprefix("verdicts_"): [
+            v for v in _read(path) if v["prompt_id"] in prompt_ids
+        ]
         for path in sorted(folder.glob("verdicts_*.json"))
     }
     metrics = _metrics(models)
@@ -166,9 +172,9 @@ def read_samples(folder: Path) -> Collection:
 
 
 def _different_prompts(base: ModelSamples) -> set[int]:
-    """Ids of the prompts, the first of those that differ only in case and spaces.
+    """Return the ids of the prompts, the first of those that differ only in case and spaces.
 
-    Intervals take prompts as independent; a prompt that counts twice makes them too narrow.
+    Intervals assume independent prompts, so a prompt that counts twice makes them too narrow.
     """
     first: dict[str, int] = {}
     for row in base.records:
@@ -176,13 +182,13 @@ def _different_prompts(base: ModelSamples) -> set[int]:
     if len(first) == 1:
         raise RecipeError(
             "There are samples for one prompt only. Intervals and tests are over prompts and need "
-            "at least two, better 100. Raise the number of evaluation prompts."
+            "at least two, better 100. Raise `eval_prompts`."
         )
     return set(first.values())
 
 
 def _run_of(name: str, step: int | None, names: list[str], families: dict[str, str]) -> str:
-    """`ppo` for its checkpoint `ppo-50`; without a finished run, the family."""
+    """Return the run of a model: `ppo` for `ppo-50`, or the family without a finished run."""
     if step is None:
         return name
     finished = name.removesuffix(f"-{step}")
@@ -204,32 +210,32 @@ def _read(path: Path) -> Any:
         ) from error
 
 
-def _arranged(name: str, records: list[Record]) -> list[list[Record]]:
+def _by_prompt(name: str, records: list[Record]) -> list[list[Record]]:
     if not records:
         raise RecipeError(
-            f"`{name}` has no samples. A model without responses cannot be compared. "
+            f"`{name}` has no samples. A model without completions cannot be compared. "
             "Collect again with `make evaluate`, or take it out of the recipe."
         )
     by_prompt: dict[int, list[Record]] = {}
     for record in records:
-        _require_numbers(name, record)
+        _check_numbers(name, record)
         by_prompt.setdefault(record["prompt_id"], []).append(record)
     if len({len(row) for row in by_prompt.values()}) > 1:
         raise RecipeError(
             f"`{name}` has between {min(map(len, by_prompt.values()))} and "
-            f"{max(map(len, by_prompt.values()))} samples a prompt. Prompts would weigh "
-            "differently. Collect again with `make evaluate`."
+            f"{max(map(len, by_prompt.values()))} samples per prompt. Prompts would "
+            "weigh differently. Collect again with `make evaluate`."
         )
     return [sorted(by_prompt[i], key=lambda r: int(r["sample_index"])) for i in sorted(by_prompt)]
 
 
-def _require_numbers(name: str, record: Record) -> None:
+def _check_numbers(name: str, record: Record) -> None:
     for field_ in NUMBERS:
         value = record.get(field_)
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise RecipeError(
-                f"Sample {record.get('id')} of `{name}` has {field_} = {value}. Every response "
-                "needs a finite number there. Collect again with `make evaluate`."
+                f"Sample {record.get('id')} of `{name}` has {field_} = {value}. Every "
+                "completion needs a finite number there. Collect again with `make evaluate`."
             )
     curve = record.get("kl_curve")
     if curve and not math.isclose(sum(curve), record["kl"], rel_tol=CURVE_TOLERANCE, abs_tol=1e-4):
@@ -240,51 +246,51 @@ def _require_numbers(name: str, record: Record) -> None:
         )
 
 
-def _require_one_setting(facts: dict[str, Any]) -> None:
-    """Models sampled apart say how: each fact they share with base must be base's."""
+def _check_settings(facts: dict[str, Any]) -> None:
+    """Check that each setting which a model's facts state is that of base."""
     base = facts | facts["models"][BASE]
-    for name, own in facts["models"].items():
-        stated = [key for key in SETTINGS if own.get(key) and base.get(key)]
-        changed = [line for key in stated for line in differences(base[key], own[key], key)]
+    for name, model in facts["models"].items():
+        stated = [key for key in SETTINGS if model.get(key) and base.get(key)]
+        changed = [line for key in stated for line in differences(base[key], model[key], key)]
         if changed:
             raise RecipeError(
                 f"`{name}` was collected with other settings than `{BASE}`: {', '.join(changed)}. "
-                "Responses of different settings cannot be compared. Collect both again with "
+                "Completions of different settings cannot be compared. Collect both again with "
                 "`make evaluate`."
             )
 
 
-def _require_one_prompt_set(models: dict[str, ModelSamples]) -> None:
+def _check_prompts(models: dict[str, ModelSamples]) -> None:
     base, *others = (
         {row[0]["prompt_id"]: row[0]["prompt"] for row in model.records}
         for model in models.values()
     )
-    for name, own in zip(list(models)[1:], others, strict=True):
-        different = sum(own.get(i) != base.get(i) for i in own.keys() | base.keys())
+    for name, prompts in zip(list(models)[1:], others, strict=True):
+        different = sum(prompts.get(i) != base.get(i) for i in prompts.keys() | base.keys())
         if different:
             raise RecipeError(
-                f"`{name}` and `{BASE}` differ in {different} prompts ({len(own)} and {len(base)} "
-                "in all). Only answers to the same prompts can be compared. Collect all models "
-                "again with `make evaluate`."
+                f"`{name}` and `{BASE}` differ in {different} prompts ({len(prompts)} and "
+                f"{len(base)} in all). Only completions of the same prompts can be compared. "
+                "Collect all models again with `make evaluate`."
             )
 
 
 def _metrics(models: dict[str, ModelSamples]) -> tuple[str, ...]:
-    """The proxy, the extra judges by name, and gold, as far as all samples have them."""
-    found = ["proxy"]
-    given = [
+    """List the proxy, the extra judges by name, and gold, as far as all samples have them."""
+    metrics = ["proxy"]
+    by_sample = [
         (record.get("scores") or {}) | {"gold": record.get("gold")}
         for model in models.values()
         for record in model.flat
     ]
-    for metric in [*sorted({judge for scores in given for judge in scores} - {"gold"}), "gold"]:
-        scored = [scores[metric] for scores in given if scores.get(metric) is not None]
+    for metric in [*sorted({judge for scores in by_sample for judge in scores} - {"gold"}), "gold"]:
+        scored = [scores[metric] for scores in by_sample if scores.get(metric) is not None]
         usable = sum(map(math.isfinite, scored))
-        if scored and usable < len(given):
+        if scored and usable < len(by_sample):
             raise RecipeError(
-                f"{len(given) - usable} of {len(given)} samples have no {metric} score. A "
+                f"{len(by_sample) - usable} of {len(by_sample)} samples have no {metric} score. A "
                 "comparison on some of them would be biased. Score all of them or none, and "
                 "collect again with `make evaluate`."
             )
-        found += [metric] * bool(scored)
-    return tuple(found)
+        metrics += [metric] * bool(scored)
+    return tuple(metrics)

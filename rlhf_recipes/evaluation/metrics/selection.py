@@ -1,47 +1,47 @@
-"""Which prompts a reader is shown, by a stated rule and not by taste."""
+"""Selection of the prompts that the report shows, by a stated rule."""
 
 import numpy as np
 
-from rlhf_recipes.evaluation.metrics.failures import Fired, flags
+from rlhf_recipes.evaluation.metrics.failures import Failures, flags
 from rlhf_recipes.evaluation.metrics.samples import Collection, Results
 from rlhf_recipes.evaluation.metrics.statistics import SEED
 
 AT_RANDOM = 4
 
 
-def samples_shown(collection: Collection, fired: Fired) -> Results:
-    """Prompts to show and why: some at random, and the ends of what happened."""
+def samples_shown(collection: Collection, failures: Failures) -> Results:
+    """Select prompts to show, with the reason for each: some at random, and the extremes."""
     primary = collection.primary
     base = collection.base.scores(primary).mean(axis=1)
     finals = collection.finals
     gains = np.mean([m.scores(primary).mean(axis=1) - base for m in finals], axis=0)
     kl = np.mean([m.values("kl").mean(axis=1) for m in finals], axis=0)
-    flagged = np.sum([fires[m.name][:, 0] for fires in fired.values() for m in finals], axis=0)
+    flagged = np.sum([masks[m.name][:, 0] for masks in failures.values() for m in finals], axis=0)
     rng = np.random.default_rng(SEED)
     rows = sorted(rng.choice(len(base), min(AT_RANDOM, len(base)), replace=False))
-    chosen = {int(row): "drawn at random" for row in rows}
+    reasons = {int(row): "drawn at random" for row in rows}
     for row, reason in (
         (gains.argmax(), f"largest gain in {primary} reward, mean of the policies"),
         (gains.argmin(), f"largest loss in {primary} reward, mean of the policies"),
         (kl.argmax(), "largest KL, mean of the policies"),
         (flagged.argmax(), "most failures, sum of the policies"),
     ):
-        chosen.setdefault(int(row), reason)
+        reasons.setdefault(int(row), reason)
     rule = (
         f"{AT_RANDOM} prompts drawn with seed {SEED}, then the largest gain and the largest loss "
         f"in {primary} reward over base, the largest KL and the most failures, over the policies; "
         "the first sample of each model"
     )
-    prompts = [_shown(collection, fired, row, reason) for row, reason in chosen.items()]
+    prompts = [_shown(collection, failures, row, reason) for row, reason in reasons.items()]
     return {"rule": rule, "prompts": prompts}
 
 
-def _shown(collection: Collection, fired: Fired, row: int, reason: str) -> Results:
+def _shown(collection: Collection, failures: Failures, row: int, reason: str) -> Results:
     numbers = ("id", "reward", "gold", "scores", "kl", "n_tokens")
     samples = {}
     for model in [collection.base, *collection.finals]:
         record = model.records[row][0]
         facts = {key: record[key] for key in numbers if record.get(key) is not None}
-        samples[model.name] = facts | {"flags": flags(fired, model.name, row)}
+        samples[model.name] = facts | {"flags": flags(failures, model.name, row)}
     prompt_id = collection.base.records[row][0]["prompt_id"]
     return {"row": row, "prompt_id": prompt_id, "reason": reason, "samples": samples}

@@ -1,9 +1,9 @@
-"""Intervals and tests over prompts. Draws are seeded: the same data give the same numbers."""
+"""Intervals and tests over prompts. Random draws are seeded, so equal data give equal numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from scipy import stats
 from scipy.special import ndtr, ndtri
 
 Array = NDArray[np.float64]
+K = TypeVar("K")
+Test = TypeVar("Test", dict[str, Any], dict[str, Any] | None)
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
@@ -22,52 +24,52 @@ SEED = 42
 
 
 class Interval(NamedTuple):
-    """Ends of a 95% interval."""
+    """A 95% interval, with both ends in it."""
 
     low: float
     high: float
 
 
-def wilson(share: float, n: float) -> Interval:
-    """Wilson's 95% score interval of a proportion observed over n, which need not be whole.
+def wilson(rate: float, n: float) -> Interval:
+    """Compute Wilson's 95% score interval of a rate observed over n, which need not be whole.
 
-    centre = (p + z²/2n) / (1 + z²/n),   half width = z √(p(1-p)/n + z²/4n²) / (1 + z²/n)
+    center = (p + z²/2n) / (1 + z²/n),   half width = z √(p(1-p)/n + z²/4n²) / (1 + z²/n)
 
-    Wilson (1927). Unlike p ± 1.96 SE it stays inside [0, 1] and covers at small n and shares near
-    0 or 1 (https://arxiv.org/abs/2503.01747). At 10 of 10 it is [0.722, 1].
+    Wilson (1927). Unlike p ± 1.96 SE it stays inside [0, 1] and covers at small n and at rates
+    near 0 or 1 (https://arxiv.org/abs/2503.01747). At 10 of 10 it is [0.722, 1].
     """
     z = stats.norm.ppf(0.5 + CONFIDENCE / 2)
     shrink = 1 + z**2 / n
-    centre = (share + z**2 / (2 * n)) / shrink
-    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / shrink
+    center = (rate + z**2 / (2 * n)) / shrink
+    half = z * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2)) / shrink
     # At 0 and 1 the end is exact, but only up to the last bit of the sum.
-    low = 0.0 if share == 0 else max(0.0, centre - half)
-    high = 1.0 if share == 1 else min(1.0, centre + half)
+    low = 0.0 if rate == 0 else max(0.0, center - half)
+    high = 1.0 if rate == 1 else min(1.0, center + half)
     return Interval(float(low), float(high))
 
 
-def effective_size(value: float, tie_share: float, n: int) -> float:
-    """The number of untied comparisons that would be as informative as n with ties at one half.
+def effective_size(value: float, tie_rate: float, n: int) -> float:
+    """Count the untied comparisons that would be as informative as n with ties at one half.
 
     A tie varies less than a win or a loss: Var(s) = p(1-p) - t/4, so
     n_eff = n p(1-p) / (p(1-p) - t/4), at most 4n. Without ties, or with nothing but ties, it is n.
     """
     binary = value * (1 - value)
-    variance = binary - tie_share / 4
-    if tie_share == 0 or variance <= 1e-12:
+    variance = binary - tie_rate / 4
+    if tie_rate == 0 or variance <= 1e-12:
         return float(n)
     return min(n * binary / variance, 4.0 * n)
 
 
 def mean_interval(values: Array) -> Interval:
-    """95% interval of a mean over prompts: BCa bootstrap (Efron, 1987); equal values give a point.
+    """Compute the 95% interval of a mean over prompts by the BCa bootstrap (Efron, 1987).
 
-    As `scipy.stats.bootstrap` computes it, in time and memory that grow with n and not with n².
-    BCa is undefined only where all resampled means lie on one side of the observed one. Of two
-    values that differ, a quarter lie on either.
+    The result is that of `scipy.stats.bootstrap`, in time and memory that grow with n and not with
+    n². Equal values give a point. BCa is undefined only where all resampled means lie on one side
+    of the observed one; with two values that differ, a quarter lie on either side.
     """
     mean = float(np.mean(values))
-    # What is equal but for rounding has no skewness to correct for.
+    # Values that are equal but for rounding have no skewness to correct for.
     if np.ptp(values) <= 1e-12 * max(1.0, abs(mean)):
         return Interval(mean, mean)
     resampled = _products(_resamples(len(values)), values) / len(values)
@@ -84,7 +86,7 @@ def mean_interval(values: Array) -> Interval:
 
 @lru_cache(maxsize=4)
 def _resamples(n: int) -> NDArray[np.uint16]:
-    """How often each of n values is in each bootstrap resample, shape (9999, n)."""
+    """Count how often each of n values is in each bootstrap resample, shape (9999, n)."""
     rng = np.random.default_rng(SEED)
     counts = []
     for start in range(0, RESAMPLES, BATCH):
@@ -95,63 +97,67 @@ def _resamples(n: int) -> NDArray[np.uint16]:
 
 
 def _products(matrix: NDArray[Any], values: Array) -> Array:
-    """matrix @ values, with a batch of rows as floats at a time: all of them take much memory."""
+    """Compute matrix @ values, converting one batch of rows to float at a time to save memory."""
     starts = range(0, len(matrix), BATCH)
     return np.concatenate([matrix[i : i + BATCH].astype(np.float64) @ values for i in starts])
 
 
 def estimate(values: Array) -> dict[str, Any]:
-    """The mean over prompts as `value`, with its `ci`."""
+    """Return the mean over prompts as `value`, with its `ci`."""
     return {"value": float(np.mean(values)), "ci": mean_interval(values)}
 
 
 @lru_cache(maxsize=4)
 def prompt_draws(n: int) -> Array:
-    """How often each of n prompts is in each bootstrap draw, shape (2000, n).
+    """Count how often each of n prompts is in each bootstrap draw, shape (2000, n).
 
-    The same for every model and every quantity, so that what is computed on them is joint.
+    The draws are the same for every model and every quantity, so that results on them are joint.
     """
     rng = np.random.default_rng(SEED)
     return np.asarray(rng.multinomial(n, np.full(n, 1 / n), size=DRAWS), dtype=np.float64)
 
 
 def percentiles(draws: Array) -> Interval:
-    """The 95% percentile interval of a quantity that was computed on each draw."""
+    """Compute the 95% percentile interval of a quantity that was computed on each draw."""
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(low), float(high))
 
 
 def student_half_width(n: Any) -> Any:
-    """Standard errors from the mean of n values to the end of Student's 95% interval."""
+    """Return half the width of Student's 95% interval of a mean of n values, in standard errors."""
     return stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(n - 1, 1))
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Exact two-sided p of wins against losses under a fair coin, ties left out. 6 to 2: 0.289."""
+    """Compute the exact two-sided p of wins against losses under a fair coin. 6 to 2: 0.289."""
     if wins + losses == 0:
         return 1.0
     return float(stats.binomtest(wins, wins + losses, 0.5).pvalue)
 
 
 def sign_flip_test(differences: Array) -> float:
-    """Two-sided p of a mean paired difference under random signs: exact where 2ⁿ <= 9,999.
+    """Compute the two-sided p of a mean paired difference under random signs.
 
-    p = the share of sign patterns whose |mean| is at least the observed one; of 9,999 drawn
-    patterns the observed one is counted as another, so that p is never 0. Five differences of one
-    sign give 2/32 = 0.0625, the smallest p that five pairs allow.
+    p is the fraction of sign patterns whose |mean| is at least the observed one. All patterns are
+    taken where 2ⁿ <= 9,999. Otherwise 9,999 are drawn and the observed one is counted as another,
+    so that p is never 0. Five differences of one sign give 2/32 = 0.0625, the smallest p that five
+    pairs allow.
     """
     if not np.any(differences):
         return 1.0
     signs, exact = _sign_patterns(len(differences))
-    sums, seen = np.abs(_products(signs, differences)), abs(float(differences.sum()))
+    sums, observed = np.abs(_products(signs, differences)), abs(float(differences.sum()))
     # Sums of the same terms in another order differ in the last bits.
-    extreme = int((sums >= seen - 1e-12 * np.abs(differences).sum()).sum())
+    extreme = int((sums >= observed - 1e-12 * np.abs(differences).sum()).sum())
     return extreme / len(signs) if exact else (extreme + 1) / (len(signs) + 1)
 
 
 @lru_cache(maxsize=4)
 def _sign_patterns(n: int) -> tuple[NDArray[np.int8], bool]:
-    """All patterns of n signs, or 9,999 drawn ones, shape (patterns, n), and whether it is all."""
+    """Return all patterns of n signs, or 9,999 drawn ones, and whether these are all.
+
+    The patterns have the shape (patterns, n).
+    """
     if 2**n <= RESAMPLES:
         bits = np.arange(2**n)[:, None] >> np.arange(n) & 1
         return (2 * bits - 1).astype(np.int8), True
@@ -160,7 +166,7 @@ def _sign_patterns(n: int) -> tuple[NDArray[np.int8], bool]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p-values, in the order given. [.01, .04, .03] -> [.03, .06, .06]."""
+    """Adjust p-values by Holm (1979), in the order given. [.01, .04, .03] -> [.03, .06, .06]."""
     adjusted = [1.0] * len(p_values)
     running = 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
@@ -169,39 +175,45 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def correct(tests: Sequence[dict[str, Any]]) -> None:
-    """Give each test of a family, which has its `p`, Holm's `p_holm`."""
-    for test, p_holm in zip(tests, holm([test["p"] for test in tests]), strict=True):
-        test["p_holm"] = p_holm
+def holm_corrected(tests: Mapping[K, Test], names: Collection[K] | None = None) -> dict[K, Test]:
+    """Return the tests of one family with Holm's `p_holm` beside each `p`; None stays None.
 
-
-def detectable_effect(deviation: float, n: int) -> float:
-    """Smallest true difference of a mean that n prompts show with 80% power at the 5% level.
-
-    (z_0.975 + z_0.8) sd / √n = 2.80 standard errors.
+    Args:
+        tests: Results with their `p`, by name.
+        names: The tests that make up the family, all by default; the others are returned unchanged.
     """
-    return float((stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER)) * deviation / math.sqrt(n))
+    family = {n: t["p"] for n, t in tests.items() if t and (names is None or n in names)}
+    adjusted = dict(zip(family, holm(list(family.values())), strict=True))
+    return {n: {**t, "p_holm": adjusted[n]} if t and n in adjusted else t for n, t in tests.items()}
 
 
-def prompts_needed(share: float) -> int:
-    """Untied prompts that tell a win rate from one half with 80% power at the 5% level.
+def detectable_effect(std: float, n: int) -> float:
+    """Return the smallest true mean that n prompts show with 80% power at the 5% level.
+
+    (z_0.975 + z_0.8) std / √n = 2.80 standard errors.
+    """
+    return float((stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER)) * std / math.sqrt(n))
+
+
+def prompts_needed(rate: float) -> int:
+    """Count the untied prompts that tell a win rate from one half with 80% power at the 5% level.
 
     n = ((z_0.975 / 2 + z_0.8 √(p(1-p))) / (p - 1/2))². 60% needs 194.
     """
     spread = float(stats.norm.ppf(1 - ALPHA / 2)) / 2
-    spread += float(stats.norm.ppf(POWER)) * math.sqrt(share * (1 - share))
-    return math.ceil((spread / (share - 0.5)) ** 2)
+    spread += float(stats.norm.ppf(POWER)) * math.sqrt(rate * (1 - rate))
+    return math.ceil((spread / (rate - 0.5)) ** 2)
 
 
 def rate_difference(rates: Array, reference: Array) -> tuple[float, Interval]:
-    """Difference of two paired proportions and Newcombe's (1998) hybrid score interval.
+    """Return the difference of two paired rates and Newcombe's (1998) hybrid score interval.
 
     Each side's Wilson limits are combined with the correlation φ of the pairs, so that 0 of n
-    against 0 of n has an interval of some width. With several samples a prompt, n stays the
+    against 0 of n has an interval of some width. With several samples per prompt, n stays the
     number of prompts, which errs on the wide side.
 
     Args:
-        rates: One rate per prompt, as is reference; 0 or 1 with one sample a prompt.
+        rates: One rate per prompt, as is reference; 0 or 1 with one sample per prompt.
     """
     p, q, n = float(np.mean(rates)), float(np.mean(reference)), len(rates)
     (p_low, p_high), (q_low, q_high) = wilson(p, n), wilson(q, n)
@@ -215,9 +227,12 @@ def rate_difference(rates: Array, reference: Array) -> tuple[float, Interval]:
 
 
 def rank_correlation(x: Array, y: Array) -> dict[str, Any]:
-    """Spearman's ρ with the interval tanh(atanh ρ ± z √((1 + ρ²/2)/(n-3))), or null with a reason.
+    """Compute Spearman's ρ with its interval tanh(atanh ρ ± z √((1 + ρ²/2)/(n-3))).
 
-    Bonett and Wright (2000), Psychometrika 65. One value per prompt on each side.
+    Bonett and Wright (2000), Psychometrika 65. Where ρ is undefined it is null, with a `reason`.
+
+    Args:
+        x: One value per prompt, as is y.
     """
     n = len(x)
     if n < 4 or not (np.ptp(x) > 0 and np.ptp(y) > 0):

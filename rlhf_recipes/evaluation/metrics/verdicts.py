@@ -1,4 +1,4 @@
-"""What judges said that compare a response with base's, and how far they can be believed."""
+"""Win rates and quality of the judges that compare a completion with base's."""
 
 from collections.abc import Sequence
 
@@ -10,55 +10,55 @@ from rlhf_recipes.evaluation.metrics.win_rate import summary
 
 
 def judged_win_rate(verdicts: Sequence[Record], model: ModelSamples) -> Results | None:
-    """The win rate over base by a judge's readable verdicts; None unless every prompt was judged.
+    """Compute the win rate over base by a judge's readable verdicts.
 
-    A verdict that cannot be read is missing, not a tie: prompts without a readable one are left
-    out. With several verdicts per prompt, a prompt counts as often as it has readable ones, so that
-    `value` is the mean over these. None, too, if fewer than two prompts have one.
+    An unreadable verdict is missing, not a tie: prompts without a readable one are left out. With
+    several verdicts per prompt, a prompt weighs as much as it has readable ones, so that `value` is
+    the mean over these. Returns None unless every prompt was judged, and two have a readable one.
     """
     outcomes: dict[int, list[float]] = {row[0]["prompt_id"]: [] for row in model.records}
-    asked = dict.fromkeys(outcomes, 0)
+    judged = dict.fromkeys(outcomes, 0)
     for verdict in verdicts:
         if verdict["model"] == model.name:
-            asked[verdict["prompt_id"]] += 1
+            judged[verdict["prompt_id"]] += 1
             outcomes[verdict["prompt_id"]] += [verdict["outcome"]] * bool(verdict["readable"])
-    read = [said for said in outcomes.values() if said]
-    if not all(asked.values()) or len(read) < 2:
+    readable = [np.array(row) for row in outcomes.values() if row]
+    if not all(judged.values()) or len(readable) < 2:
         return None
-    sizes = np.array([len(said) for said in read])
-    means = np.array([np.mean(said) for said in read])
+    sizes = np.array([len(row) for row in readable])
+    means = np.array([np.mean(row) for row in readable])
     weighted = 0.5 + sizes / sizes.mean() * (means - 0.5)
-    single = max(asked.values()) == 1
-    rate = summary(weighted, single=single, outcomes=np.concatenate([np.array(r) for r in read]))
-    n, of = int(sizes.sum()), sum(asked.values())
+    single = max(judged.values()) == 1
+    rate = summary(weighted, single=single, outcomes=np.concatenate(readable))
+    n, of = int(sizes.sum()), sum(judged.values())
     return rate | {"readable": {"n": n, "of": of, "fraction": n / of}}
 
 
 def judge_quality(
     verdicts: Sequence[Record], collection: Collection, epsilon: float = 0.0
 ) -> Results:
-    """How a judge behaves, over all its verdicts.
+    """Measure how consistent a judge is over all its verdicts, and how well it agrees with gold.
 
     readable: fraction with a readable reply to both orders. consistent: fraction of those on which
-    the orders agree. first: share of readable replies for the answer shown first, a tie one half; a
-    judge that always prefers it has first = 1 and consistent = 0, and a win rate of one half.
+    the orders agree. first: fraction of readable replies for the completion shown first, a tie one
+    half. A judge that always prefers it has first = 1, consistent = 0 and a win rate of one half.
     kappa: Cohen's, of win, tie and loss with those of gold, if there is gold.
     """
-    read = [v for v in verdicts if v["readable"]]
-    preferred = [share for v in read for share in (v["first"], 1 - v["second"])]
+    readable = [v for v in verdicts if v["readable"]]
+    for_first = [preference for v in readable for preference in (v["first"], 1 - v["second"])]
     return {
         "n": len(verdicts),
         "readable": _mean([float(v["readable"]) for v in verdicts]),
-        "consistent": _mean([float(v["first"] == v["second"]) for v in read]),
-        "first": _mean(preferred),
+        "consistent": _mean([float(v["first"] == v["second"]) for v in readable]),
+        "first": _mean(for_first),
         "kappa": _agreement(verdicts, collection, epsilon),
     }
 
 
 def cohens_kappa(first: Array, second: Array) -> float | None:
-    """(p_o - p_e) / (1 - p_e): agreement beyond what the two shares of each answer give by chance.
+    """Compute Cohen's kappa (p_o - p_e) / (1 - p_e), with p_e the agreement expected by chance.
 
-    None where one answer is all that both ever give.
+    None where both give one and the same label throughout.
     """
     values = np.union1d(first, second)
     chance = sum(float(np.mean(first == v) * np.mean(second == v)) for v in values)
@@ -75,10 +75,12 @@ def _agreement(verdicts: Sequence[Record], collection: Collection, epsilon: floa
     }
     outcomes, gaps = [], []
     for v in (v for v in verdicts if v["readable"]):
-        place = v["prompt_id"], v["sample_index"]
-        if (v["model"], *place) in gold and (v["against"], *place) in gold:
+        first, second = (
+            (v[side], v["prompt_id"], v["sample_index"]) for side in ("model", "against")
+        )
+        if first in gold and second in gold:
             outcomes.append(v["outcome"])
-            gaps.append(gold[(v["model"], *place)] - gold[(v["against"], *place)])
+            gaps.append(gold[first] - gold[second])
     signs = np.where(np.abs(gaps) <= epsilon, 0.0, np.sign(gaps))
     return cohens_kappa(np.array(outcomes), (signs + 1) / 2) if outcomes else None
 

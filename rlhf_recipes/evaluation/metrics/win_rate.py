@@ -1,4 +1,4 @@
-"""How often a policy's response scores higher than another's to the same prompt."""
+"""Win rates: how often one model's completion scores higher than another's to the same prompt."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ from rlhf_recipes.evaluation.metrics.statistics import (
 
 
 def win_scores(rewards: Array, reference: Array, epsilon: float = 0.0) -> Array:
-    """One number per prompt: the share of response pairs won, a tie counting one half.
+    """Compute the fraction of completion pairs won per prompt, a tie counting one half.
 
     u_i = mean over (a, b) of s(r_ia - ref_ib),   s = 1 above epsilon, 0 below -epsilon, else 1/2
 
-    A U-statistic: all pairs of the two sides' samples are used, and what remains is one
-    independent value per prompt. Rewards [1, 3] against [0, 2] give 0.75.
+    This U-statistic uses all pairs of the two sides' samples and gives one independent value per
+    prompt. Rewards [1, 3] against [0, 2] give 0.75.
 
     Args:
         rewards: Shape (prompts, samples), as is reference; the numbers of samples may differ.
@@ -31,19 +31,19 @@ def win_scores(rewards: Array, reference: Array, epsilon: float = 0.0) -> Array:
 
 
 def pair_scores(rewards: Array, reference: Array, epsilon: float) -> Array:
-    """1, 1/2 or 0 for each pair of responses to a prompt, shape (prompts, samples, samples)."""
+    """Score each pair of completions 1, 1/2 or 0, shape (prompts, samples, reference samples)."""
     gap = rewards[:, :, None] - reference[:, None, :]
     return np.where(gap > epsilon, 1.0, np.where(gap < -epsilon, 0.0, 0.5))
 
 
 def win_rate(rewards: Array, reference: Array, epsilon: float = 0.0) -> dict[str, Any]:
-    """Share of prompts won against the reference, ties one half, with its 95% interval and test.
+    """Compute the win rate over the reference, ties one half, with its 95% interval and test.
 
-    One sample a side: Wilson's interval at the tie-adjusted n, and the exact sign test on wins and
-    losses. More: BCa bootstrap over prompts (Wilson where it is undefined), and the sign-flip test
-    of the scores' distance from one half. wins, ties and losses count prompts, `pairs` the pairs of
-    responses: value = (wins + ties / 2) / n of these. Six wins, two ties, two losses give 0.7. The
-    rates of A over B and of B over A sum to 1.
+    With one sample per side the interval is Wilson's at the tie-adjusted n, and the test is the
+    exact sign test on wins and losses. With more it is the BCa bootstrap over prompts (Wilson where
+    that is undefined), and the sign-flip test of the scores' distance from one half. wins, ties and
+    losses count prompts, `pairs` counts pairs of completions: value = (wins + ties / 2) / n of
+    these. Six wins, two ties, two losses give 0.7. The rates of A over B and of B over A sum to 1.
 
     >>> ahead = np.array([[1.0], [1.0], [1.0], [0.0]])
     >>> behind = np.array([[0.0], [0.0], [1.0], [1.0]])
@@ -56,12 +56,12 @@ def win_rate(rewards: Array, reference: Array, epsilon: float = 0.0) -> dict[str
 
 
 def summary(scores: Array, *, single: bool, outcomes: Array | None = None) -> dict[str, Any]:
-    """The win rate of one score per prompt, as `win_rate` describes it.
+    """Summarize one score per prompt as the win rate that `win_rate` describes.
 
     Args:
         scores: Shape (prompts,).
         single: Whether each score is one comparison: 0, 1/2 or 1.
-        outcomes: 0, 1/2 or 1 of each comparison, counted as `pairs`; their mean is that of scores.
+        outcomes: 0, 1/2 or 1 per comparison, counted as `pairs`; their mean is that of scores.
     """
     n = len(scores)
     value = float(scores.mean())
@@ -88,7 +88,7 @@ def summary(scores: Array, *, single: bool, outcomes: Array | None = None) -> di
 
 
 def counts(outcomes: Array) -> dict[str, int]:
-    """How many comparisons there are, and how many were won, tied and lost."""
+    """Count the comparisons, and those that were won, tied and lost."""
     wins, losses = int((outcomes > 0.5).sum()), int((outcomes < 0.5).sum())
     ties = int(outcomes.size) - wins - losses
     return {"n": int(outcomes.size), "wins": wins, "ties": ties, "losses": losses}

@@ -7,7 +7,7 @@ import pytest
 from rlhf_recipes.evaluation.metrics.claims import verdict
 from rlhf_recipes.evaluation.metrics.comparisons import best_of_n_curve, controls, pairwise
 from rlhf_recipes.evaluation.metrics.frontier import dominance
-from rlhf_recipes.evaluation.metrics.over_optimization import over_optimisation
+from rlhf_recipes.evaluation.metrics.over_optimization import over_optimization
 from rlhf_recipes.evaluation.metrics.samples import read_samples
 from rlhf_recipes.evaluation.metrics.win_rate import win_rate
 
@@ -152,7 +152,7 @@ def test_over_optimised_needs_both_intervals(results, collection, proxy, gold, e
     models["ppo-150"]["gold"]["gain"] = {"value": sum(gold) / 2, "ci": gold}
     for field in ("reward", "gold"):
         models["ppo-150"][field]["difference"]["p_holm"] = 0.01
-    found = over_optimisation(collection, models)
+    found = over_optimization(collection, models)
     assert found["policies"]["ppo-25"]["over_optimised"] is None
     assert found["policies"]["ppo-150"]["over_optimised"] is expected
 

@@ -9,7 +9,7 @@ from rlhf_recipes.evaluation.metrics.detectors import (
     is_repetitive,
     leaks_role,
     refuses,
-    repeated_share,
+    repeated_fraction,
 )
 
 PROMPT = "Why is the sky blue on a clear day and red in the evening?"
@@ -29,8 +29,8 @@ def test_empty_does_not_fire(text):
 
 def test_rep_2_known_answer():
     # Five bigrams, two of them different: 1 - 2/5.
-    assert repeated_share("a b a b a b".split(), 2) == pytest.approx(0.6)
-    assert repeated_share(["a"], 4) == 0
+    assert repeated_fraction("a b a b a b".split(), 2) == pytest.approx(0.6)
+    assert repeated_fraction(["a"], 4) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,11 @@
 import pytest
 
-from rlhf_recipes.evaluation.metrics.failures import DEFINITIONS, failed, failure_analysis, flags
+from rlhf_recipes.evaluation.metrics.failures import (
+    DEFINITIONS,
+    detect_failures,
+    failure_analysis,
+    flags,
+)
 from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples
 
 FINISHES = ("length", "eos")
@@ -37,7 +42,7 @@ def collection_of(metrics=("proxy", "gold"), **policies):
 
 
 def fires(detector, records, **kwargs):
-    found = failed(collection_of(ppo=records, **kwargs))[detector]["ppo"]
+    found = detect_failures(collection_of(ppo=records, **kwargs))[detector]["ppo"]
     return [row[0] for row in found]
 
 
@@ -57,7 +62,7 @@ def test_the_95th_percentile_is_of_bases_lengths():
     base = ModelSamples("base", [[record(index=i, n_tokens=i + 1)] for i in range(20)])
     rows = [[record("ppo", i, n_tokens=n)] for i, n in enumerate([19, 20, 21])]
     models = {"base": base, "ppo": ModelSamples("ppo", rows)}
-    found = failed(Collection({}, models, None, ("proxy", "gold")))["length_blow_up"]
+    found = detect_failures(Collection({}, models, None, ("proxy", "gold")))["length_blow_up"]
     assert found["ppo"].tolist() == [[False], [True], [True]]
     assert sum(row[0] for row in found["base"]) == 1
 
@@ -78,7 +83,7 @@ def test_several_samples_of_one_prompt_do_not_make_an_opening_common():
         "base": ModelSamples("base", [[record(index=0)], [record(index=1)]]),
         "ppo": ModelSamples("ppo", rows),
     }
-    found = failed(Collection({}, models, None, ("proxy",)))["opening_collapse"]["ppo"]
+    found = detect_failures(Collection({}, models, None, ("proxy",)))["opening_collapse"]["ppo"]
     assert not any(any(row) for row in found)
 
 
@@ -124,7 +129,7 @@ def broken(count):
 
 
 def analysed(collection):
-    return failure_analysis(collection, failed(collection))
+    return failure_analysis(collection, detect_failures(collection))
 
 
 def test_analysis_counts_compares_and_corrects():
@@ -147,7 +152,7 @@ def test_no_failure_at_all_is_not_certainty():
 
 
 def test_flags_are_the_detectors_that_fire():
-    fired = failed(broken(1))
+    fired = detect_failures(broken(1))
     assert flags(fired, "ppo", 0) == ["empty"]
     assert flags(fired, "ppo", 1) == []
 

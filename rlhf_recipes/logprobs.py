@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class TokenLogps(NamedTuple):
-    """Per token, shape (batch, completion), in nats."""
+    """Log-probability and entropy of each token, shape (batch, completion), in nats."""
 
     logps: Tensor
     entropy: Tensor
@@ -16,7 +16,7 @@ class TokenLogps(NamedTuple):
 def token_logps(
     logits: Tensor, ids: Tensor, temperature: float = 1.0, *, entropy_grad: bool = False
 ) -> TokenLogps:
-    """log p(id) and the entropy of the distribution that each id was drawn from.
+    """Compute log p(id) and the entropy of the distribution that each id was drawn from.
 
     p = softmax(logits / temperature),   H = -Σ_v p_v log p_v = logΣexp(z) - Σ_v p_v z_v
 
@@ -25,21 +25,21 @@ def token_logps(
     Args:
         logits: Shape (batch, completion, vocabulary); position t holds the logits of id t.
         ids: Shape (batch, completion).
-        temperature: The sampler's, so that the distribution is the one that was sampled.
-        entropy_grad: Whether the entropy has a gradient, for which the probabilities of the whole
-            vocabulary are kept.
+        temperature: The sampler's, so that the distribution is the one that was sampled from.
+        entropy_grad: Whether the entropy has a gradient, which keeps the probabilities of the whole
+            vocabulary in memory.
     """
     assert logits.shape[:-1] == ids.shape
     scaled = logits.float() if temperature == 1 else logits.float() / temperature
-    normaliser = torch.logsumexp(scaled, dim=-1)
-    logps = scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - normaliser
+    normalizer = torch.logsumexp(scaled, dim=-1)
+    logps = scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - normalizer
     with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        entropy = normaliser - (torch.softmax(scaled, dim=-1) * scaled).sum(-1)
+        entropy = normalizer - (torch.softmax(scaled, dim=-1) * scaled).sum(-1)
     return TokenLogps(logps, entropy)
 
 
 def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
-    """KL(policy || reference) of the next token at each position, over the whole vocabulary.
+    """Compute KL(policy || reference) of the next token at each position, over the vocabulary.
 
     KL_t = Σ_v π(v) [log π(v) - log ref(v)]   (nats; shape: that of the logits without the last)
 
@@ -51,12 +51,12 @@ def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
     assert logits.shape == ref_logits.shape
     logps = torch.log_softmax(logits.float(), dim=-1)
     ref_logps = torch.log_softmax(ref_logits.float(), dim=-1)
-    # Rounding can leave a sum of -1e-9 where the two agree; a divergence is not negative.
+    # Rounding can give a sum of -1e-9 where the two agree; a divergence is never negative.
     return (logps.exp() * (logps - ref_logps)).sum(-1).clamp(min=0.0)
 
 
 def kl_estimate(logps: Tensor, ref_logps: Tensor, estimator: str = "k1") -> Tensor:
-    """Per-token estimate of KL(policy || reference) from the sampled token alone (nats).
+    """Estimate KL(policy || reference) per token from the sampled token alone (nats).
 
     With d = log π(y) - log ref(y) and y ~ π, http://joschu.net/blog/kl-approx.html:
         k1 = d                   unbiased, either sign

@@ -35,7 +35,7 @@ PROBE = (
     {"role": "user", "content": "And every other year?"},
     {"role": "assistant", "content": "One day less than that."},
 )
-"""A conversation whose texts a chat template has to write out."""
+"""A conversation that every chat template is tried on: each content must appear in the text."""
 
 _SPOKEN = re.compile(r"(?:\A|\n\n)(Human|Assistant|System): ")
 
@@ -110,16 +110,16 @@ def template_ids(
 
 
 def check_template(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise RecipeError where the chat template leaves out what a message says.
+    """Raise RecipeError where the chat template leaves out the content of a message.
 
-    One that refuses the probe may yet render the data, or refuse it with its own sentence.
+    A template that refuses `PROBE` passes: it may render the data, or refuse it with its own error.
     """
     _check_probe(tokenizer, str(tokenizer.chat_template))
 
 
 @lru_cache(maxsize=16)
 def _check_probe(tokenizer: "PreTrainedTokenizerBase", template: str) -> None:
-    """Check the probe once per tokenizer and template: every text of the data comes by here."""
+    """Check once per tokenizer and template, because every text of the data is encoded here."""
     try:
         text = str(tokenizer.apply_chat_template([*PROBE], tokenize=False))
     except RENDER_ERRORS:
@@ -130,7 +130,7 @@ def _check_probe(tokenizer: "PreTrainedTokenizerBase", template: str) -> None:
             f"The chat template of `{tokenizer.name_or_path}` renders a conversation as "
             f"{text[:200]!r}, without what the {lost[0]['role']} says in it "
             f"({lost[0]['content']!r}), so a model would be trained and measured on other texts "
-            "than the data's. Give a template that writes every message with `chat_template`."
+            "than the data's. Set `chat_template` to a template that writes out every message."
         )
 
 

@@ -1,7 +1,7 @@
-"""The user's scoring functions: opened from their files, and what they return checked.
+"""Load the user's reward functions and check what they return.
 
-GRPO, PPO and the judges of an evaluation call a function in one way, and take nothing from it but
-one finite number per completion: a trainer that took less would learn from it without a word.
+GRPO, PPO and the judges of an evaluation call a function in the same way and accept only one finite
+number per completion. A trainer would learn from anything else without a warning.
 """
 
 import importlib.util
@@ -17,22 +17,20 @@ from rlhf_recipes.prompts import Prompt, completion_text, prompt_text
 
 REWARD_MODEL = "reward_model"
 """The name that a reward model's scores are logged under."""
-Completion = str | Sequence[Mapping[str, str]]
-"""A text or, for a conversation, the messages of one assistant turn."""
-RewardFunction = Callable[[list[str], list[str]], list[float]]
-"""Scores of completions, given the prompts' and the completions' texts."""
+RawCompletion = str | Sequence[Mapping[str, str]]
+"""A completion as TRL passes it: text or, in a conversation, the messages of one assistant turn."""
 RewardFunc = Callable[..., Sequence[float]]
-"""A reward function as TRL's GRPOTrainer takes it.
+"""A reward function in TRL's form.
 
 It is called with `prompts`, `completions` and the dataset's other columns, all of one length, and
-gives one float each.
+returns one float per completion.
 """
 
 
-def load_function(path: str) -> RewardFunction:
-    """The function that `path/to/file.py:name` stands for.
+def import_function(path: str) -> Callable[[list[str], list[str]], list[float]]:
+    """Import the function that `path/to/file.py:name` names.
 
-    It is called with the texts of prompts and of completions and gives one float for each.
+    It takes the texts of prompts and completions and returns one float per completion.
     """
     file, _, name = path.rpartition(":")
     if not file or not Path(file).is_file():
@@ -61,10 +59,10 @@ def load_function(path: str) -> RewardFunction:
 
 
 def load_reward_func(path: str) -> RewardFunc:
-    """The function of `load_function` in the form that GRPOTrainer and PPOTrainer call."""
-    function = load_function(path)
+    """Load the function that `path/to/file.py:name` names as a reward function in TRL's form."""
+    function = import_function(path)
 
-    def scores(prompts: Sequence[Prompt], completions: Sequence[Completion], **_: object) -> Any:
+    def scores(prompts: Sequence[Prompt], completions: Sequence[RawCompletion], **_: Any) -> Any:
         return function(
             [prompt_text(p) for p in prompts], [completion_text(c) for c in completions]
         )
@@ -74,14 +72,14 @@ def load_reward_func(path: str) -> RewardFunc:
 
 
 def checked(function: RewardFunc) -> Callable[..., list[float]]:
-    """A reward function that raises RecipeError where `function` fails or gives no finite numbers.
+    """Wrap a reward function to raise RecipeError if it fails or returns no finite numbers.
 
-    It keeps the name, under which the trainers log.
+    The wrapper has the function's name, under which the trainers log its scores.
     """
     name = function_name(function)
 
     def scores(
-        prompts: Sequence[Prompt], completions: Sequence[Completion], **columns: Any
+        prompts: Sequence[Prompt], completions: Sequence[RawCompletion], **columns: Any
     ) -> list[float]:
         try:
             values = function(prompts=prompts, completions=completions, **columns)
@@ -100,17 +98,17 @@ def checked(function: RewardFunc) -> Callable[..., list[float]]:
 
 
 def function_name(function: Callable[..., Any]) -> str:
-    """The name that a function's metrics are logged under."""
+    """Return the name that a function's metrics are logged under."""
     return str(getattr(function, "__name__", type(function).__name__))
 
 
 def check_functions(names: Sequence[str], weights: Sequence[float] | None) -> None:
-    """Raise RecipeError unless each reward function has a name of its own and its weight."""
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
+    """Raise RecipeError unless each reward function has a unique name and a weight."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
         raise RecipeError(
             f"Two reward functions have one name: {', '.join(names)}. Each is logged under its "
-            f"own: rename one `{twice[0]}` (the reward model is `{REWARD_MODEL}`)."
+            f"name: rename one `{repeated[0]}` (the reward model is `{REWARD_MODEL}`)."
         )
     if not names:
         raise RecipeError(
@@ -124,13 +122,13 @@ def check_functions(names: Sequence[str], weights: Sequence[float] | None) -> No
         )
     if weights is not None and not (any(weights) and all(map(isfinite, weights))):
         raise RecipeError(
-            f"`reward_weights` is {list(weights)}, under which every completion is worth the same "
-            "or nothing that is a number. Give finite weights, of which one is not 0."
+            f"`reward_weights` is {list(weights)}, so every completion would get the same reward, "
+            "or one that is not a number. Give finite weights, at least one of them not 0."
         )
 
 
 def _finite(
-    name: str, values: Any, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    name: str, values: Any, prompts: Sequence[Prompt], completions: Sequence[RawCompletion]
 ) -> list[float]:
     try:
         listed = values.tolist() if hasattr(values, "tolist") else list(values)
@@ -152,11 +150,11 @@ def _finite(
             raise RecipeError(
                 f"The reward function `{name}` returned {number!r} for "
                 f"{_shown(prompt, completion)}. It must return a finite number: anything else "
-                "would be learned from as if it were one, or spread to every weight."
+                "would be trained on as if it were one, or would turn every weight into NaN."
             )
     return [float(value) for value in listed]
 
 
-def _shown(prompt: Prompt, completion: Completion) -> str:
+def _shown(prompt: Prompt, completion: RawCompletion) -> str:
     text = completion_text(completion)
     return f"the completion {text[:80]!r} of the prompt {prompt_text(prompt)[-80:]!r}"

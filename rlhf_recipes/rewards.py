@@ -1,8 +1,8 @@
-"""A reward adapter as a scoring function, scored exactly as it was trained.
+"""Score completions with a reward adapter exactly as in its training.
 
-TRL's RewardTrainer reads a conversation through the chat template and a plain text with the
-end-of-sequence token appended, and pools at the last token that is not padding. Scoring repeats
-both, or a reward model gives other scores in use than in training.
+TRL's RewardTrainer renders a conversation with the chat template, appends the end-of-sequence token
+to plain text, and pools at the last token that is not padding. Scoring does the same. Otherwise a
+reward model would give other scores than it was trained to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from rlhf_recipes.roles import Roles
 
 
 def scored_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: str) -> list[int]:
-    """The token ids the reward model sees, as TRL's RewardTrainer makes them."""
+    """Return the token ids that a reward model scores, the same as in TRL's RewardTrainer."""
     if not isinstance(prompt, str):
         messages = [*prompt, {"role": "assistant", "content": completion}]
         return template_ids(tokenizer, messages, add_generation_prompt=False)
@@ -33,19 +33,19 @@ def scored_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: s
 
 
 def pooled_position(ids: Sequence[int], pad_token_id: int) -> int:
-    """Where a sequence classifier of transformers reads its score: the last token not padding.
+    """Return the position whose score a sequence classifier of transformers returns.
 
-    With pad = eos that is the token before a final eos, in training as in scoring; a sequence of
-    padding alone is read at its first token.
+    It is the last token that is not padding. If the end-of-sequence token pads, that is the token
+    before it, in training and in scoring. A sequence of padding alone is read at its first token.
     """
     return max((i for i, token in enumerate(ids) if token != pad_token_id), default=0)
 
 
 class RewardModel:
-    """Scores of completions by a role with a scalar head: one float each, higher is better.
+    """Scoring function of a role with a scalar head: one float per completion, higher is better.
 
-    Works as a reward function of TRL's GRPOTrainer as well: completions may be texts or the
-    messages of one assistant turn.
+    It is also a reward function for TRL's GRPOTrainer: completions may be texts or the messages of
+    one assistant turn.
 
     >>> from rlhf_recipes import RewardModel
     >>> reward_model = RewardModel.load(reward_folder)
@@ -71,22 +71,22 @@ class RewardModel:
     def load(
         cls, source: str | Path | Adapter, *, prefix_sharing: bool = True, **kwargs: Any
     ) -> "RewardModel":
-        """The reward model of a run folder, on a base of its own.
+        """Load the reward model of a run folder, on a base of its own.
 
-        The base is held as it was in training, where the folder says how, unless `kwargs` for
-        `from_pretrained` say otherwise.
+        The base has the precision that it had in training, where the folder records it, unless
+        `kwargs` for `from_pretrained` say otherwise.
         """
         adapter = read_adapter(source)
         adapter.check_head()
         precision = adapter.precision.kwargs() if adapter.precision else {}
-        opened = {"revision": adapter.base.revision or "main", **precision, **kwargs}
-        roles = Roles(open_base(adapter.base.name, **opened), prefix_sharing=prefix_sharing)
+        settings = {"revision": adapter.base.revision or "main", **precision, **kwargs}
+        roles = Roles(open_base(adapter.base.name, **settings), prefix_sharing=prefix_sharing)
         roles.attach_saved("reward", adapter, trainable=False)
         roles.eval()
         return cls(roles, adapter.tokenizer)
 
     def to(self, device: torch.device | str) -> "RewardModel":
-        """Move the weights; returns itself."""
+        """Move the weights to a device and return the reward model."""
         self.roles.to(device)
         return self
 
@@ -98,16 +98,16 @@ class RewardModel:
         progress: str | None = None,
         **_: object,
     ) -> list[float]:
-        """Scores in the order given; padding and batch size do not change them.
+        """Score each completion, in order; padding and batch size do not change the scores.
 
-        `progress` is the title of a progress bar. GRPO passes a dataset's other columns as well,
-        which a reward model does not look at.
+        `progress` is the title of a progress bar. GRPO also passes a dataset's other columns, which
+        are ignored.
         """
         encoded = [
             scored_ids(self.tokenizer, prompt, completion_text(completion))
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
-        # Side by side, texts that begin alike share that beginning.
+        # Sorted, texts with a common prefix are adjacent and share its computation.
         ordered = sorted(range(len(encoded)), key=encoded.__getitem__)
         scores = [0.0] * len(encoded)
         starts = range(0, len(ordered), self.batch_size)
@@ -120,10 +120,12 @@ class RewardModel:
 
     def _score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         pad_token_id = self.tokenizer.pad_token_id
-        ids, mask = pad(sequences, pad_token_id, left=False)
+        input_ids, attention_mask = pad(sequences, pad_token_id, left=False)
         device = self.roles.base.device
         pooled = torch.tensor([pooled_position(s, pad_token_id) for s in sequences])
-        hidden = self.roles.last_hidden_states(self.role, ids.to(device), mask.to(device))
-        last = hidden[torch.arange(len(sequences)), pooled.to(device)]
+        hidden_states = self.roles.last_hidden_states(
+            self.role, input_ids.to(device), attention_mask.to(device)
+        )
+        last = hidden_states[torch.arange(len(sequences)), pooled.to(device)]
         scores: Tensor = self.roles.head(self.role)(last.float()).squeeze(-1)
         return scores.tolist()

@@ -1,4 +1,4 @@
-"""Find out early whether the weights are to be sharded, and open helper models that are not."""
+"""Tell early whether weights will be sharded, and open models that must not be."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,23 +15,23 @@ from transformers.integrations.deepspeed import (
 from rlhf_recipes.errors import RecipeError
 
 LAUNCHED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-"""Variables in which `accelerate launch` tells its processes what its configuration asks for."""
+"""Environment variables that `accelerate launch` sets for its processes."""
 
-_kept: list[HfDeepSpeedConfig] = []
+_deepspeed_config: list[HfDeepSpeedConfig] = []
 
 
 def shards_weights(args: TrainingArguments) -> bool:
-    """Whether FSDP or DeepSpeed will take over weights and steps, asked before a trainer is made.
+    """Return whether FSDP or DeepSpeed will shard the weights, before a trainer is made.
 
-    accelerate's own `distributed_type` says FSDP only once a trainer has made its Accelerator.
+    accelerate's own `distributed_type` is FSDP only once a trainer has made its Accelerator.
     """
     return bool(args.deepspeed or args.fsdp or any(map(parse_flag_from_env, LAUNCHED)))
 
 
 def check_unsharded(args: TrainingArguments) -> None:
-    """Raise RecipeError under DeepSpeed and FSDP, where steps and weights are not PPO's.
+    """Raise RecipeError if PPO is run under DeepSpeed or FSDP.
 
-    DeepSpeed steps the optimizer at every backward pass, and a PPO step has two; FSDP replaces the
+    DeepSpeed steps the optimizer at every backward pass, and a PPO step has two. FSDP replaces the
     parameters that the roles switch, and sampling would wait for a process that has finished.
     """
     if shards_weights(args):
@@ -43,10 +43,10 @@ def check_unsharded(args: TrainingArguments) -> None:
 
 @contextmanager
 def unsharded() -> Iterator[None]:
-    """Open models whole on each process, under DeepSpeed's ZeRO-3 too.
+    """Open models unsharded on each process, even under DeepSpeed's ZeRO-3.
 
-    There `from_pretrained` partitions every model over all processes, and each use of its weights
-    waits for all of them. A model that scores, or that one process reviews, must not.
+    With ZeRO-3, `from_pretrained` partitions every model over all processes, and each use of its
+    weights waits for all of them. A model that only some processes use must not wait.
     """
     if not is_deepspeed_zero3_enabled():
         yield
@@ -57,4 +57,4 @@ def unsharded() -> Iterator[None]:
         yield
     finally:
         # transformers holds a weak reference only.
-        _kept[:] = [HfDeepSpeedConfig(config)]
+        _deepspeed_config[:] = [HfDeepSpeedConfig(config)]

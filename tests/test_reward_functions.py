@@ -1,4 +1,4 @@
-"""What a user's scoring function returns is checked once, for GRPO, PPO and evaluation alike."""
+"""What a user's reward function returns is checked the same way for GRPO, PPO and evaluation."""
 
 import math
 
@@ -9,7 +9,7 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.reward_functions import (
     check_functions,
     checked,
-    load_function,
+    import_function,
     load_reward_func,
 )
 
@@ -27,31 +27,31 @@ def returning(value):
 def test_a_function_is_loaded_from_its_file(tmp_path):
     file = tmp_path / "rule.py"
     file.write_text("def length(prompts, completions):\n    return [len(c) for c in completions]\n")
-    assert load_function(f"{file}:length")(["p"], ["abc"]) == [3]
+    assert import_function(f"{file}:length")(["p"], ["abc"]) == [3]
     with pytest.raises(RecipeError, match="has no function `width`"):
-        load_function(f"{file}:width")
+        import_function(f"{file}:width")
     with pytest.raises(RecipeError, match="there is no file"):
-        load_function("nowhere.py:length")
+        import_function("nowhere.py:length")
 
 
 def test_a_file_that_cannot_be_imported_is_named(tmp_path):
     file = tmp_path / "rule.py"
     file.write_text("import nothing_of_that_name\n")
     with pytest.raises(RecipeError, match="cannot be imported: ModuleNotFoundError"):
-        load_function(f"{file}:length")
+        import_function(f"{file}:length")
 
 
 @pytest.mark.parametrize(
     "value", [[1, 2.5], (1, 2.5), torch.tensor([1.0, 2.5]), iter([1, 2.5])], ids=str
 )
-def test_one_finite_number_per_completion_is_taken_however_it_comes(value):
+def test_one_finite_number_per_completion_is_accepted_in_any_container(value):
     scores = checked(returning(value))(prompts=PROMPTS, completions=COMPLETIONS)
     assert scores == [1.0, 2.5]
     assert {type(score) for score in scores} == {float}
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "error"),
     [
         ([1.0, math.nan], "nan for the completion 'Because.' of the prompt 'Why?'"),
         ([math.inf, 1.0], "inf for the completion 'Me.' of the prompt 'Who?'"),
@@ -63,13 +63,13 @@ def test_one_finite_number_per_completion_is_taken_however_it_comes(value):
     ],
     ids=str,
 )
-def test_anything_else_is_refused_by_name(value, found):
+def test_anything_but_finite_numbers_is_refused_by_name(value, error):
     with pytest.raises(RecipeError, match=r"The reward function `rule` returned") as refused:
         checked(returning(value))(prompts=PROMPTS, completions=COMPLETIONS)
-    assert found in str(refused.value)
+    assert error in str(refused.value)
 
 
-def test_a_function_that_fails_is_named_with_what_it_was_given():
+def test_a_function_that_fails_is_named_with_its_arguments():
     def rule(prompts, completions, **_):
         return [1 / 0]
 
@@ -94,16 +94,16 @@ def test_a_loaded_function_gets_texts_and_keeps_its_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "weights", "found"),
+    ("names", "weights", "error"),
     [
         (["rule", "rule"], None, "Two reward functions have one name"),
         ([], None, "nothing to be rewarded for"),
         (["rule"], [1.0, 2.0], "2 weights"),
-        (["rule", "other"], [0.0, 0.0], "worth the same"),
-        (["rule"], [math.nan], "nothing that is a number"),
+        (["rule", "other"], [0.0, 0.0], "the same reward"),
+        (["rule"], [math.nan], "one that is not a number"),
     ],
 )
-def test_names_and_weights_are_checked_before_anything_runs(names, weights, found):
-    with pytest.raises(RecipeError, match=found):
+def test_names_and_weights_are_checked_before_anything_runs(names, weights, error):
+    with pytest.raises(RecipeError, match=error):
         check_functions(names, weights)
     check_functions(["rule", "other"], [1.0, 0.0])

@@ -1,4 +1,4 @@
-"""A reward model must score in use as it scored in training: TRL's own path is the oracle."""
+"""A reward model gives the scores that it gave in training, as computed by TRL itself."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def trained(folder, conversational: bool, pad_is_eos: bool = False) -> RewardTra
 
 @torch.no_grad()
 def training_scores(trainer: RewardTrainer) -> list[float]:
-    """Chosen then rejected scores of all rows, from the model and the batches of training."""
+    """Compute scores of all chosen, then all rejected completions, as in training."""
     trainer.model.eval()
     rows = [dict(row) for row in trainer.train_dataset]
     batch = trainer.data_collator(rows)
@@ -91,9 +91,9 @@ def test_the_ids_scored_are_the_ids_trained_on(tmp_path):
             assert scored_ids(open_tokenizer("tiny"), row["prompt"], text) == made["chosen_ids"]
 
 
-def test_the_pooled_token_is_the_last_that_is_not_padding():
+def test_the_last_token_that_is_not_padding_is_pooled():
     assert pooled_position([5, 6, 7], pad_token_id=0) == 2
-    assert pooled_position([5, 6, 2], pad_token_id=2) == 1  # pad = eos, as transformers pools it
+    assert pooled_position([5, 6, 2], pad_token_id=2) == 1  # with pad = eos, like transformers
     assert pooled_position([2, 2], pad_token_id=2) == 0
 
 

@@ -217,12 +217,12 @@ def test_a_folder_without_an_adapter_is_refused(tmp_path):
         Roles(open_base("tiny")).attach_saved("policy", tmp_path, trainable=True)
 
 
-def test_a_base_that_does_something_unknown_to_its_logits_is_refused():
+def test_a_base_that_changes_its_logits_after_the_head_is_refused():
     base = open_base("tiny")
     check_logits(base)
     forward = base.forward
     base.forward = lambda **inputs: SimpleNamespace(logits=2 * forward(**inputs).logits)
-    with pytest.raises(RecipeError, match="does more to its logits than is known here"):
+    with pytest.raises(RecipeError, match="changes its logits after the head in an unknown way"):
         check_logits(base)
 
 

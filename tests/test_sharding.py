@@ -18,7 +18,7 @@ def grpo(folder, **changes) -> GRPOConfig:
 
 
 @pytest.mark.parametrize("launched", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharding_is_known_before_accelerate_decides_it(launched, tmp_path, monkeypatch):
+def test_sharding_is_detected_before_a_trainer_is_made(launched, tmp_path, monkeypatch):
     args = grpo(tmp_path)
     assert not shards_weights(args)
     assert rollout_func_for(args) is not None
@@ -27,13 +27,13 @@ def test_sharding_is_known_before_accelerate_decides_it(launched, tmp_path, monk
     assert rollout_func_for(args) is None
 
 
-def test_nothing_is_changed_where_zero_3_is_off():
+def test_unsharded_changes_nothing_without_zero_3():
     with unsharded():
         assert not is_deepspeed_zero3_enabled()
     assert not is_deepspeed_zero3_enabled()
 
 
-def test_helper_models_are_opened_outside_zero_3_which_goes_on_afterwards():
+def test_models_are_opened_outside_zero_3_which_is_on_again_afterwards():
     pytest.importorskip("deepspeed", reason="ZeRO-3 is DeepSpeed's, which is not installed")
     config = HfDeepSpeedConfig(ZERO_3)
     try:

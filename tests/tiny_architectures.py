@@ -1,4 +1,4 @@
-"""The table of docs/architectures.md: each architecture's smallest model, and its verdicts."""
+"""The table of docs/architectures.md: a tiny model of each architecture, and its results."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,29 +23,30 @@ NOT_ALL_LINEAR = "LoRA does not fit"
 
 NOTES = {
     NO_CLASSIFIER: "transformers has no sequence classifier of this architecture. Evaluation needs "
-    "a reward model of its base, so it is refused too; PPO and GRPO run on `reward_funcs`.",
-    NO_CACHE: "The model takes no cache of keys and values: it cannot be sampled token by token.",
-    NO_EXPERT_COUNT: "With `router_aux_loss_coef: 0`: the configuration lacks an entry that TRL's "
-    "load-balancing loss reads. Refused otherwise.",
-    NOT_ALL_LINEAR: "With attention layers named in `lora_target_modules`: PEFT refuses the Mamba "
-    "layers that `all-linear` finds.",
+    "a reward model on the same base, so it is refused too. PPO and GRPO run on `reward_funcs`.",
+    NO_CACHE: "The model takes no cache of keys and values, so it cannot be sampled from token by "
+    "token.",
+    NO_EXPERT_COUNT: "Only with `router_aux_loss_coef: 0`: the configuration lacks an entry that "
+    "TRL's load-balancing loss reads.",
+    NOT_ALL_LINEAR: "Only with attention layers named in `lora_target_modules`: PEFT refuses the "
+    "Mamba layers that `all-linear` selects.",
 }
-"""What a refusal says, and what the page says of it."""
+"""Text of each error, and the note for it in docs/architectures.md."""
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """An architecture, the sizes of its smallest model, and where the stages do not simply run."""
+    """An architecture, the sizes of its tiny model, and the stages that refuse it."""
 
     title: str
     model_type: str
     sizes: dict[str, Any]
     refused: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)  # with which what is refused runs
+    settings: dict[str, Any] = field(default_factory=dict)  # settings that make refused stages run
     shares: bool = False
 
     def config(self) -> PretrainedConfig:
-        """The configuration, for the tests' tokenizer."""
+        """Make the configuration, for the tests' tokenizer."""
         tokenizer = open_tokenizer("tiny")
         ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in IDS}
         sizes = {"vocab_size": len(tokenizer), **self.sizes}
@@ -55,12 +56,12 @@ class Tiny:
         return CONFIG_MAPPING[self.model_type](**sizes, **ids)
 
     def save(self, folder: Path) -> str:
-        """Write a base with random weights, as a checkpoint of that architecture holds them."""
+        """Save a base with random weights, in the form of that architecture's checkpoints."""
         whole = AutoModelForImageTextToText if "text_config" in self.sizes else AutoModelForCausalLM
         torch.manual_seed(0)
         model = whole.from_config(self.config())
         with torch.no_grad():
-            for parameter in model.parameters():  # experts and norms start alike or at 0
+            for parameter in model.parameters():  # experts start equal, norms at constants
                 parameter.add_(0.05 * torch.randn_like(parameter))
         model.save_pretrained(folder)
         open_tokenizer("tiny").save_pretrained(folder)
@@ -248,7 +249,7 @@ ARCHITECTURES = (
 
 
 def as_markdown() -> str:
-    """The table and its notes, as docs/architectures.md has them."""
+    """Render the table and its notes for docs/architectures.md."""
     numbers = {reason: number for number, reason in enumerate(NOTES, 1)}
     lines = ["| architecture | `model_type` | reward | PPO | GRPO | DPO | evaluation | prompts |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")

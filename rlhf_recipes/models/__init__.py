@@ -1,1 +1,1 @@
-"""The base model and what is put on it: opening, architectures, tokenizers, adapters."""
+"""Base models and what is added to them: loading, architectures, tokenizers, adapters."""

@@ -1,4 +1,4 @@
-"""A LoRA adapter folder, read once into an object that every stage is handed."""
+"""A LoRA adapter, read from its folder once and passed on as an object."""
 
 import hashlib
 import json
@@ -29,15 +29,15 @@ class Adapter:
     """A LoRA adapter and what it was trained on.
 
     A sequence classifier and a causal language model of one architecture share all layers but the
-    head, so a reward adapter's LoRA weights fit the causal base once its head is taken apart.
+    head, so a reward adapter's LoRA weights fit the causal base once its head is separated.
 
     Attributes:
-        folder: Where it was read.
+        folder: Folder that it was read from.
         base: Name and revision of the base model.
-        precision: How that base was held in memory; None where the folder does not say.
-        config: LoRA configuration, to be copied before it is changed.
-        weights: LoRA weights by the names that PEFT gives them.
-        copies: Weights of the base that PEFT saved along with them.
+        precision: Precision of that base in training; None where the folder does not record it.
+        config: LoRA configuration; copy it before changing it.
+        weights: LoRA weights under PEFT's names.
+        copies: Weights of the base that PEFT saved with the adapter.
         head: Weights of the scalar head, empty for a policy.
         fingerprint: SHA-256 of weights and configuration.
     """
@@ -52,16 +52,16 @@ class Adapter:
     fingerprint: str
 
     def check_base(self, base: Base) -> None:
-        """Raise RecipeError unless this adapter was trained on that base, at that revision."""
+        """Raise RecipeError unless this adapter was trained on `base` at the same revision."""
         if not self.base.is_same(base):
             raise RecipeError(
                 f"{self.folder} was trained on {self.base}, but the recipe's base is {base}. An "
-                "adapter fits its own base only: set `model_name_or_path` (and `model_revision`) "
+                "adapter fits only its own base: set `model_name_or_path` (and `model_revision`) "
                 "to that base, or train the adapter again on this one."
             )
 
     def check_head(self) -> None:
-        """Raise RecipeError unless this is a reward model: an adapter with a scalar head."""
+        """Raise RecipeError unless this is a reward model, an adapter with a scalar head."""
         if "weight" not in self.head or self.head["weight"].shape[0] != 1:
             raise RecipeError(
                 f"{self.folder} holds an adapter without a scalar head, so it cannot score "
@@ -70,7 +70,7 @@ class Adapter:
             )
 
     def check_policy(self) -> None:
-        """Raise RecipeError where this is a reward or value model, which writes no text."""
+        """Raise RecipeError if this is a reward or value model, which writes no text."""
         if self.head:
             raise RecipeError(
                 f"{self.folder} holds a reward or value model (an adapter with a scalar head), "
@@ -80,9 +80,9 @@ class Adapter:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer saved with the adapter, chat template included; else that of its base.
+        """Tokenizer saved with the adapter, chat template included, or else that of its base.
 
-        Opened once, and the same object for all: to be copied before it is changed.
+        Every access returns the same object: copy it before changing it.
         """
         name, revision = self.base.name, self.base.revision
         if not self.has_tokenizer:
@@ -92,8 +92,8 @@ class Adapter:
         except (OSError, ValueError) as error:
             raise RecipeError(
                 f"The tokenizer in {self.folder} cannot be opened: "
-                f"{str(error).strip().splitlines()[0]} Copy the files of the one that the adapter "
-                "was trained with there, or delete them all to use the base's."
+                f"{str(error).strip().splitlines()[0]} Copy the files of the tokenizer that the "
+                "adapter was trained with there, or delete them all to use the base's."
             ) from error
         set_padding(tokenizer, str(self.folder))
         check_vocabulary(tokenizer, open_config(name, revision), str(self.folder))
@@ -101,12 +101,12 @@ class Adapter:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether a tokenizer was saved with it."""
+        """Whether a tokenizer was saved with the adapter."""
         return (self.folder / "tokenizer_config.json").is_file()
 
 
 def read_adapter(source: "str | Path | Adapter") -> Adapter:
-    """Read an adapter folder; an adapter that was read already is returned as it is.
+    """Read an adapter folder; an `Adapter` is returned as it is.
 
     Raises:
         RecipeError: The folder holds no LoRA adapter that can be a role on a shared base.
@@ -131,7 +131,7 @@ def read_adapter(source: "str | Path | Adapter") -> Adapter:
             f"The adapter in {folder} cannot be read: {WEIGHTS} is damaged ({error}). Give a "
             "folder that a finished training stage wrote, or copy the file again."
         ) from error
-    weights, copies, head = _sorted_out(folder, tensors)
+    weights, copies, head = _split_weights(folder, tensors)
     name = str(settings.get("base_model_name_or_path"))
     return Adapter(
         folder=folder,
@@ -148,13 +148,13 @@ def read_adapter(source: "str | Path | Adapter") -> Adapter:
 def _read_config(folder: Path) -> bytes:
     if (folder / CONFIG).is_file():
         return (folder / CONFIG).read_bytes()
-    what = "it does not exist" if not folder.exists() else f"there is no {CONFIG} in it"
-    whole = (folder / "config.json").is_file()
+    reason = "it does not exist" if not folder.exists() else f"there is no {CONFIG} in it"
+    has_model = (folder / "config.json").is_file()
     raise RecipeError(
-        f"{folder} holds no adapter ({what}"
-        + (", but a whole model's config.json" if whole else "")
+        f"{folder} holds no adapter ({reason}"
+        + (", but a whole model's config.json" if has_model else "")
         + "). Give the run folder of a finished training stage, for example one made by "
-        "`make reward`; an adapter on the Hub has to be downloaded first, with `hf download`."
+        "`make reward`. Download an adapter on the Hub first, with `hf download`."
     )
 
 
@@ -164,8 +164,8 @@ def _read_weights(folder: Path) -> bytes:
     pickle = folder / "adapter_model.bin"
     if pickle.is_file():
         raise RecipeError(
-            f"{pickle} is a pickle, which can run any code when it is opened, so it is not. Save "
-            "the adapter again with a current PEFT, which writes safetensors."
+            f"{pickle} is a pickle, which can run any code when it is opened, so it is refused. "
+            "Save the adapter again with a current PEFT, which writes safetensors."
         )
     raise RecipeError(
         f"{folder} has an {CONFIG} but no {WEIGHTS}, so the adapter has no weights. Give a folder "
@@ -174,7 +174,7 @@ def _read_weights(folder: Path) -> bytes:
 
 
 def _lora_config(folder: Path, settings: dict[str, Any]) -> LoraConfig:
-    """The LoRA of an adapter, refused where a role on a shared base could not be all of it."""
+    """Make the LoRA configuration; raise RecipeError if a role on a shared base cannot be it."""
     kind = settings.get("peft_type")
     if kind != "LORA":
         raise RecipeError(
@@ -182,12 +182,13 @@ def _lora_config(folder: Path, settings: dict[str, Any]) -> LoraConfig:
             "shared base. Train one with LoRA (`use_peft: true`)."
         )
     check_lora(settings, f"The adapter in {folder}")
-    known = {name: value for name, value in settings.items() if name in DEFAULTS}
+    fields = {name: value for name, value in settings.items() if name in DEFAULTS}
     try:
-        config = LoraConfig(**known)
+        config = LoraConfig(**fields)
     except (TypeError, ValueError) as error:
         raise RecipeError(
-            f"The adapter in {folder} cannot be read: {CONFIG} is not one of PEFT's ({error})."
+            f"The adapter in {folder} cannot be read: {CONFIG} is not a LoRA configuration of "
+            f"PEFT ({error}). Give a folder that a finished training stage wrote."
         ) from error
     config.task_type = None
     config.modules_to_save = None
@@ -195,16 +196,16 @@ def _lora_config(folder: Path, settings: dict[str, Any]) -> LoraConfig:
     return config
 
 
-def _sorted_out(
+def _split_weights(
     folder: Path, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """LoRA weights, copies of base weights, and the head, each by name."""
+    """Split tensors into LoRA weights, copies of base weights, and the head, each by name."""
     weights, copies, head = {}, {}, {}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not tensor.isfinite().all():
             raise RecipeError(
                 f"The adapter in {folder} has a weight that is not of finite numbers: {name} "
-                f"({tensor.dtype}). Its training went wrong or the file is damaged: train it again."
+                f"({tensor.dtype}). Its training diverged or the file is damaged: train it again."
             )
         module, _, leaf = name.rpartition(".")
         if "lora_" in name:
@@ -214,12 +215,12 @@ def _sorted_out(
         else:
             copies[name] = tensor
     if not weights:
-        raise RecipeError(f"The adapter in {folder} has no LoRA weights: {WEIGHTS} is of others.")
+        raise RecipeError(f"The adapter in {folder} has no LoRA weights in {WEIGHTS}.")
     return weights, copies, head
 
 
 def _precision(folder: Path) -> Precision | None:
-    """How the base was held in training, as the run's recipe says; a checkpoint lies in its run."""
+    """Read the base's precision from the run's recipe; a checkpoint is inside its run's folder."""
     path = folder.absolute()
     while path.name == "value" or path.name.startswith("checkpoint-"):
         path = path.parent

@@ -1,10 +1,10 @@
-"""Dropout of a model, wherever its architecture keeps the probability."""
+"""Dropout of a model, whether it is a module or a number that a layer keeps."""
 
 from torch import nn
 
 
 def has_dropout(model: nn.Module) -> bool:
-    """Return whether a layer drops activations, as a module of torch or by a number it keeps."""
+    """Return whether any dropout probability of a model is above 0."""
     return any(
         module.p > 0
         if isinstance(module, nn.Dropout)
@@ -16,8 +16,8 @@ def has_dropout(model: nn.Module) -> bool:
 def turn_off_dropout(model: nn.Module) -> None:
     """Set every dropout probability to 0.
 
-    TRL's `disable_dropout` knows the modules alone. OPT and XGLM keep numbers: their policy and its
-    reference would see different activations of one text.
+    TRL's `disable_dropout` covers modules only. OPT and XGLM keep numbers, so their policy and
+    reference would compute different activations for the same text.
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -27,5 +27,5 @@ def turn_off_dropout(model: nn.Module) -> None:
 
 
 def _probabilities(module: nn.Module) -> list[str]:
-    """Names of a module's numbers such as `attention_dropout`, `layerdrop` or `attn_pdrop`."""
+    """List a module's numbers such as `attention_dropout`, `layerdrop` or `attn_pdrop`."""
     return [name for name, value in vars(module).items() if "drop" in name and type(value) is float]

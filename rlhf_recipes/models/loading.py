@@ -1,4 +1,4 @@
-"""A base model: its identity, how its weights are held, and its tokenizer."""
+"""Load a base model: its identity, precision, configuration, weights and tokenizer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,30 +31,30 @@ from rlhf_recipes.sharding import unsharded
 
 
 def base_path(name: str) -> str:
-    """What `from_pretrained` is to be given for a base model's name in a recipe.
+    """Return the path or Hub id that `from_pretrained` opens for a base model's name in a recipe.
 
-    An embedded base (`demo`, `tiny`) is written to the Hugging Face cache on first use; a local
-    folder or a Hub id stands for itself.
+    An embedded base (`demo`, `tiny`) is written to the Hugging Face cache on first use. A local
+    folder or a Hub id is returned as it is.
     """
     return str(embedded_base(name) or name)
 
 
 @dataclass(frozen=True)
 class Base:
-    """Which base model: a name, and for one of the Hub a branch, tag or commit (None is main)."""
+    """Name of a base model and, on the Hub, its branch, tag or commit (None is main)."""
 
     name: str
     revision: str | None = None
 
     @classmethod
     def of(cls, model: ModelConfig) -> "Base":
-        """The base that a recipe names; a Hub id's revision as the commit it stands for now."""
+        """Return the base of a recipe, its revision resolved to a commit."""
         return cls(str(model.model_name_or_path), model.model_revision).pinned()
 
     def pinned(self) -> "Base":
-        """This base at the commit that its revision stands for, where the cache knows it.
+        """Return this base with its revision resolved to a commit, where the cache has it.
 
-        What is opened later, or by another stage, is then the same even if the branch moves on.
+        Later stages then open the same weights even if the branch has moved on.
         """
         name = base_path(self.name)
         if Path(name).is_dir():
@@ -63,7 +63,7 @@ class Base:
         return Base(name, Path(file).parent.name if isinstance(file, str) else self.revision)
 
     def is_same(self, other: "Base") -> bool:
-        """Whether two are one base: local folders by their real path, others by their commit."""
+        """Return whether two bases are the same: by real path for local folders, else by commit."""
         first, second = self.pinned(), other.pinned()
         names = {
             str(Path(base.name).resolve()) if Path(base.name).is_dir() else base.name
@@ -78,7 +78,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Precision:
-    """How a base's weights are held in memory, in the terms of a recipe."""
+    """Precision of a base's weights in memory, in the keys of a recipe."""
 
     dtype: str = "float32"
     load_in_8bit: bool = False
@@ -89,21 +89,21 @@ class Precision:
 
     @classmethod
     def read(cls, settings: Mapping[str, Any]) -> "Precision":
-        """The precision that a recipe asks for; what it leaves out, and null, is the default."""
+        """Read the precision from a recipe's settings; missing and null keys are defaults."""
         names = cls.__dataclass_fields__.keys() & settings.keys()
-        given = {name: settings[name] for name in names if settings[name] is not None}
-        if not given.get("load_in_4bit"):  # the rest says how 4 bits are stored
-            given = {name: value for name, value in given.items() if "bnb" not in name}
-        return cls(**given)
+        values = {name: settings[name] for name in names if settings[name] is not None}
+        if not values.get("load_in_4bit"):  # the other keys describe how 4 bits are stored
+            values = {name: value for name, value in values.items() if "bnb" not in name}
+        return cls(**values)
 
     def kwargs(self) -> dict[str, Any]:
-        """What `from_pretrained` is to be told."""
+        """Return the arguments for `from_pretrained`."""
         quantization = get_quantization_config(ModelConfig(**vars(self)))
         return {"dtype": self.dtype, "quantization_config": quantization}
 
     @property
     def bits(self) -> int | None:
-        """How many bits a linear layer's weights are quantized to."""
+        """Number of bits that a linear layer's weights are quantized to; None if they are not."""
         return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
 
     def __str__(self) -> str:
@@ -116,7 +116,7 @@ class Precision:
 
 
 def init_kwargs(model: ModelConfig) -> dict[str, Any]:
-    """What `from_pretrained` is to be told about a recipe's model, quantization apart."""
+    """Return the arguments of a recipe's model for `from_pretrained`, except quantization."""
     return {
         "revision": Base.of(model).revision or "main",
         "dtype": model.dtype or "float32",
@@ -125,10 +125,10 @@ def init_kwargs(model: ModelConfig) -> dict[str, Any]:
 
 
 def open_config(name: str, revision: str | None = None) -> PretrainedConfig:
-    """The configuration of a base, refused where it is no causal language model.
+    """Open the configuration of a base; raise RecipeError if it is no causal language model.
 
-    No weights are read. An adapter folder is refused by name: transformers would open its base with
-    the adapter on it, or without, and neither is said.
+    No weights are read. An adapter folder is refused, because transformers would open its base with
+    or without the adapter and would not say which.
     """
     path = base_path(name)
     _check_not_adapter(name, path, revision)
@@ -137,48 +137,48 @@ def open_config(name: str, revision: str | None = None) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, revision=revision or "main")
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(_cannot_open("configuration", name, error)) from error
-    kind, made = type(config), " ".join(config.architectures or ())
+    kind, names = type(config), " ".join(config.architectures or ())
     if config.is_encoder_decoder:
         raise RecipeError(_no_language_model(name, f"an encoder-decoder model ({kind.__name__})"))
     encodes = kind in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    if encodes or "ForMaskedLM" in made:
+    if encodes or "ForMaskedLM" in names:
         raise RecipeError(_no_language_model(name, f"an encoder ({kind.__name__})"))
-    if "Classification" in made:
+    if "Classification" in names:
         raise RecipeError(
-            _no_language_model(name, f"a classifier ({made}), whose language-model head is gone")
+            _no_language_model(name, f"a classifier ({names}), which has no language-model head")
         )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise RecipeError(_no_language_model(name, f"of a kind that writes no text ({made})"))
+        raise RecipeError(_no_language_model(name, f"a model that writes no text ({names})"))
     return config
 
 
 def check_generation_config(base: Base) -> None:
-    """Raise RecipeError where a base's generation_config.json cannot be read.
+    """Raise RecipeError if a base's generation_config.json cannot be read.
 
-    transformers would go on without it, and its end-of-sequence tokens end completions.
+    transformers would continue without it, and so without its end-of-sequence tokens.
     """
     name, file = base_path(base.name), "generation_config.json"
-    there: Any = Path(name, file)
+    path: Any = Path(name, file)
     if not Path(name).is_dir():
-        there = try_to_load_from_cache(name, file, revision=base.revision)
-    if not isinstance(there, str | Path) or not Path(there).is_file():
-        return  # a base needs none
+        path = try_to_load_from_cache(name, file, revision=base.revision)
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return  # the file is optional
     try:
-        GenerationConfig.from_pretrained(Path(there).parent)
+        GenerationConfig.from_pretrained(Path(path).parent)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RecipeError(
-            f"{there} cannot be read: {str(error).strip().splitlines()[0]} It names the tokens "
-            "that end a completion, so sampling would not be the model's without it. Bring the "
-            "file back, or delete it if the tokenizer's end-of-sequence token is the only one."
+            f"{path} cannot be read: {str(error).strip().splitlines()[0]} It names the tokens "
+            "that end a completion, so without it completions would end elsewhere. Restore the "
+            "file, or delete it if the tokenizer's end-of-sequence token is the only one."
         ) from error
 
 
 def classifier_config(name: str, revision: str | None = None) -> PretrainedConfig:
-    """The configuration of a base's sequence classifier, refused where there is no such class.
+    """Return the configuration of a base's sequence classifier; raise RecipeError if none exists.
 
-    The classifier is of the decoder that the language model has. Checkpoints of Qwen3.5 hold a
-    vision tower as well, which AutoModelForCausalLM leaves out: a reward adapter trained with it
-    would fit no policy's base.
+    The classifier has the decoder of the language model. Checkpoints of Qwen3.5 also hold a vision
+    tower, which AutoModelForCausalLM leaves out: a reward adapter trained with it would fit no
+    policy's base.
     """
     config = open_config(name, revision)
     language_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -187,15 +187,16 @@ def classifier_config(name: str, revision: str | None = None) -> PretrainedConfi
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise RecipeError(
             f"`{name}` is of the architecture `{config.model_type}`, of which transformers has no "
-            "sequence classifier, so that no reward model can be trained on it. Take a base that "
-            "has one, such as Llama, Qwen or GPT-2. PPO and GRPO train this one on `reward_funcs`."
+            "sequence classifier, so no reward model can be trained on it. Use a base that has "
+            "one, such as Llama, Qwen or GPT-2. PPO and GRPO can train this base on "
+            "`reward_funcs`."
         )
     config.num_labels = 1
     return config
 
 
 def open_classifier(model: ModelConfig, seed: int) -> PreTrainedModel:
-    """The base that a recipe names with a scalar head in place of its own, drawn with that seed."""
+    """Open a recipe's base as a classifier, its scalar head initialized with `seed`."""
     name = str(model.model_name_or_path)
     kwargs = init_kwargs(model)
     set_seed(seed)
@@ -211,7 +212,7 @@ def open_classifier(model: ModelConfig, seed: int) -> PreTrainedModel:
 
 
 def open_language_model(model: ModelConfig) -> PreTrainedModel:
-    """The base that a recipe trains; under ZeRO-3 its weights are spread over the processes."""
+    """Open the base that a recipe trains; under ZeRO-3 its weights are sharded over processes."""
     quantization = get_quantization_config(model)
     return _open_language_model(
         str(model.model_name_or_path), quantization_config=quantization, **init_kwargs(model)
@@ -219,7 +220,7 @@ def open_language_model(model: ModelConfig) -> PreTrainedModel:
 
 
 def open_base(name: str, **kwargs: Any) -> PreTrainedModel:
-    """The causal language model of that name, float32 unless told otherwise, whole."""
+    """Open a causal language model, in float32 by default, unsharded on each process."""
     with unsharded():
         return _open_language_model(name, **{"dtype": "float32", **kwargs})
 
@@ -237,13 +238,13 @@ def _open_language_model(name: str, **kwargs: Any) -> PreTrainedModel:
 def open_tokenizer(
     name: str, chat_template: str | None = None, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a base model, with a padding token set, checked against the model.
+    """Open the tokenizer of a base model, set its padding token, and check it against the model.
 
-    Every stage opens its tokenizer here, before any weights: what does not fit is refused first.
+    Every stage opens its tokenizer here before any weights, so a mismatch is refused first.
 
     Args:
         name: Base model.
-        chat_template: A Jinja file, for a base that comes without a chat template.
+        chat_template: A Jinja file, for a base without a chat template.
         revision: Branch, tag or commit of a base on the Hub.
     """
     config = open_config(name, revision)
@@ -273,42 +274,43 @@ def _check_not_adapter(name: str, path: str, revision: str | None) -> None:
     except ValueError as error:
         raise RecipeError(_cannot_open("adapter configuration", name, error)) from error
     raise RecipeError(
-        f"`{name}` is an adapter, trained on `{base}`, and a base model is wanted. Give `{base}` "
-        "as `model_name_or_path`. To go on from this adapter, PPO and evaluate.py have "
+        f"`{name}` is an adapter, trained on `{base}`, not a base model. Give `{base}` "
+        "as `model_name_or_path`. To continue from this adapter, PPO and evaluate.py have "
         "`sft_model_path`; for other stages merge it into its base with PEFT's "
         "`merge_and_unload`, save that with its tokenizer, and give the new folder."
     )
 
 
 def _check_folder(name: str, path: Path, revision: str | None) -> None:
-    """Say what a local folder holds that has no configuration."""
+    """Raise RecipeError, saying what it holds, if a local folder has no configuration."""
     if not path.is_dir():
         return
     if revision not in (None, "main"):
         raise RecipeError(
-            f"`model_revision` is {revision}, but `{name}` is a local folder, which has only what "
-            "lies in it. Leave `model_revision` out, or give a Hub id."
+            f"`model_revision` is {revision}, but `{name}` is a local folder, which has no "
+            "revisions. Leave `model_revision` out, or give a Hub id."
         )
     if (path / "config.json").is_file():
         return
     files = sorted(file.name for file in path.iterdir())
-    what = {
+    contents = {
         "a GGUF file, which is for inference": any(f.endswith(".gguf") for f in files),
         "a dataset or a run's outputs": "run.json" in files or "models" in files,
         "a processor": "preprocessor_config.json" in files or "processor_config.json" in files,
         "a tokenizer": "tokenizer_config.json" in files,
     }
-    holds = next((kind for kind, there in what.items() if there), ", ".join(files[:5]) or "nothing")
+    holds = next((kind for kind, present in contents.items() if present), ", ".join(files[:5]))
     raise RecipeError(
-        f"The model `{name}` cannot be opened: the folder has no config.json. It holds {holds}. "
+        f"The model `{name}` cannot be opened: the folder has no config.json. It holds "
+        f"{holds or 'nothing'}. "
         "Give a folder that a model's `save_pretrained` wrote, or a Hub id."
     )
 
 
 def _no_language_model(name: str, what: str) -> str:
     return (
-        f"`{name}` is {what}. What is trained and sampled here is a causal language model, such "
-        "as Llama, Qwen or GPT-2: give one, as it was before any other head was trained on it."
+        f"`{name}` is {what}, not a causal language model. Give a causal language model, such as "
+        "Llama, Qwen or GPT-2, before any other head was trained on it."
     )
 
 

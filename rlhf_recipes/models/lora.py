@@ -1,4 +1,4 @@
-"""Which LoRA can be a role: one that adds to layers' outputs and leaves the base as it is."""
+"""Check that a LoRA can be a role: it adds to layers' outputs and does not change the base."""
 
 import re
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models.loading import Base
 
 HEAD_NAMES = ("score", "classifier")
-"""What transformers calls the linear head of a sequence classifier."""
+"""Names that transformers gives the linear head of a sequence classifier."""
 
 ADDITIVE = {
     *("base_model_name_or_path", "revision", "task_type", "peft_type", "auto_mapping"),
@@ -23,37 +23,37 @@ ADDITIVE = {
     *("fan_in_fan_out", "use_dora", "lora_bias", "eva_config", "qalora_group_size"),
     *("megatron_core", "ensure_weight_tying"),
 }
-"""Settings that a role can have: they shape what is added to a layer's output, or are idle."""
+"""Settings that a role can have: they shape what is added to a layer's output, or do nothing."""
 
 HARMLESS_INITS = (True, False, "gaussian", "orthogonal", "eva")
-"""Ways to draw a LoRA's first weights that leave the base's as they are."""
+"""Values of `init_lora_weights` that do not change the base's weights."""
 
 DEFAULTS = {f.name: getattr(LoraConfig(), f.name, None) for f in fields(LoraConfig)}
 
 
-def more_than_lora(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a LoRA configuration that would change a shared base, or not be applied."""
-    others = {
+def _unsupported(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """List settings of a LoRA that would change a shared base, or would not be applied."""
+    unsupported = {
         name: value
         for name, value in settings.items()
         if name not in ADDITIVE and value not in (None, False, [], {}, DEFAULTS.get(name))
     }
-    # A classifier's own head is the only module that is kept whole: beside the base.
-    whole = sorted({*(settings.get("modules_to_save") or ())} - {*HEAD_NAMES})
-    others |= {"modules_to_save": whole} if whole else {}
-    others |= {"bias": settings["bias"]} if settings.get("bias", "none") != "none" else {}
+    # A classifier's own head is the only module that is saved whole; it is not part of the base.
+    modules = sorted({*(settings.get("modules_to_save") or ())} - {*HEAD_NAMES})
+    unsupported |= {"modules_to_save": modules} if modules else {}
+    unsupported |= {"bias": settings["bias"]} if settings.get("bias", "none") != "none" else {}
     if settings.get("init_lora_weights", True) not in HARMLESS_INITS:
-        others["init_lora_weights"] = settings["init_lora_weights"]
-    return others
+        unsupported["init_lora_weights"] = settings["init_lora_weights"]
+    return unsupported
 
 
 def check_lora(settings: Mapping[str, Any], what: str) -> None:
-    """Raise RecipeError, naming the settings, where `what` could not be a role."""
-    others = more_than_lora(settings)
-    if others:
+    """Raise RecipeError, naming the settings, if `what` cannot be a role."""
+    unsupported = _unsupported(settings)
+    if unsupported:
         raise RecipeError(
             f"{what} is more than LoRA: "
-            + ", ".join(f"`{name}: {value}`" for name, value in sorted(others.items()))
+            + ", ".join(f"`{name}: {value}`" for name, value in sorted(unsupported.items()))
             + ". All roles share one frozen base, and this would change it for all of them, or "
             "not be applied. Train without that setting (to train whole layers, name them in "
             "`lora_target_modules`), or merge the adapter into a copy of the base with PEFT's "
@@ -62,9 +62,9 @@ def check_lora(settings: Mapping[str, Any], what: str) -> None:
 
 
 def lora_config(model: ModelConfig) -> LoraConfig:
-    """The LoRA that a recipe asks for, with the revision of its base.
+    """Return the LoRA configuration of a recipe, with the revision of its base.
 
-    What later stages would refuse to open is refused here, before it is trained.
+    Raises RecipeError for what later stages would refuse to open, before it is trained.
     """
     config = get_peft_config(model)
     assert isinstance(config, LoraConfig), "every stage trains adapters"

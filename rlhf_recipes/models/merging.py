@@ -1,4 +1,4 @@
-"""An adapter added into the weights of its base for a while: the cheapest way to run a model."""
+"""Merge an adapter into its base's weights for a while, which is the fastest way to run a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 @contextmanager
 def merged(base: Any, adapter: str) -> Iterator[None]:
-    """W' = W + (alpha / r) B A in every layer that has that adapter, which must be the active one.
+    """Merge the active adapter, then restore the original weights bit for bit.
 
-    The original weights are kept and put back, bit for bit: subtracting the product again would
-    leave rounding errors behind. A model is merged whole or not at all, and then runs with the
-    adapter beside its weights: see `_mergeable`.
+    W' = W + (alpha / r) B A   in every layer that has the adapter.
+
+    The original weights are stored, because subtracting the product would leave rounding errors. If
+    one layer cannot be merged (see `_is_mergeable`), none is, and the adapter runs unmerged.
     """
     layers: list[Any] = [
         module
@@ -23,29 +24,28 @@ def merged(base: Any, adapter: str) -> Iterator[None]:
         if isinstance(module, LoraLayer) and adapter in module.lora_A
     ]
     embeddings = base.get_input_embeddings().weight
-    done: list[tuple[Any, nn.Parameter, Tensor]] = []
+    originals: list[tuple[Any, nn.Parameter, Tensor]] = []
     try:
-        if all(_mergeable(layer, adapter, embeddings) for layer in layers):
+        if all(_is_mergeable(layer, adapter, embeddings) for layer in layers):
             for layer in layers:
                 weight = layer.get_base_layer().weight
-                done.append((layer, weight, weight.data))
+                originals.append((layer, weight, weight.data))
                 with torch.no_grad():
                     weight.data = weight.data + layer.get_delta_weight(adapter)
-                layer.merged_adapters.append(adapter)  # PEFT: the weight has it already
+                layer.merged_adapters.append(adapter)  # so that PEFT does not add it again
         yield
     finally:
-        for layer, weight, data in reversed(done):
+        for layer, weight, data in reversed(originals):
             weight.data = data
-            # Run with adapters off in between, PEFT has taken it out of the list.
+            # A pass with adapters off has PEFT remove it from the list.
             layer.merged_adapters = [name for name in layer.merged_adapters if name != adapter]
 
 
-def _mergeable(layer: Any, adapter: str, embeddings: Tensor) -> bool:
-    """Whether the weight alone can stand for a layer and its adapter.
+def _is_mergeable(layer: Any, adapter: str, embeddings: Tensor) -> bool:
+    """Return whether a layer's weight can include the adapter.
 
-    Not in lower precision than float32, which rounds the product away, so that the model would not
-    be the policy; not with a bias or a variant of LoRA; not where the weight is the embeddings' too
-    or has an adapter in it already.
+    It cannot in lower precision than float32, which would round the product away; with a LoRA bias
+    or a variant of LoRA; if the embeddings share the weight; or if an adapter is merged already.
     """
     weight = getattr(layer.get_base_layer(), "weight", None)
     plain = adapter not in layer.lora_variant and not layer.lora_bias.get(adapter, False)

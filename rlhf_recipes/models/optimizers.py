@@ -9,13 +9,13 @@ from rlhf_recipes.errors import RecipeError
 
 
 def check_optimizer(training: Any, model: PreTrainedModel) -> None:
-    """Raise RecipeError where the recipe's optimizer or schedule cannot be made.
+    """Raise RecipeError if the recipe's optimizer or schedule cannot be made.
 
-    The optimizer is made for one number, and the schedule for ten steps.
+    The check makes an optimizer for a single parameter and a schedule of ten steps.
 
     Args:
         training: The stage's trainer arguments.
-        model: The base without weights, which some optimizers look at.
+        model: The base without weights, which some optimizers inspect.
     """
     try:
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(training, model)
@@ -24,7 +24,7 @@ def check_optimizer(training: Any, model: PreTrainedModel) -> None:
     except (ImportError, ValueError, TypeError, RuntimeError) as error:
         raise RecipeError(
             f"`optim` is {training.optim.value} and `optim_args` {training.optim_args}, which "
-            f"cannot be: {' '.join(str(error).split())} Install the package that it names, or "
+            f"cannot be made: {' '.join(str(error).split())} Install the package that it names, or "
             "choose another (`adamw_torch_fused` is the default)."
         ) from error
     placeholder = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -40,15 +40,15 @@ def check_optimizer(training: Any, model: PreTrainedModel) -> None:
         raise RecipeError(
             f"`lr_scheduler_type` is {training.lr_scheduler_type.value} and `lr_scheduler_kwargs` "
             f"{training.lr_scheduler_kwargs}, which do not go together: {error}. Give the settings "
-            "of that schedule as `lr_scheduler_kwargs`, or take `linear` or `cosine` without any."
+            "of that schedule as `lr_scheduler_kwargs`, or use `linear` or `cosine` without any."
         ) from error
 
 
 def check_warmup(training: Any, steps: int) -> None:
-    """Raise RecipeError where the run ends before its learning rate has risen."""
+    """Raise RecipeError if the run ends before its warmup does."""
     warmup = training.get_warmup_steps(steps)
     if training.lr_scheduler_type != "constant" and warmup > steps:
         raise RecipeError(
-            f"`warmup_steps` is {warmup}, and the run has {steps} steps, so that its learning rate "
-            "never gets to `learning_rate`. Give fewer; below 1 it is a fraction of all steps."
+            f"`warmup_steps` is {warmup}, and the run has {steps} steps, so its learning rate "
+            "never reaches `learning_rate`. Give fewer; below 1 it is a fraction of all steps."
         )

@@ -1,4 +1,4 @@
-"""Check a tokenizer against the model that reads its ids, and against another tokenizer."""
+"""Check a tokenizer against its model, and against another tokenizer."""
 
 import logging
 
@@ -10,7 +10,7 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 
 
 def set_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Let the end-of-sequence token pad where a tokenizer has no padding token of its own."""
+    """Use the end-of-sequence token for padding if a tokenizer has no padding token."""
     if tokenizer.eos_token is None:
         raise RecipeError(
             f"The tokenizer of `{name}` has no end-of-sequence token, so no completion could end. "
@@ -19,20 +19,20 @@ def set_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         logging.getLogger(__name__).warning(
-            "The tokenizer of `%s` has no padding token, so its end-of-sequence token %s pads. A "
-            "reward model then reads its score one token before the end.",
+            "The tokenizer of `%s` has no padding token, so its end-of-sequence token %s is used. "
+            "A reward model then reads its score one token before the end.",
             name,
             tokenizer.eos_token,
         )
 
 
 def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise RecipeError where a tokenizer was not opened by `open_tokenizer` and cannot pad."""
+    """Raise RecipeError if a tokenizer, not opened by `open_tokenizer`, cannot pad."""
     for token in ("pad_token", "eos_token"):
         if getattr(tokenizer, token) is None:
             raise RecipeError(
                 f"The tokenizer of `{tokenizer.name_or_path}` has no {token}. Set "
-                f"`tokenizer.{token}`; without a padding token of its own a model takes its "
+                f"`tokenizer.{token}`; a model without a padding token can use its "
                 "end-of-sequence token."
             )
 
@@ -40,10 +40,10 @@ def check_padding(tokenizer: PreTrainedTokenizerBase) -> None:
 def check_vocabulary(
     tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, name: str
 ) -> None:
-    """Raise RecipeError where a tokenizer gives ids that the model has no embedding for.
+    """Raise RecipeError if a tokenizer gives ids that the model has no embedding for.
 
-    Tokens that only an image or audio part would read may lie beyond (Gemma 3 has one): of those
-    that are neither special nor in the chat template a warning is logged.
+    Tokens for images or audio may be beyond the embeddings (Gemma 3 has one). For tokens that are
+    neither special nor in the chat template, only a warning is logged.
     """
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if rows is None:
@@ -85,11 +85,11 @@ def check_same_tokenizer(
     names: tuple[str, str],
     consequence: str,
 ) -> None:
-    """Raise RecipeError where two tokenizers make other ids of the same conversation.
+    """Raise RecipeError if two tokenizers can encode the same conversation differently.
 
     Args:
-        names: What the two belong to.
-        consequence: What would go wrong, as a sentence.
+        names: Names of the two models for the error.
+        consequence: Sentence that says what would go wrong.
     """
     differences = [
         f"`{kind}` is {getattr(tokenizer, kind)!r} and {getattr(other, kind)!r}"

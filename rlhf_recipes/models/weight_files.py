@@ -1,4 +1,4 @@
-"""Check that a base's weights are whole, from the headers of their files alone."""
+"""Check that a base's weights are complete, from the headers of their files alone."""
 
 import copy
 import json
@@ -22,10 +22,10 @@ INDEX = "model.safetensors.index.json"
 
 
 def check_weight_files(model: PreTrainedModel, base: Base) -> None:
-    """Raise RecipeError where a base's weights are cut off, missing, or of other shapes.
+    """Raise RecipeError if a base's weights are truncated, missing, or of other shapes.
 
-    transformers draws a weight that it does not find at random, and says so in a warning. A base
-    that is still to be downloaded has nothing to check.
+    transformers initializes a missing weight at random, with only a warning. A base that is still
+    to be downloaded is not checked.
 
     Args:
         model: The base without weights.
@@ -34,26 +34,27 @@ def check_weight_files(model: PreTrainedModel, base: Base) -> None:
     if folder is None:
         return
     files = _files(folder, base)
-    found = {name: tensor for file in files for name, tensor in _tensors(file, base)}
+    tensors = {name: tensor for file in files for name, tensor in _tensors(file, base)}
     if not files or hasattr(model.config, "quantization_config"):
         return  # other formats, whose tensors are packed
     with unsharded(), _quiet():
         opened: Any = type(model).from_pretrained(
             None,
             config=copy.deepcopy(model.config),
-            state_dict=found,
+            state_dict=tensors,
             device_map={"": "meta"},
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     _, loaded = opened
-    lost = sorted(loaded["missing_keys"])
-    odd = sorted(f"{name} {tuple(has)}" for name, has, _ in loaded["mismatched_keys"])
-    if lost or odd:
+    missing = sorted(loaded["missing_keys"])
+    mismatched = sorted(f"{name} {tuple(has)}" for name, has, _ in loaded["mismatched_keys"])
+    if missing or mismatched:
         raise RecipeError(
-            f"The weights of {base} do not fit its config.json: {len(lost)} tensors are missing, "
-            f"{len(odd)} of another shape, such as `{(lost + odd)[0]}`, which would be drawn at "
-            "random. Download or copy the model again."
+            f"The weights of {base} do not fit its config.json: {len(missing)} tensors are "
+            f"missing and {len(mismatched)} have another shape, such as "
+            f"`{(missing + mismatched)[0]}`, which would be initialized at random. Download or "
+            "copy the model again."
         )
 
 
@@ -69,7 +70,7 @@ def _folder(base: Base) -> Path | None:
 
 
 def _files(folder: Path, base: Base) -> list[Path]:
-    """The safetensors files of a base, none where it has weights of another format."""
+    """List the safetensors files of a base; none if its weights have another format."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     index = folder / INDEX
@@ -91,21 +92,21 @@ def _files(folder: Path, base: Base) -> list[Path]:
 
 
 def _tensors(file: Path, base: Base) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a file, by its shape alone."""
+    """Yield every tensor of a file, as a meta tensor of its shape."""
     try:
         with safe_open(str(file), framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118  # no mapping
                 yield name, torch.empty(opened.get_slice(name).get_shape(), device="meta")
     except (SafetensorError, OSError) as error:
         raise RecipeError(
-            f"The weights of {base} cannot be read: {file} is not whole "
+            f"The weights of {base} cannot be read: {file} is damaged "
             f"({' '.join(str(error).split())}). Download or copy it again."
         ) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bar and the table of a load, which this is not."""
+    """Suppress the progress bar and the report that transformers prints when it loads a model."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

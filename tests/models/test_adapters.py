@@ -1,4 +1,4 @@
-"""Adapters of every kind that PEFT writes: each is a role as PEFT itself has it, or is refused."""
+"""Every kind of adapter that PEFT writes computes the same as a role as in PEFT, or is refused."""
 
 import json
 import warnings
@@ -23,7 +23,7 @@ LORA = {"r": 4, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> str:
-    """A base with biases and with a head of its own: more of it that an adapter could change."""
+    """Save a base with biases and an untied head, which gives adapters more weights to change."""
     folder = str(tmp_path_factory.mktemp("base"))
     torch.manual_seed(0)
     LlamaForCausalLM(
@@ -42,10 +42,10 @@ def base(tmp_path_factory) -> str:
 
 
 def save(base: str, folder: Path, config) -> torch.nn.Module:
-    """A PEFT model with trained-looking weights, saved as PEFT saves it."""
+    """Save a PEFT model with random adapter weights, as PEFT saves it."""
     torch.manual_seed(1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT says what it saves beside the adapter
+        warnings.simplefilter("ignore")  # PEFT warns about what it saves with the adapter
         model = get_peft_model(open_base(base), config)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -83,7 +83,7 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("settings", RIGHT.values(), ids=RIGHT)
-def test_a_lora_is_the_role_that_peft_makes_of_it_and_leaves_the_base_alone(
+def test_a_lora_role_computes_what_peft_computes_and_does_not_change_the_base(
     settings, base, tmp_path
 ):
     model = save(base, tmp_path, LoraConfig(**LORA | settings))
@@ -100,7 +100,7 @@ def test_a_lora_is_the_role_that_peft_makes_of_it_and_leaves_the_base_alone(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_weights_of_another_type_are_read_as_they_are(dtype, base, tmp_path):
+def test_weights_of_another_dtype_are_converted_to_float32(dtype, base, tmp_path):
     save(base, tmp_path, LoraConfig(**LORA))
     file = tmp_path / WEIGHTS
     narrow = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
@@ -146,13 +146,13 @@ def test_an_adapter_that_is_more_than_lora_is_refused_by_name(name, base, tmp_pa
     ],
     ids=["IA3", "PREFIX_TUNING"],
 )
-def test_adapters_of_other_types_are_refused_by_name(config, base, tmp_path):
+def test_other_types_of_adapters_are_refused_by_name(config, base, tmp_path):
     save(base, tmp_path, config)
     with pytest.raises(RecipeError, match=f"of type {config.peft_type.value}, and only LoRA"):
         read_adapter(tmp_path)
 
 
-def test_a_setting_of_a_newer_peft_is_not_dropped(base, tmp_path):
+def test_a_setting_of_a_newer_peft_is_not_ignored(base, tmp_path):
     save(base, tmp_path, LoraConfig(**LORA))
     edit(tmp_path, use_something_new=None)
     read_adapter(tmp_path)
@@ -205,8 +205,8 @@ def test_weights_that_do_not_fit_are_refused(change, sentence, base, tmp_path):
     assert torch.equal(logits(roles, None), before)
 
 
-def test_a_copy_of_a_base_weight_must_be_the_base_s(base, tmp_path):
-    """PEFT saves embeddings along where they are adapted or resized, and would load them back."""
+def test_a_base_weight_saved_with_an_adapter_must_equal_the_base_s(base, tmp_path):
+    """PEFT saves embeddings that are adapted or resized, and would load them into the base."""
     save(base, tmp_path, LoraConfig(**LORA | {"target_modules": ["q_proj", "embed_tokens"]}))
     tensors = load_file(tmp_path / WEIGHTS)
     (name,) = (name for name in tensors if "lora_" not in name)
@@ -236,7 +236,7 @@ def test_a_pickle_is_not_opened(base, tmp_path):
         read_adapter(tmp_path)
 
 
-def test_damaged_files_are_told(base, tmp_path):
+def test_damaged_files_are_refused(base, tmp_path):
     save(base, tmp_path, LoraConfig(**LORA))
     file = tmp_path / WEIGHTS
     file.write_bytes(file.read_bytes()[:-10])
@@ -265,7 +265,7 @@ def test_an_adapter_of_another_architecture_or_size_is_refused(base, tmp_path):
         read_adapter(tmp_path).check_base(Base(base))
 
 
-def test_what_scores_is_no_policy_and_the_other_way_round(base, tmp_path):
+def test_a_reward_model_is_no_policy_and_a_policy_is_no_reward_model(base, tmp_path):
     save(base, tmp_path, LoraConfig(**LORA))
     policy = read_adapter(tmp_path)
     policy.check_policy()
@@ -281,7 +281,7 @@ def test_what_scores_is_no_policy_and_the_other_way_round(base, tmp_path):
         reward.check_policy()
 
 
-def test_how_the_base_was_held_is_read_from_the_run(base, tmp_path):
+def test_the_precision_of_the_base_is_read_from_the_run(base, tmp_path):
     save(base, tmp_path / "run", LoraConfig(**LORA))
     assert read_adapter(tmp_path / "run").precision is None
     save(base, tmp_path / "run" / "checkpoint-5" / "value", LoraConfig(**LORA))

@@ -1,4 +1,4 @@
-"""Every architecture through every stage: it runs with the right values, or is refused at once."""
+"""Every architecture in every stage: it starts with the right values, or is refused."""
 
 import re
 from typing import Any
@@ -43,10 +43,10 @@ from rlhf_recipes.roles import Roles
 from rlhf_recipes.training import prepare_models
 from tests.tiny_architectures import ARCHITECTURES, NO_CACHE, STAGES, Tiny, as_markdown
 
-# PEFT says that GPT-2's Conv1D stores its weight transposed, and goes on.
+# PEFT warns that GPT-2's Conv1D stores its weight transposed.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False"),
-    # And that the ranks it has itself set for tensors of experts match no module.
+    # PEFT warns that the ranks it has itself set for tensors of experts match no module.
     pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match"),
 ]
 
@@ -65,11 +65,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {**SAMPLING, "beta": 0.1, "disable_dropout": True},
     "ppo": {**SAMPLING, "num_mini_batches": 1, "num_ppo_epochs": 1},
 }
-WHOLE = {
+TRAINED_ONLINE = {
     *("llama", "mistral", "qwen3_moe", "qwen3_5", "gemma2", "gpt2", "opt", "granitemoe", "lfm2"),
     *("jamba", "falcon_h1", "deepseek_v3"),
 }
-"""One architecture per kind of cache, head and LoRA: those that PPO and GRPO train for a step."""
+"""One architecture per kind of cache, head and LoRA, which PPO and GRPO train for one step."""
 
 SAMPLED = [tiny for tiny in ARCHITECTURES if NO_CACHE not in tiny.refused.values()]
 
@@ -85,7 +85,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
-    """The folder of an architecture's base, written once."""
+    """Return a function that writes an architecture's base once and returns its folder."""
     folders: dict[str, str] = {}
 
     def folder_of(tiny: Tiny) -> str:
@@ -98,26 +98,26 @@ def folder_of(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reward_of(folder_of, tmp_path_factory):
-    """The folder of an architecture's reward adapter, after one step of training; None if refused.
+    """Return a function that trains an architecture's reward adapter for one step; None if refused.
 
-    The weights are then drawn anew: one step leaves all scores nearly equal.
+    Its weights are drawn at random afterwards, because one step leaves all scores nearly equal.
     """
     folders: dict[str, str | None] = {}
 
     def train(tiny: Tiny) -> str:
         out = str(tmp_path_factory.mktemp("reward"))
-        given = inputs("reward", folder_of(tiny), out)
+        recipe = inputs("reward", folder_of(tiny), out)
         trainer = RewardTrainer(
-            model=open_classifier(given.model, given.training.seed),
-            args=given.training,
-            train_dataset=given.dataset["train"],
-            processing_class=given.tokenizer,
-            peft_config=lora_config(given.model),
+            model=open_classifier(recipe.model, recipe.training.seed),
+            args=recipe.training,
+            train_dataset=recipe.dataset["train"],
+            processing_class=recipe.tokenizer,
+            peft_config=lora_config(recipe.model),
         )
         one_step(trainer)
         with torch.no_grad():
             for name, parameter in trainer.model.named_parameters():
-                if "lora_B" in name and parameter.any():  # it has had a gradient
+                if "lora_B" in name and parameter.any():  # only weights that had a gradient
                     parameter.normal_(0, 0.1)
         trainer.save_model()
         return out
@@ -146,9 +146,9 @@ def pairs() -> Dataset:
 
 
 def inputs(stage, folder, out, reward_model=None, **settings):
-    """What a recipe gives to `training_plan`."""
+    """Make the inputs of `training_plan` for a stage."""
     lora = {n: settings.pop(n) for n in ("lora_target_modules", "lora_dropout") if n in settings}
-    known = CONFIGS[stage].__dataclass_fields__
+    fields = CONFIGS[stage].__dataclass_fields__
     training = CONFIGS[stage](
         output_dir=str(out),
         per_device_train_batch_size=2 if stage == "ppo" else 4,
@@ -162,7 +162,7 @@ def inputs(stage, folder, out, reward_model=None, **settings):
         disable_tqdm=True,
         activation_checkpointing=False,
         **SETTINGS[stage],
-        **{name: value for name, value in settings.items() if name in known},
+        **{name: value for name, value in settings.items() if name in fields},
     )
     model = ModelConfig(
         model_name_or_path=folder,
@@ -178,14 +178,14 @@ def inputs(stage, folder, out, reward_model=None, **settings):
 
 
 def one_step(trainer) -> dict[str, float]:
-    """What the trainer logs of its first step."""
+    """Train one step and return what the trainer logs."""
     prepare_models(trainer, prefix_sharing=True)
     trainer.train()
     return trainer.state.log_history[0]
 
 
 def plain_logps(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    """Log-probabilities of a completion by one pass over one unpadded row, without a cache."""
+    """Compute log-probabilities of a completion in one pass over its row, unpadded and uncached."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0]
     logps = logits.float().log_softmax(-1)[-len(completion) - 1 : -1]
@@ -196,59 +196,59 @@ def length(prompts, completions, **_):
     return [float(len(str(completion))) for completion in completions]
 
 
-def scores_are_the_classifiers(folder, reward_model, tokenizer):
-    """Scoring with the language model's decoder gives what the trained classifier gives."""
+def assert_scores_are_the_classifiers(folder, reward_model, tokenizer):
+    """Compare scores computed with the language model's decoder to the trained classifier's."""
     classifier = AutoModelForSequenceClassification.from_pretrained(
         folder, config=classifier_config(folder), dtype="float32"
     )
     classifier = PeftModel.from_pretrained(classifier, reward_model).eval()
     prompts = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    found = RewardModel.load(read_adapter(reward_model))(prompts, ANSWERS)
+    scores = RewardModel.load(read_adapter(reward_model))(prompts, ANSWERS)
     rows = [scored_ids(tokenizer, p, a) for p, a in zip(prompts, ANSWERS, strict=True)]
     with torch.no_grad():
         expected = [float(classifier(input_ids=torch.tensor([row])).logits) for row in rows]
-    assert len(set(found)) == len(found)
-    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert len(set(scores)) == len(scores)
+    assert scores == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
-def grpo_begins_at_its_reference(given):
+def grpo_begins_at_its_reference(recipe):
     trainer = GRPOTrainer(
-        model=open_language_model(given.model),
+        model=open_language_model(recipe.model),
         reward_funcs=length,
-        args=given.training,
-        train_dataset=given.dataset["train"].select_columns("prompt"),
-        processing_class=given.tokenizer,
-        peft_config=lora_config(given.model),
-        rollout_func=rollout_func_for(given.training),
+        args=recipe.training,
+        train_dataset=recipe.dataset["train"].select_columns("prompt"),
+        processing_class=recipe.tokenizer,
+        peft_config=lora_config(recipe.model),
+        rollout_func=rollout_func_for(recipe.training),
     )
     assert one_step(trainer)["kl"] == pytest.approx(0, abs=1e-6)
     return trainer
 
 
-def dpo_begins_at_ln_2(given):
+def dpo_begins_at_ln_2(recipe):
     trainer = DPOTrainer(
-        model=open_language_model(given.model),
-        args=given.training,
-        train_dataset=given.dataset["train"],
-        processing_class=given.tokenizer,
-        peft_config=lora_config(given.model),
+        model=open_language_model(recipe.model),
+        args=recipe.training,
+        train_dataset=recipe.dataset["train"],
+        processing_class=recipe.tokenizer,
+        peft_config=lora_config(recipe.model),
     )
     logged = one_step(trainer)
-    # Mixtures of experts add their router's loss, as TRL documents.
+    # TRL adds the router loss of a mixture of experts, as it documents.
     router = trainer.router_aux_loss_coef * logged.get("aux_loss", 0.0)
     assert logged["loss"] - router == pytest.approx(0.693147, abs=1e-5)
     return trainer
 
 
-def ppo_begins_at_ratio_1(given):
+def ppo_begins_at_ratio_1(recipe):
     trainer = PPOTrainer(
-        model=open_language_model(given.model),
-        args=given.training,
-        train_dataset=given.dataset["train"].select_columns("prompt"),
-        processing_class=given.tokenizer,
-        peft_config=lora_config(given.model),
-        reward_model_path=given.reward_model,
-        reward_funcs=[] if given.reward_model else [length],
+        model=open_language_model(recipe.model),
+        args=recipe.training,
+        train_dataset=recipe.dataset["train"].select_columns("prompt"),
+        processing_class=recipe.tokenizer,
+        peft_config=lora_config(recipe.model),
+        reward_model_path=recipe.reward_model,
+        reward_funcs=[] if recipe.reward_model else [length],
     )
     logged = one_step(trainer)
     assert logged["objective/kl"] == pytest.approx(0, abs=1e-4)
@@ -277,20 +277,20 @@ def test_a_stage_begins_with_the_right_values_or_is_refused(
         if not settings or stage == "reward":
             return
     reward_model = reward_of(tiny)
-    given = inputs(stage, folder, tmp_path, reward_model, **settings)
-    training_plan(given)
+    recipe = inputs(stage, folder, tmp_path, reward_model, **settings)
+    training_plan(recipe)
     if stage == "reward":
-        scores_are_the_classifiers(folder, reward_model, tokenizer)
-    elif stage == "dpo" or tiny.model_type in WHOLE:
-        trainer = TRAINED[stage](given)
+        assert_scores_are_the_classifiers(folder, reward_model, tokenizer)
+    elif stage == "dpo" or tiny.model_type in TRAINED_ONLINE:
+        trainer = TRAINED[stage](recipe)
         trainer.save_model()
-        # What evaluation opens: the adapter fits the base it shares with the other models.
+        # Evaluation attaches the adapter to a base that it shares with other models.
         Roles(open_base(folder)).attach_saved("policy", read_adapter(tmp_path), trainable=False)
 
 
 @pytest.mark.parametrize("tiny", **titles(SAMPLED))
 def test_samples_scores_and_divergences_are_those_of_plain_passes(tiny, folder_of, tokenizer):
-    """Prompts of different lengths, padded, sampled with a cache past every sliding window."""
+    """Prompts of different lengths are padded, and sampling goes past every sliding window."""
     model = open_base(folder_of(tiny))
     check_logits(model)
     roles = Roles(model)
@@ -305,14 +305,14 @@ def test_samples_scores_and_divergences_are_those_of_plain_passes(tiny, folder_o
     facts = meter.divergences("policy", flat)
     for (prompt, completion), measured in zip(flat, facts, strict=True):
         expected = plain_logps(model, encoded[PROMPTS.index(prompt)], completion.ids)
-        found = torch.tensor(completion.logps)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        logps = torch.tensor(completion.logps)
+        torch.testing.assert_close(logps, expected, rtol=1e-4, atol=1e-4)
         assert measured["logp_ref"] == pytest.approx(float(expected.sum()), abs=1e-3)
         assert measured["kl"] == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("tiny", [tiny for tiny in ARCHITECTURES if tiny not in SAMPLED])
-def test_what_would_ignore_its_cache_is_not_sampled(tiny, folder_of, tokenizer):
+def test_a_model_that_would_ignore_the_cache_is_not_sampled(tiny, folder_of, tokenizer):
     with pytest.raises(RecipeError, match=re.escape(NO_CACHE)):
         sample(open_base(folder_of(tiny)), tokenizer, PROMPTS, max_completion_length=2)
 
@@ -326,29 +326,29 @@ def test_every_stage_has_a_column():
 
 
 def test_dropout_in_grpo_is_refused(folder_of, tmp_path):
-    """Sampling has none: GPT-2's KL would be 0.3 nats per token before any step."""
+    """Sampling has no dropout, so GPT-2's KL would be 0.3 nats per token before any step."""
     gpt2 = next(tiny for tiny in ARCHITECTURES if tiny.model_type == "gpt2")
-    given = inputs("grpo", folder_of(gpt2), tmp_path)
-    training_plan(given)
-    given = inputs("grpo", folder_of(gpt2), tmp_path)
-    given.training.disable_dropout = False
+    recipe = inputs("grpo", folder_of(gpt2), tmp_path)
+    training_plan(recipe)
+    recipe = inputs("grpo", folder_of(gpt2), tmp_path)
+    recipe.training.disable_dropout = False
     with pytest.raises(RecipeError, match="has dropout and `disable_dropout` is false"):
-        training_plan(given)
+        training_plan(recipe)
 
 
 @pytest.mark.parametrize("stage", ["reward", "dpo"])
 def test_dropout_on_experts_is_refused_with_the_remedy(stage, folder_of, tmp_path):
-    """PEFT adapts a tensor of experts without dropout alone; a role has none anyway."""
+    """PEFT adapts a tensor of experts only without dropout, which a role does not have anyway."""
     moe = next(tiny for tiny in ARCHITECTURES if tiny.model_type == "qwen3_moe")
     experts = {"lora_target_modules": ["gate_proj", "up_proj", "down_proj"]}
     training_plan(inputs(stage, folder_of(moe), tmp_path, **experts))
-    given = inputs(stage, folder_of(moe), tmp_path, **experts, lora_dropout=0.05)
+    recipe = inputs(stage, folder_of(moe), tmp_path, **experts, lora_dropout=0.05)
     with pytest.raises(RecipeError, match="Set `lora_dropout: 0`"):
-        training_plan(given)
+        training_plan(recipe)
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "deepseek_v3"])
-def test_roles_on_experts_are_models_of_their_own(model_type, folder_of, tmp_path):
+def test_roles_on_experts_compute_what_separate_models_compute(model_type, folder_of, tmp_path):
     moe = next(tiny for tiny in ARCHITECTURES if tiny.model_type == model_type)
     roles = Roles(open_base(folder_of(moe)))
     ids, mask = torch.arange(5, 29).view(2, 12), torch.ones(2, 12, dtype=torch.bool)
@@ -359,20 +359,20 @@ def test_roles_on_experts_are_models_of_their_own(model_type, folder_of, tmp_pat
         for name, parameter in roles.base.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.1)
-    found = {role: roles(role, ids, mask, 5).logps for role in ("policy", "value")}
-    assert not torch.allclose(found["policy"], found["value"], rtol=1e-3, atol=1e-3)
-    for role, logps in found.items():
+    outputs = {role: roles(role, ids, mask, 5).logps for role in ("policy", "value")}
+    assert not torch.allclose(outputs["policy"], outputs["value"], rtol=1e-3, atol=1e-3)
+    for role, logps in outputs.items():
         roles.save_role(role, tmp_path / role)
         alone = PeftModel.from_pretrained(open_base(folder_of(moe)), tmp_path / role).eval()
-        for row, own in zip(ids.tolist(), logps, strict=True):
-            torch.testing.assert_close(own, plain_logps(alone, row[:7], row[7:]))
+        for row, row_logps in zip(ids.tolist(), logps, strict=True):
+            torch.testing.assert_close(row_logps, plain_logps(alone, row[:7], row[7:]))
 
 
 def test_a_value_without_a_reward_model_has_the_width_of_the_last_hidden_states(
     folder_of, tmp_path
 ):
-    """OPT-350m projects them, to fewer than `hidden_size`."""
+    """OPT-350m projects them to a width below `hidden_size`."""
     projected = next(tiny for tiny in ARCHITECTURES if "projected" in tiny.title)
-    given = inputs("ppo", folder_of(projected), tmp_path)
-    training_plan(given)
-    assert ppo_begins_at_ratio_1(given).roles.head("value").in_features == 16
+    recipe = inputs("ppo", folder_of(projected), tmp_path)
+    training_plan(recipe)
+    assert ppo_begins_at_ratio_1(recipe).roles.head("value").in_features == 16

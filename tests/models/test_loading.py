@@ -1,4 +1,4 @@
-"""What may stand for a base model, at which revision, and whether its tokenizer fits."""
+"""Which folders are base models, at which revision, and whether their tokenizers fit."""
 
 import json
 import logging
@@ -50,13 +50,13 @@ COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 
 @pytest.fixture
 def tiny(tmp_path) -> Path:
-    """A folder of the base `tiny` that a test may change."""
+    """Copy the base `tiny` to a folder that a test may change."""
     return Path(shutil.copytree(base_path("tiny"), tmp_path / "tiny"))
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Path:
-    """A cache with two revisions of one model, which differ in weights and chat template."""
+    """Make a cache with two revisions of a model that differ in weights and chat template."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--someone--tiny"
     (repository / "refs").mkdir(parents=True)
@@ -73,7 +73,7 @@ def hub(tmp_path, monkeypatch) -> Path:
     return repository
 
 
-def test_a_revision_reaches_weights_tokenizer_and_adapter(hub):
+def test_a_revision_is_used_for_weights_tokenizer_and_adapter(hub):
     for name, commit in COMMITS.items():
         model = ModelConfig(HUB_ID, model_revision=name, use_peft=True, lora_target_modules=["q"])
         assert Base.of(model) == Base(HUB_ID, commit)
@@ -86,7 +86,7 @@ def test_a_revision_reaches_weights_tokenizer_and_adapter(hub):
         assert norm.mean() == 1 + marks
 
 
-def test_revisions_are_compared_by_what_they_stand_for(hub):
+def test_revisions_are_compared_by_their_commits(hub):
     assert Base(HUB_ID).is_same(Base(HUB_ID, "main"))
     assert Base(HUB_ID).is_same(Base(HUB_ID, COMMITS["main"]))
     assert not Base(HUB_ID).is_same(Base(HUB_ID, "v2"))
@@ -110,7 +110,7 @@ def test_a_reward_model_opens_the_revision_it_was_trained_on(hub, tmp_path):
         read_adapter(tmp_path / "reward").check_base(Base(HUB_ID))
 
 
-def test_a_reward_model_holds_its_base_as_it_was_trained(tmp_path):
+def test_a_reward_model_opens_its_base_in_the_precision_of_training(tmp_path):
     roles = Roles(open_base("tiny"))
     roles.attach("reward", LoraConfig(r=2, target_modules=["q_proj"]), trainable=False)
     roles.attach_head("reward", torch.ones(1, 32), None, trainable=False)
@@ -121,7 +121,7 @@ def test_a_reward_model_holds_its_base_as_it_was_trained(tmp_path):
     assert RewardModel.load(tmp_path, dtype="float32").roles.base.dtype == torch.float32
 
 
-def test_a_precision_is_told_and_asked_for():
+def test_a_precision_is_read_and_passed_to_from_pretrained():
     four = Precision.read(
         {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": True}
     )
@@ -199,7 +199,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("make", KINDS, ids=lambda make: make.__name__)
-def test_what_is_no_base_is_told_for_what_it_is(make, tmp_path):
+def test_a_folder_that_is_no_base_is_refused_with_what_it_holds(make, tmp_path):
     folder = tmp_path / "folder"
     sentence = make(folder)
     for opened in (open_config, open_tokenizer, open_base):
@@ -214,7 +214,7 @@ def test_a_local_folder_has_no_revisions(tiny):
 
 
 def with_tokens(folder: Path, **special) -> None:
-    """Give the folder's tokenizer special tokens that its model was not resized for."""
+    """Add special tokens to the folder's tokenizer without resizing its model."""
     tokenizer = open_tokenizer("tiny")
     tokenizer.add_special_tokens(special)
     tokenizer.save_pretrained(folder)
@@ -238,7 +238,7 @@ def test_a_token_of_the_template_beyond_the_embeddings_is_refused_and_others_war
         open_tokenizer(str(tiny))
 
 
-def test_a_tokenizer_needs_an_end_and_takes_it_for_padding(tiny, caplog):
+def test_a_tokenizer_needs_an_eos_token_and_pads_with_it_by_default(tiny, caplog):
     file = tiny / "tokenizer_config.json"
     settings = json.loads(file.read_text())
     settings["pad_token"] = None
@@ -252,7 +252,7 @@ def test_a_tokenizer_needs_an_end_and_takes_it_for_padding(tiny, caplog):
         open_tokenizer(str(tiny))
 
 
-def test_tokenizers_that_read_other_text_are_told_apart():
+def test_tokenizers_that_encode_differently_are_refused():
     first = open_tokenizer("tiny")
     check_same_tokenizer(first, open_tokenizer("tiny"), ("a", "b"), "It matters.")
     for change, sentence in (
@@ -271,7 +271,7 @@ def test_tokenizers_that_read_other_text_are_told_apart():
 
 
 @pytest.mark.parametrize("keys", [{"lora_modules_to_save": ["lm_head"]}])
-def test_what_later_stages_would_not_open_is_refused_at_the_start(keys):
+def test_an_adapter_that_later_stages_would_refuse_is_refused_before_training(keys):
     with pytest.raises(RecipeError, match=f"`{next(iter(keys)).removeprefix('lora_')}: "):
         lora_config(ModelConfig("tiny", use_peft=True, **keys))
 
@@ -283,14 +283,14 @@ def test_padding_beyond_the_embeddings_is_refused_before_weights(tiny):
         open_tokenizer(str(tiny))
 
 
-def test_an_adapter_of_the_hub_is_told_for_what_it_is(hub):
+def test_an_adapter_from_the_hub_is_refused_as_an_adapter(hub):
     adapter(hub / "snapshots" / COMMITS["main"])
     (hub / "snapshots" / COMMITS["main"] / "config.json").unlink()
     with pytest.raises(RecipeError, match=f"`{HUB_ID}` is an adapter, trained on "):
         open_tokenizer(HUB_ID)
 
 
-def test_an_adapter_folder_that_is_damaged_is_a_sentence(tmp_path):
+def test_a_damaged_adapter_folder_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{not json")
     with pytest.raises(RecipeError, match=r"adapter configuration of .* cannot be opened"):
         open_config(str(tmp_path))

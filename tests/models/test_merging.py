@@ -35,7 +35,7 @@ def logits(model):
     ],
     ids=str,
 )
-@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, of what is tested here
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT warns about tied weights
 def test_a_merged_model_computes_the_same(changes):
     model = peft_model(**changes)
     expected, before = logits(model), {n: p.clone() for n, p in model.named_parameters()}
@@ -46,7 +46,7 @@ def test_a_merged_model_computes_the_same(changes):
         assert torch.equal(parameter, before[name]), name
 
 
-def test_a_weight_that_has_the_adapter_in_it_is_left_alone():
+def test_a_weight_that_has_an_adapter_merged_is_not_merged_again():
     model = peft_model()
     expected = logits(model)
     with merged(model, "default"):
@@ -59,7 +59,7 @@ def test_a_weight_that_has_the_adapter_in_it_is_left_alone():
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_weights_come_back_after_an_error_and_after_a_pass_without_adapters():
+def test_weights_are_restored_after_an_error_and_after_a_pass_without_adapters():
     model = peft_model()
     expected = logits(model)
     with model.disable_adapter():

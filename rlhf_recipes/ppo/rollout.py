@@ -35,7 +35,7 @@ class Rollout(NamedTuple):
     table: Table
 
 
-class RoleOutputs(NamedTuple):
+class RolloutOutputs(NamedTuple):
     """Outputs of the roles for sampled completions, 0 at padding.
 
     Attributes:
@@ -148,7 +148,7 @@ class RolloutWorker:
         attention_mask: Tensor,
         completion_mask: Tensor,
         rewards: Tensor,
-        outputs: RoleOutputs,
+        outputs: RolloutOutputs,
     ) -> Episodes:
         """Compute advantages and returns from per-token rewards, shape (batch, completion)."""
         config = self.config
@@ -232,7 +232,7 @@ class RolloutWorker:
         attention_mask: Tensor,
         completion_mask: Tensor,
         sampled: TokenLogps | None = None,
-    ) -> RoleOutputs:
+    ) -> RolloutOutputs:
         """Run policy, reference model and value model once over the completions.
 
         It goes in micro-batches of training's size: the logits of a whole rollout would be the
@@ -264,7 +264,7 @@ class RolloutWorker:
         if sampled is not None:
             outputs |= sampled._asdict()
         hidden = outputs.pop("shared_hidden_states", None)
-        return RoleOutputs(shared_hidden_states=hidden, **outputs)
+        return RolloutOutputs(shared_hidden_states=hidden, **outputs)
 
     def shared_hidden_states(
         self, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from benchmarks.cases import COMPLETION_LENGTH, Setting, settle
 from benchmarks.measure import Case, measured, read_case, report
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
-from rlhf_recipes.evaluation.collect.measuring import Meter
+from rlhf_recipes.evaluation.collect.measuring import KLSampler
 from rlhf_recipes.generation.sampling import Completion
 from rlhf_recipes.models.loading import open_base, open_tokenizer
 from rlhf_recipes.prompts import Prompt, prompt_ids
@@ -58,7 +58,7 @@ def ours(case: Case) -> tuple[Evaluate, Divergences]:
     roles.eval()
     tokenizer = open_tokenizer(case["base"])
     reward_model = RewardModel(roles, tokenizer)
-    meter = Meter(
+    sampler = KLSampler(
         roles,
         tokenizer,
         reference=None,
@@ -68,14 +68,14 @@ def ours(case: Case) -> tuple[Evaluate, Divergences]:
     )
 
     def evaluate(prompts: list[Prompt]) -> list[dict[str, Any]]:
-        found = meter.respond("policy", prompts, count=1, seed=SEED)
+        found = sampler.sample("policy", prompts, count=1, seed=SEED)
         scores = reward_model(prompts, [record["response"] for record in found])
         return [record | {"reward": s} for record, s in zip(found, scores, strict=True)]
 
     def divergences() -> list[float]:
         given = [Completion(ids, "", finished=False) for ids in case["responses"]]
         samples = list(zip(case["prompts"], given, strict=False))
-        return [found["kl"] for found in meter.divergences("policy", samples)]
+        return [found["kl"] for found in sampler.divergences("policy", samples)]
 
     return evaluate, divergences
 

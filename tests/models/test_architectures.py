@@ -20,7 +20,7 @@ from trl import (
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.evaluation.collect.measuring import Meter
+from rlhf_recipes.evaluation.collect.measuring import KLSampler
 from rlhf_recipes.generation.grpo import rollout_func_for
 from rlhf_recipes.generation.sampling import sample
 from rlhf_recipes.inputs import Inputs
@@ -298,11 +298,11 @@ def test_samples_scores_and_divergences_are_those_of_plain_passes(tiny, folder_o
     targets = tiny.settings.get("lora_target_modules", "all-linear")
     roles.attach("policy", LoraConfig(r=2, target_modules=targets), trainable=False)
     roles.eval()
-    meter = Meter(roles, tokenizer, None, 20, 1.0, 8)
+    sampler = KLSampler(roles, tokenizer, None, 20, 1.0, 8)
     encoded = [prompt_ids(tokenizer, prompt) for prompt in PROMPTS]
     rows = sample(model, tokenizer, PROMPTS, max_completion_length=20, num_completions=2)
     flat = [(p, c) for p, row in zip(PROMPTS, rows, strict=True) for c in row]
-    facts = meter.divergences("policy", flat)
+    facts = sampler.divergences("policy", flat)
     for (prompt, completion), measured in zip(flat, facts, strict=True):
         expected = plain_logps(model, encoded[PROMPTS.index(prompt)], completion.ids)
         logps = torch.tensor(completion.logps)

@@ -1,8 +1,7 @@
-"""Collect what evaluation is about, with the models: samples, scores, divergences, verdicts.
+"""Collect samples, scores, divergences and verdicts, all that evaluation needs the models for.
 
-Everything that needs a model happens here and is saved; the rest of this folder reads the files.
-What is done is kept in `samples/journal/`, so that a collection that was cut off goes on, and one
-with another policy or judge does only what is new.
+Finished work is kept in `samples/journal/`, so that an interrupted collection goes on, and one with
+another policy or judge does only the new work.
 """
 
 import time
@@ -26,16 +25,21 @@ from rlhf_recipes.evaluation.arguments import (
 )
 from rlhf_recipes.evaluation.collect.chat_judge import in_order, record_verdicts
 from rlhf_recipes.evaluation.collect.journal import Journal
-from rlhf_recipes.evaluation.collect.measuring import Meter
+from rlhf_recipes.evaluation.collect.measuring import KLSampler
 from rlhf_recipes.evaluation.collect.provenance import (
     Adapters,
-    Model,
+    SampledModel,
     collection_facts,
     digest,
     sampled_models,
     weights_fingerprint,
 )
-from rlhf_recipes.evaluation.collect.scorers import Panel, Scorer, check_judges, open_panel
+from rlhf_recipes.evaluation.collect.scorers import (
+    Judges,
+    ScoringJudge,
+    check_judges,
+    open_judges,
+)
 from rlhf_recipes.evaluation.metrics.samples import Record
 from rlhf_recipes.evaluation.output_files import collecting_folder
 from rlhf_recipes.hub.model_card import public_base
@@ -48,22 +52,22 @@ from rlhf_recipes.roles import Roles
 
 
 def collect(arguments: EvaluationArguments, adapters: Adapters) -> None:
-    """Sample every model on the same held-out prompts and save one record a response.
+    """Sample every model on the same held-out prompts and save one record per completion.
 
     Writes `samples/<model>_samples.json`, `samples/verdicts_<judge>.json` for each judge that
     compares, and, last, `samples/collection.json`. All models share one base in memory. Raises
-    RecipeError where models cannot be compared, and where samples of other settings are there.
+    RecipeError for models that cannot be compared, and for existing samples of other settings.
     """
     check_judges(arguments, adapters)
-    collection = _Collection(arguments, adapters, held_out_prompts(arguments))
-    collection.sample()
-    collection.score()
-    collection.judge()
-    collection.write()
+    collector = _Collector(arguments, adapters, held_out_prompts(arguments))
+    collector.sample()
+    collector.score()
+    collector.judge()
+    collector.write()
 
 
 def held_out_prompts(arguments: EvaluationArguments) -> list[Prompt]:
-    """The first `eval_prompts` prompts of the validation split, each once; at least two."""
+    """Return the first `eval_prompts` distinct prompts of the validation split, at least two."""
     split = load_prepared(arguments.dataset_name, max_train_samples=1)["validation"]
     prompts: list[Prompt] = list(unique_prompts(split)["prompt"]) if len(split) else []
     if len(prompts) < 2:
@@ -75,8 +79,8 @@ def held_out_prompts(arguments: EvaluationArguments) -> list[Prompt]:
     return prompts[: arguments.eval_prompts]
 
 
-class _Collection:
-    """The models of one evaluation, opened, and how far each of their jobs is."""
+class _Collector:
+    """The opened models of one evaluation, and the progress of each of their jobs."""
 
     def __init__(
         self,
@@ -104,17 +108,17 @@ class _Collection:
         if adapters.start:
             self.roles.attach_saved(REFERENCE, adapters.start, trainable=False)
         self.models = sampled_models(arguments, adapters)
-        # All are opened before anything is sampled: other settings are refused at once.
+        # All journals are opened before anything is sampled, so other settings are refused at once.
         self.responses = {
             model.name: self._journal(model.name, self.settings | model.settings)
             for model in self.models
         }
         self.roles.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self.panel: Panel = open_panel(arguments, self.roles, adapters)
+        self.judges: Judges = open_judges(arguments, self.roles, adapters)
         self.seconds = 0.0
 
     def _settings(self, encoded: Sequence[Sequence[int]]) -> dict[str, Any]:
-        """What all models' samples share: of other samples at least one of these differs."""
+        """Return the settings that all models' samples have in common."""
         arguments, adapters = self.arguments, self.adapters
         return {
             "base": {
@@ -134,10 +138,10 @@ class _Collection:
         return Journal(path, settings, overwrite=overwrite, finished=finished)
 
     def sample(self) -> None:
-        """Every model's responses and divergences, a batch of prompts at a time."""
+        """Sample completions and measure divergences of every model, in batches of prompts."""
         arguments = self.arguments
         reference = REFERENCE if arguments.sft_model_path else None
-        meter = Meter(
+        sampler = KLSampler(
             self.roles,
             self.tokenizer,
             reference,
@@ -148,27 +152,28 @@ class _Collection:
         for model in self.models:
             journal = self.responses[model.name]
             batches = _batches(self.by_length, arguments.batch_size // model.count)
-            left = batches[len(journal.entries) :]
-            if left and model.policy is not None and model.adapter is not None:
+            remaining = batches[len(journal.entries) :]
+            if remaining and model.policy is not None and model.adapter is not None:
                 self.roles.load_role(model.policy.run, model.adapter)
-            for batch in tqdm(left, desc=f"{model.name}: responses", disable=not left):
+            title = f"{model.name}: completions"
+            for batch in tqdm(remaining, desc=title, disable=not remaining):
                 started = time.monotonic()
                 prompts = [self.prompts[i] for i in batch]
-                # A model's own and a batch's own: answers of two models are independent, and what
-                # a batch draws depends neither on other models nor on where a run was cut off.
-                own = [model.seed, zlib.crc32(model.name.encode()), batch[0]]
-                seed = int(np.random.SeedSequence(own).generate_state(1)[0])
-                found = meter.respond(model.role, prompts, model.count, seed)
-                places = [(i, k) for i in batch for k in range(model.count)]
+                # One seed per model and batch: completions of two models are independent, and those
+                # of a batch depend neither on other models nor on where a run was cut off.
+                entropy = [model.seed, zlib.crc32(model.name.encode()), batch[0]]
+                seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+                completions = sampler.sample(model.role, prompts, model.count, seed)
+                indices = [(i, k) for i in batch for k in range(model.count)]
                 rows = [
-                    {"prompt_id": i, "sample_index": k, **facts}
-                    for (i, k), facts in zip(places, found, strict=True)
+                    {"prompt_id": i, "sample_index": k, **completion}
+                    for (i, k), completion in zip(indices, completions, strict=True)
                 ]
                 journal.append({"seconds": time.monotonic() - started, "rows": rows})
             self.seconds += sum(entry["seconds"] for entry in journal.entries)
             model.records = self._records(model, journal)
 
-    def _records(self, model: Model, journal: Journal) -> list[Record]:
+    def _records(self, model: SampledModel, journal: Journal) -> list[Record]:
         rows = in_order([row for entry in journal.entries for row in entry["rows"]])
         return [
             {
@@ -188,40 +193,42 @@ class _Collection:
         ]
 
     def score(self) -> None:
-        """Every scoring judge's scores of every response."""
+        """Score every completion with every scoring judge."""
         for model in self.models:
             responses = digest([record["response"] for record in model.records])
             settings = {"responses": responses, "batch_size": self.arguments.batch_size}
-            for scorer in self.panel.scorers:
-                own = {"judge": scorer.identity, **settings}
-                self._score(model, scorer, self._journal(f"{model.name}.{scorer.name}", own))
+            for judge in self.judges.scoring:
+                name = f"{model.name}.{judge.name}"
+                journal = self._journal(name, {"judge": judge.identity, **settings})
+                self._score(model, judge, journal)
 
-    def _score(self, model: Model, scorer: Scorer, journal: Journal) -> None:
+    def _score(self, model: SampledModel, judge: ScoringJudge, journal: Journal) -> None:
         batches = _batches(model.records, self.arguments.batch_size)
-        left = batches[len(journal.entries) :]
-        for batch in tqdm(left, desc=f"{model.name}: {scorer.name}", leave=False, disable=not left):
+        remaining = batches[len(journal.entries) :]
+        title = f"{model.name}: {judge.name}"
+        for batch in tqdm(remaining, desc=title, leave=False, disable=not remaining):
             started = time.monotonic()
             prompts = [self.prompts[record["prompt_id"]] for record in batch]
-            scores = scorer(prompts, [record["response"] for record in batch])
+            scores = judge(prompts, [record["response"] for record in batch])
             journal.append({"seconds": time.monotonic() - started, "scores": scores})
         self.seconds += sum(entry["seconds"] for entry in journal.entries)
-        found = [score for entry in journal.entries for score in entry["scores"]]
-        for record, score in zip(model.records, found, strict=True):
-            into = record if scorer.name in (REWARD, GOLD) else record["scores"]
-            into[scorer.name] = score
+        scores = [score for entry in journal.entries for score in entry["scores"]]
+        for record, score in zip(model.records, scores, strict=True):
+            fields = record if judge.name in (REWARD, GOLD) else record["scores"]
+            fields[judge.name] = score
 
     def judge(self) -> None:
-        """Every comparing judge's verdicts on the finished models against base."""
+        """Compare the finished models with base by every comparing judge."""
         base, *others = self.models
-        answers = {(r["prompt_id"], r["sample_index"]): r for r in base.records}
+        of_base = {(r["prompt_id"], r["sample_index"]): r for r in base.records}
         self.verdicts: dict[str, list[Mapping[str, Any]]] = {}
-        for name, judge in self.panel.judges.items():
+        for name, judge in self.judges.comparing.items():
             self.verdicts[name] = []
             for model in others:
                 if not model.finished:
                     continue
-                pairs = [(r, answers[r["prompt_id"], r["sample_index"]]) for r in model.records]
-                texts = [[own["response"], other["response"]] for own, other in pairs]
+                pairs = [(r, of_base[r["prompt_id"], r["sample_index"]]) for r in model.records]
+                texts = [[r["response"], opponent["response"]] for r, opponent in pairs]
                 settings = {"judge": judge.identity, "responses": digest(texts)}
                 journal = self._journal(f"verdicts_{name}.{model.name}", settings)
                 title = f"{model.name}: {name}"
@@ -229,7 +236,7 @@ class _Collection:
                 self.verdicts[name] += in_order(journal.entries)
 
     def write(self) -> None:
-        """The files that the analysis reads; collection.json last, so that it vouches for all."""
+        """Write the files that the analysis reads; collection.json last, once all are complete."""
         arguments = self.arguments
         (self.folder / "collection.json").unlink(missing_ok=True)
         for path in self.folder.glob("verdicts_*.json"):
@@ -238,7 +245,7 @@ class _Collection:
             write_json_rows(self.folder / f"{model.name}_samples.json", model.records)
         for name, verdicts in self.verdicts.items():
             write_json_rows(self.folder / f"verdicts_{name}.json", verdicts)
-        judges = self.panel.described()
+        judges = self.judges.described()
         facts = collection_facts(
             arguments, self.settings, self.adapters, self.models, judges, self.prompts
         )

@@ -1,4 +1,4 @@
-"""The verdict in a judge's reply, in the spellings that judges use."""
+"""Parsing of a judge's reply into a preference, in the spellings that judges use."""
 
 import json
 import re
@@ -39,24 +39,24 @@ _OBJECT = re.compile(r"\{[^{}]*\}(?=[\s`]*$)")
 
 
 def preference(reply: str) -> float | None:
-    """Read a reply: 1 the first answer is better, 0 the second, 1/2 a tie, None unreadable.
+    """Parse a reply: 1 if the first answer is better, 0 the second, 1/2 a tie, None unreadable.
 
-    What a model thinks before it answers is not looked at. Marks such as [[A]] count wherever they
-    are and must agree with each other; else a JSON object at the end, the last line, or lines
+    Thinking before the answer is ignored. Marks such as [[A]] count wherever they are and must
+    agree with each other. Otherwise a JSON object at the end counts, else the last line, else lines
     with a label such as "Verdict:", which must agree.
     """
     text = re.split(rf"</{_THOUGHT}>", reply, flags=re.IGNORECASE)[-1].strip()
     if not text or re.search(rf"<{_THOUGHT}>", text, re.IGNORECASE):  # cut off while it thought
         return None
-    if marks := ["".join(found).strip() for found in _MARKED.findall(text)]:
+    if marks := ["".join(groups).strip() for groups in _MARKED.findall(text)]:
         # [[C]] is the tie of MT-Bench.
-        return _agreed([TIE if mark.upper() == "C" else _spelled(mark) for mark in marks])
-    if found := _OBJECT.search(text):
-        return _of_object(found[0])
+        return _agreed([TIE if mark.upper() == "C" else _parse(mark) for mark in marks])
+    if match := _OBJECT.search(text):
+        return _parse_object(match[0])
     last = text.rstrip("`\n ").splitlines()[-1:]
-    if last and (value := _spelled(last[0])) is not None:
+    if last and (value := _parse(last[0])) is not None:
         return value
-    labeled = [_spelled(line) for line in _LABELED.findall(text)]
+    labeled = [_parse(line) for line in _LABELED.findall(text)]
     return _agreed(labeled) if labeled else None
 
 
@@ -64,25 +64,25 @@ def _agreed(values: list[float | None]) -> float | None:
     return values[0] if len(set(values)) == 1 else None
 
 
-def _of_object(text: str) -> float | None:
+def _parse_object(text: str) -> float | None:
     try:
-        found = json.loads(text)
+        reply = json.loads(text)
     except json.JSONDecodeError:
         return None
-    values = [_spelled(str(value)) for key, value in found.items() if key.lower() in KEYS]
+    values = [_parse(str(value)) for key, value in reply.items() if key.lower() in KEYS]
     return _agreed(values) if values else None
 
 
-def _spelled(text: str) -> float | None:
-    """The verdict that a text is, not one that it contains."""
+def _parse(text: str) -> float | None:
+    """Parse a text that is a verdict as a whole, not one that contains a verdict."""
     plain = " ".join(re.sub(r"[*_`#\"'“”‘’\[\](){}|]", " ", text).split()).strip(" .!:;,-→")
-    if found := _COMPARED.fullmatch(plain):
-        first, sign, second = found[1].upper(), found[2][0], found[3].upper()
+    if match := _COMPARED.fullmatch(plain):
+        first, sign, second = match[1].upper(), match[2][0], match[3].upper()
         if first == second:
             return None
         return TIE if sign == "=" else SIDES[first if sign == ">" else second]
-    if found := _SIDE.fullmatch(plain):
-        side = SIDES[found["side"].upper()]
-        other = found["other"] and SIDES[found["other"].upper()]
+    if match := _SIDE.fullmatch(plain):
+        side = SIDES[match["side"].upper()]
+        other = match["other"] and SIDES[match["other"].upper()]
         return None if other == side else side
     return TIE if _TIE.fullmatch(plain) else None

@@ -1,4 +1,4 @@
-"""Sample responses of a model and measure how its distribution differs from the reference's."""
+"""Sample completions of a policy and measure its KL from the reference."""
 
 import math
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ TOKENS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
-class Meter:
-    """Samples roles of one base and measures their divergence from the role `reference`."""
+class KLSampler:
+    """Sampler of the roles of one base that measures their KL from the role `reference`."""
 
     roles: Roles
     tokenizer: PreTrainedTokenizerBase
@@ -33,13 +33,13 @@ class Meter:
     temperature: float
     batch_size: int
 
-    def respond(
+    def sample(
         self, role: str | None, prompts: Sequence[Prompt], count: int, seed: int
     ) -> list[dict[str, Any]]:
-        """`count` responses to each prompt, a prompt's together: text, length, divergences."""
-        with self.roles.merged(role) as sampler:
+        """Sample `count` completions per prompt, each with its text, length and divergences."""
+        with self.roles.merged(role) as model:
             sampled = sample(
-                sampler,
+                model,
                 self.tokenizer,
                 prompts,
                 max_completion_length=self.max_completion_length,
@@ -70,21 +70,21 @@ class Meter:
     def divergences(
         self, role: str | None, samples: Sequence[tuple[Prompt, Completion]]
     ) -> list[dict[str, Any]]:
-        """How each response's distribution differs from the reference's, in nats.
+        """Measure the divergence of each completion's distribution from the reference's, in nats.
 
         kl = Σ_t kl_curve_t,   kl_curve_t = Σ_v π(v|h_t) [log π(v|h_t) - log ref(v|h_t)]
 
         kl_k1 = log π(y) - log ref(y) is the sampled estimate of the same; entropy is the mean over
-        tokens. Of the sampled token ids, as they were sampled; the prompt is left out. The
-        reference does not differ from itself: 0 by definition, and what its sampler knew is all.
-        Where the sampler kept its states, the reference alone is computed.
+        tokens. All are over the token ids as they were sampled, without the prompt. The reference's
+        own divergences are 0 by definition, and its log-probabilities are those of its sampler.
+        Where the sampler kept its hidden states, only the reference is computed.
         """
         if role == self.reference:
             return [_undiverged(completion) for _, completion in samples]
-        # A prompt's responses stand side by side, and share it.
+        # Completions of one prompt are adjacent, so that a batch computes it once.
         size = self.batch_size
-        parts = [samples[start : start + size] for start in range(0, len(samples), size)]
-        return [facts for part in parts for facts in self._measure(role, part)]
+        batches = [samples[start : start + size] for start in range(0, len(samples), size)]
+        return [facts for batch in batches for facts in self._measure(role, batch)]
 
     def _measure(
         self, role: str | None, samples: Sequence[tuple[Prompt, Completion]]
@@ -98,39 +98,41 @@ class Meter:
             torch.cat([left, right], 1).to(device),
             torch.cat([left_mask, right_mask], 1).to(device),
         )
-        known = [c.hidden_states for _, c in samples if c.hidden_states is not None]
-        sampler_kept = len(known) == len(samples)
-        trunk = None if sampler_kept else self.roles.shared_hidden_states(*inputs)  # of two passes
+        saved = [c.hidden_states for _, c in samples if c.hidden_states is not None]
+        has_states = len(saved) == len(samples)
+        # Both passes below share the layers under the lowest adapter.
+        shared = None if has_states else self.roles.shared_hidden_states(*inputs)
 
-        def states(each: str | None) -> Tensor:
-            with self.roles.merged(each):
-                return self.roles.completion_hidden_states(each, *inputs, right.shape[1], trunk)
+        def hidden_states_of(name: str | None) -> Tensor:
+            with self.roles.merged(name):
+                return self.roles.completion_hidden_states(name, *inputs, right.shape[1], shared)
 
-        policy = torch.cat(known) if sampler_kept else states(role)
-        columns = (right[right_mask].to(device), policy, states(self.reference))
-        parts = zip(*(column.split(TOKENS_AT_ONCE) for column in columns), strict=True)
-        facts = torch.cat([self._differences(role, *part) for part in parts], 1)
-        by_response = facts.split([len(c.ids) for _, c in samples], dim=1)
-        return [_summed(*response.tolist()) for response in by_response]
+        hidden_states = torch.cat(saved) if has_states else hidden_states_of(role)
+        columns = (right[right_mask].to(device), hidden_states, hidden_states_of(self.reference))
+        chunks = zip(*(column.split(TOKENS_AT_ONCE) for column in columns), strict=True)
+        facts = torch.cat([self._measure_tokens(role, *chunk) for chunk in chunks], 1)
+        by_completion = facts.split([len(c.ids) for _, c in samples], dim=1)
+        return [_summed(*completion.tolist()) for completion in by_completion]
 
-    def _differences(
-        self, role: str | None, ids: Tensor, states: Tensor, ref_states: Tensor
+    def _measure_tokens(
+        self, role: str | None, ids: Tensor, hidden_states: Tensor, ref_hidden_states: Tensor
     ) -> Tensor:
-        """KL, both log-probabilities and the entropy at each token, shape (4, tokens)."""
-        found = []
-        for each, drawn_from in ((role, states), (self.reference, ref_states)):
-            with self.roles.use(each):  # an adapter may reach the head
-                found.append(logits_of(self.roles.base, drawn_from).float() / self.temperature)
-        logits, ref_logits = found
+        """Compute KL, both log-probabilities and entropy of each token, shape (4, tokens)."""
+        logits = self._logits(role, hidden_states)
+        ref_logits = self._logits(self.reference, ref_hidden_states)
         policy = token_logps(logits, ids)
         ref_logps = token_logps(ref_logits, ids).logps
         return torch.stack([exact_kl(logits, ref_logits), policy.logps, ref_logps, policy.entropy])
+
+    def _logits(self, role: str | None, hidden_states: Tensor) -> Tensor:
+        with self.roles.use(role):  # an adapter may reach the head
+            return logits_of(self.roles.base, hidden_states).float() / self.temperature
 
 
 def _summed(
     curve: list[float], logps: list[float], ref_logps: list[float], entropy: list[float]
 ) -> dict[str, Any]:
-    """A response's facts from those of its tokens."""
+    """Sum the measurements of a completion's tokens."""
     kl, logp_policy, logp_ref = (math.fsum(column) for column in (curve, logps, ref_logps))
     return {
         "kl": kl,

@@ -1,4 +1,4 @@
-"""What a collection of samples was made of, so that others are told apart from it."""
+"""Provenance of collected samples: adapters, fingerprints and settings."""
 
 import hashlib
 import json
@@ -34,8 +34,8 @@ VALUES = 1024
 
 
 @dataclass
-class Model:
-    """What is sampled under a name: a role of the shared base, its seed and samples a prompt."""
+class SampledModel:
+    """A role of the shared base to sample under a name, with its seed and samples per prompt."""
 
     name: str
     role: str | None
@@ -47,32 +47,35 @@ class Model:
 
     @property
     def fingerprint(self) -> str | None:
-        """That of its adapter, or None for the bare base."""
+        """Fingerprint of its adapter, or None for the bare base."""
         return None if self.adapter is None else self.adapter.fingerprint
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What its samples depend on beside what all models' do."""
-        own = {"adapter": self.fingerprint, "seed": self.seed}
-        return own | {"samples_per_prompt": self.count}
+        """Settings that its samples depend on, beside those that all models share."""
+        return {
+            "adapter": self.fingerprint,
+            "seed": self.seed,
+            "samples_per_prompt": self.count,
+        }
 
     @property
     def finished(self) -> bool:
-        """Whether this is no checkpoint on the way to another model."""
+        """Whether this is the end of a run, not an earlier checkpoint."""
         return self.policy is None or self.policy.name == self.policy.run
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """The adapters of an evaluation, each read once: all on one base, from one reference.
+    """Adapters of an evaluation, each read once, all on one base and with one reference.
 
     Attributes:
         proxy: The reward model.
-        start: What the policies were trained from; None is the base itself.
-        evaluated: What is evaluated beside the base, in the order of the report.
-        policies: The adapters of those, by name.
-        judges: Those that score, the gold score's first, by name. Their bases may be others.
-        precision: How the base is held.
+        start: Adapter that the policies were trained from; None is the base itself.
+        evaluated: Policies to evaluate, in the order of the report.
+        policies: Their adapters, by name.
+        judges: Adapters of the scoring judges, gold first, by name. Their bases may differ.
+        precision: Precision in which the base is loaded.
     """
 
     proxy: Adapter
@@ -83,13 +86,13 @@ class Adapters:
     precision: Precision
 
     def by_name(self) -> dict[str, Adapter]:
-        """Every adapter but the judges, by what a message calls it."""
+        """Return every adapter except the judges', by its name in messages."""
         start = {"sft_model_path": self.start} if self.start else {}
         return {"reward_model_path": self.proxy, **start, **self.policies}
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The one that all of them were trained with."""
+        """The tokenizer that all of them were trained with; raises RecipeError if they differ."""
         tokenizer = self.proxy.tokenizer
         for name, adapter in self.by_name().items():
             if adapter is not self.proxy and adapter.has_tokenizer:
@@ -104,7 +107,7 @@ class Adapters:
 
 
 def read_adapters(arguments: EvaluationArguments) -> Adapters:
-    """Read what is evaluated; RecipeError unless all are comparable on one base."""
+    """Read the adapters of an evaluation; raise RecipeError unless they are comparable."""
     policies = arguments.policies()
     proxy = read_adapter(arguments.reward_model_path)
     proxy.check_head()
@@ -119,40 +122,41 @@ def read_adapters(arguments: EvaluationArguments) -> Adapters:
     return replace(adapters, precision=_chosen_precision(arguments, adapters))
 
 
-def sampled_models(arguments: EvaluationArguments, adapters: Adapters) -> list[Model]:
-    """Base, policies and control, in the order they are sampled in.
+def sampled_models(arguments: EvaluationArguments, adapters: Adapters) -> list[SampledModel]:
+    """List base, policies and control in the order in which they are sampled.
 
-    Where training started from an adapter, that is the role of base.
+    If training started from an adapter, that adapter takes the place of base.
     """
     start = adapters.start
     role = REFERENCE if start else None
     seed, count = arguments.seed, arguments.samples_per_prompt
-    models = [Model(BASE, role, seed, arguments.base_samples, None, start)]
+    models = [SampledModel(BASE, role, seed, arguments.base_samples, None, start)]
     models += [
-        Model(p.name, p.run, seed, count, p, adapters.policies[p.name]) for p in adapters.evaluated
+        SampledModel(p.name, p.run, seed, count, p, adapters.policies[p.name])
+        for p in adapters.evaluated
     ]
     if arguments.control:
-        models.append(Model(CONTROL, role, seed + 1, count, None, start))
+        models.append(SampledModel(CONTROL, role, seed + 1, count, None, start))
     return models
 
 
 def digest(data: Any) -> str:
-    """SHA-256 of data that JSON can hold."""
+    """Compute the SHA-256 of JSON data."""
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()
 
 
 def weights_fingerprint(base: PreTrainedModel) -> str:
-    """SHA-256 over every weight's name and shape and about 1,024 of its values, evenly spaced.
+    """Compute the SHA-256 over the name, shape and about 1,024 values of every weight.
 
     Training changes nearly all values of a weight, so this tells bases apart as well as all of
     their gigabytes would.
     """
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, weight in base.state_dict().items():
         flat = weight.detach().flatten()
-        found.update(f"{name} {tuple(weight.shape)}".encode())
-        found.update(flat[:: max(1, flat.numel() // VALUES)].float().cpu().numpy().tobytes())
-    return found.hexdigest()
+        sha.update(f"{name} {tuple(weight.shape)}".encode())
+        sha.update(flat[:: max(1, flat.numel() // VALUES)].float().cpu().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def _check_bases(adapters: Adapters) -> None:
@@ -169,54 +173,57 @@ def _check_bases(adapters: Adapters) -> None:
 def _check_references(
     arguments: EvaluationArguments, policies: Sequence[Policy], start: Adapter | None
 ) -> None:
-    """The reference is the base itself or, for all policies, the adapter `sft_model_path`."""
-    given = arguments.sft_model_path
+    """Check that all policies were trained from the base, or from `sft_model_path`."""
+    reference = arguments.sft_model_path
     for policy in policies:
         record = policy.folder / "run.json"
         if not record.is_file():
             continue
-        began = json.loads(record.read_text(encoding="utf-8"))["recipe"].get("sft_model_path")
-        if not _is_adapter(began, start):
+        trained_from = json.loads(record.read_text(encoding="utf-8"))["recipe"].get(
+            "sft_model_path"
+        )
+        if not _is_adapter(trained_from, start):
+            setting = f"sft_model_path: {trained_from}"
             raise RecipeError(
                 f"`{policy.name}` ({policy.folder}) was trained from "
-                f"{began or 'the bare base'}, and this evaluation measures from "
-                f"{given or 'the base'}. A KL is from the reference that training started at: "
-                f"{f'set `sft_model_path: {began}`' if began else 'leave `sft_model_path` out'}, "
+                f"{trained_from or 'the bare base'}, and this evaluation measures from "
+                f"{reference or 'the base'}. A KL is from the reference that training started at: "
+                f"{f'set `{setting}`' if trained_from else 'leave `sft_model_path` out'}, "
                 "or leave this policy out of `models`."
             )
 
 
 def _is_adapter(folder: str | None, adapter: Adapter | None) -> bool:
-    """Whether a folder that a run names has the adapter, itself or a copy of it."""
+    """Whether a folder that a run names contains the adapter, or a copy of it."""
     if folder is None or adapter is None:
         return folder is None and adapter is None
     if Path(folder).resolve() == adapter.folder.resolve():
         return True
-    there = (Path(folder) / "adapter_config.json").is_file()
-    return there and read_adapter(folder).fingerprint == adapter.fingerprint
+    exists = (Path(folder) / "adapter_config.json").is_file()
+    return exists and read_adapter(folder).fingerprint == adapter.fingerprint
 
 
 def _chosen_precision(arguments: EvaluationArguments, adapters: Adapters) -> Precision:
-    """How the recipe says that the base is held, or else how all adapters were trained."""
+    """Return the base's precision by the recipe, or else by the adapters' training."""
     trained = {
         name: adapter.precision for name, adapter in adapters.by_name().items() if adapter.precision
     }
-    asked = {
+    requested = {
         name: getattr(arguments, name)
         for name in ("dtype", "load_in_8bit", "load_in_4bit")
         if getattr(arguments, name) is not None
     }
-    if len(set(trained.values())) > 1 and not asked:
+    if len(set(trained.values())) > 1 and not requested:
         raise RecipeError(
-            "The adapters were trained on a base held in different ways: "
+            "The adapters were trained on a base in different precisions: "
             + ", ".join(f"`{name}` {precision}" for name, precision in trained.items())
-            + ". Rewards and KL depend on it, so say how this evaluation holds it: `dtype`, and "
-            "`load_in_4bit` or `load_in_8bit`."
+            + ". Rewards and KL depend on it, so set the precision of this evaluation: `dtype`, "
+            "and `load_in_4bit` or `load_in_8bit`."
         )
-    unanimous = vars(next(iter(trained.values()))) if len(set(trained.values())) == 1 else {}
-    if asked.get("load_in_8bit") or asked.get("load_in_4bit"):
-        unanimous = {**unanimous, "load_in_8bit": False, "load_in_4bit": False}
-    chosen = Precision.read({**unanimous, **asked})
+    common = vars(next(iter(trained.values()))) if len(set(trained.values())) == 1 else {}
+    if requested.get("load_in_8bit") or requested.get("load_in_4bit"):
+        common = {**common, "load_in_8bit": False, "load_in_4bit": False}
+    chosen = Precision.read({**common, **requested})
     for name, precision in trained.items():
         if precision != chosen:
             logging.getLogger(__name__).warning(
@@ -233,11 +240,11 @@ def collection_facts(
     arguments: EvaluationArguments,
     settings: Mapping[str, Any],
     adapters: Adapters,
-    models: Sequence[Model],
+    models: Sequence[SampledModel],
     judges: Mapping[str, str],
     prompts: Sequence[Prompt],
 ) -> dict[str, Any]:
-    """What collection.json says of the samples beside it."""
+    """Describe the collected samples for collection.json."""
     policies = [model.policy for model in models if model.policy is not None]
     return {
         "models": {
@@ -283,7 +290,7 @@ def collection_facts(
 
 
 def _in_training(folder: str, prompts: Sequence[Prompt]) -> int:
-    """Number of prompts whose first user turn is in training too, by the rule of the split."""
+    """Count the prompts whose first user turn is in training too, by the rule of the split."""
     train = load_prepared(folder, max_eval_samples=1)["train"]
-    seen = {first_turn_key(prompt) for prompt in train["prompt"]}
-    return sum(first_turn_key(prompt) in seen for prompt in prompts)
+    keys = {first_turn_key(prompt) for prompt in train["prompt"]}
+    return sum(first_turn_key(prompt) in keys for prompt in prompts)

@@ -1,4 +1,4 @@
-"""Score held-out pairs with a trained reward model, for a look into those it gets wrong."""
+"""Review of a trained reward model on held-out pairs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +15,14 @@ from rlhf_recipes.rewards import RewardModel, scored_ids
 
 
 def review_reward_model(folder: Path, pairs: Dataset, **kwargs: Any) -> dict[str, float]:
-    """Score held-out pairs with a trained reward model and look into those it gets wrong.
+    """Score held-out pairs with a trained reward model and report its errors.
 
     Writes `results/reward_model_errors.json` into the run's workspace and `scores.json` into its
     folder. Returns `eval_accuracy`, and as `eval_loss` the mean of -log sigmoid(chosen - rejected)
-    in nats, both by the scoring path that PPO and evaluation use. The base is opened as `kwargs`
-    say.
+    in nats, both by the scoring code that PPO and evaluation use.
+
+    Args:
+        kwargs: Passed on to open the base.
     """
     reward_model = RewardModel.load(folder, **kwargs)
     reward_model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,25 +36,25 @@ def review_reward_model(folder: Path, pairs: Dataset, **kwargs: Any) -> dict[str
 
 
 def score_pairs(reward_model: RewardModel, pairs: Dataset) -> list[dict[str, Any]]:
-    """One record a pair: its texts, both scores, and their lengths in tokens."""
+    """Return one record per pair: its texts, both scores, and their lengths in tokens."""
     tokenizer = reward_model.tokenizer
     prompts = list(pairs["prompt"])
-    opening = [len(prompt_ids(tokenizer, prompt)) for prompt in prompts]
+    prompt_lengths = [len(prompt_ids(tokenizer, prompt)) for prompt in prompts]
     columns: dict[str, list[Any]] = {
         "prompt": [prompt_text(prompt) for prompt in prompts],
         "turns": list(pairs["turns"]),
         "source": list(pairs["source"]),
     }
-    texts = {side: [_text(answer) for answer in pairs[side]] for side in ("chosen", "rejected")}
-    # Together: the two answers to a prompt share it.
+    texts = {side: [_text(value) for value in pairs[side]] for side in ("chosen", "rejected")}
+    # In one call, so that the two completions of a prompt share its computation.
     both = [*texts["chosen"], *texts["rejected"]]
     scores = iter(reward_model([*prompts, *prompts], both, progress="scoring pairs"))
-    for side, answers in texts.items():
-        columns[side] = answers
-        columns[f"{side}_reward"] = [next(scores) for _ in answers]
+    for side, completions in texts.items():
+        columns[side] = completions
+        columns[f"{side}_reward"] = [next(scores) for _ in completions]
         columns[f"{side}_tokens"] = [
-            len(scored_ids(tokenizer, prompt, text)) - start
-            for prompt, text, start in zip(prompts, answers, opening, strict=True)
+            len(scored_ids(tokenizer, prompt, text)) - length
+            for prompt, text, length in zip(prompts, completions, prompt_lengths, strict=True)
         ]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

@@ -1,6 +1,6 @@
-"""The judges of an evaluation: those that score a response, and chat models that compare two.
+"""Judges of an evaluation: those that score one completion, and chat models that compare two.
 
-A scoring judge is a reward adapter or a Python function; `judges` has the comparing ones.
+A scoring judge is a reward model or a Python function; chat models are in `chat_judge.py`.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.roles import Roles
 
 ScoreFunction = Callable[..., Sequence[float]]
-"""Scores of `completions` to `prompts`, one each; higher is better."""
+"""Scores each of `completions` to `prompts`; higher is better."""
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """A scoring judge under its name; `identity` changes when its scores may."""
+class ScoringJudge:
+    """A judge that scores one completion; `identity` changes when its scores may."""
 
     name: str
-    what: str
+    description: str
     identity: dict[str, Any]
     function: ScoreFunction
 
@@ -39,17 +39,17 @@ class Scorer:
             return checked(self.function)(prompts=prompts, completions=completions)
         except RecipeError as error:
             raise RecipeError(
-                f"The judge `{self.name}` ({self.what}) cannot score. {error} The samples are "
-                "kept: repair it and give the same command again."
+                f"The judge `{self.name}` ({self.description}) cannot score. {error} The samples "
+                "are kept: repair it and give the same command again."
             ) from error
 
 
-def adapter_scorer(
+def adapter_judge(
     name: str, adapter: Adapter, roles: Roles, shared: Adapters, batch_size: int
-) -> Scorer:
-    """A reward adapter: one more role where its base is the shared one, else loaded apart.
+) -> ScoringJudge:
+    """Open a reward adapter as a role of the shared base, or on a base of its own.
 
-    A base of its own is held as that adapter was trained, where its folder says how.
+    A base of its own is loaded in the precision of the adapter's training, if it is recorded.
     """
     adapter.check_head()
     role = f"judge:{name}"  # no policy can have that name
@@ -62,88 +62,88 @@ def adapter_scorer(
         model = RewardModel.load(adapter, **precision.kwargs()).to(roles.base.device)
         model.batch_size = batch_size
     identity = {"adapter": adapter.fingerprint, "dtype": str(precision)}
-    return Scorer(name, f"reward model {adapter.folder}", identity, model)
+    return ScoringJudge(name, f"reward model {adapter.folder}", identity, model)
 
 
-def function_scorer(name: str, path: str) -> Scorer:
-    """A Python function `path/to/file.py:name` of the texts of prompts and completions.
+def function_judge(name: str, path: str) -> ScoringJudge:
+    """Load a Python function `path/to/file.py:name` of the texts of prompts and completions.
 
-    Its identity is the text of its file; files that this one imports are not looked at.
+    Its identity is the text of its file, without the files that this one imports.
     """
     function = load_reward_func(path)
     source = Path(path.rpartition(":")[0]).read_bytes()
     identity = {"function": path, "source": hashlib.sha256(source).hexdigest()}
-    return Scorer(name, f"function {path}", identity, function)
+    return ScoringJudge(name, f"function {path}", identity, function)
 
 
 @dataclass(frozen=True)
-class Panel:
+class Judges:
     """Scoring judges, the proxy first, and comparing judges by name."""
 
-    scorers: list[Scorer]
-    judges: dict[str, ChatJudge]
+    scoring: list[ScoringJudge]
+    comparing: dict[str, ChatJudge]
 
     def described(self) -> dict[str, str]:
-        """What each judge is, but for proxy and gold."""
-        extra = {s.name: s.what for s in self.scorers if s.name not in (REWARD, GOLD)}
-        return extra | {name: judge.description for name, judge in self.judges.items()}
+        """Describe each judge except proxy and gold."""
+        extra = {j.name: j.description for j in self.scoring if j.name not in (REWARD, GOLD)}
+        return extra | {name: judge.description for name, judge in self.comparing.items()}
 
 
 def check_judges(arguments: EvaluationArguments, adapters: Adapters) -> None:
-    """Raise RecipeError where a judge cannot be what it is named as; no weights are loaded."""
+    """Raise RecipeError for a judge that cannot be opened; no weights are loaded."""
     if arguments.gold_func:
-        function_scorer(GOLD, arguments.gold_func)
+        function_judge(GOLD, arguments.gold_func)
     for name, adapter in adapters.judges.items():
         adapter.check_head()
         _ = adapter.tokenizer  # opened here: a broken one is refused before any weights
         if name in (GOLD, GOLD_MODEL) and adapter.fingerprint == adapters.proxy.fingerprint:
             raise RecipeError(
                 f"`gold_model_path` is {adapter.folder}, whose weights are those of the proxy "
-                f"{adapters.proxy.folder}. A proxy that judges itself finds no over-optimisation. "
+                f"{adapters.proxy.folder}. A proxy that judges itself finds no over-optimization. "
                 "Train a judge on other data with `make judge JUDGE=0.5`."
             )
     parameters = _parameters(arguments.judge_parameters)
     for entry in arguments.judges or []:
-        name, _, what = entry.partition("=")
-        if what.startswith(CHAT):
-            chat_judge(name, what, arguments.judge_criterion, parameters)
-        elif ".py:" in what:
-            function_scorer(name, what)
+        name, _, address = entry.partition("=")
+        if address.startswith(CHAT):
+            chat_judge(name, address, arguments.judge_criterion, parameters)
+        elif ".py:" in address:
+            function_judge(name, address)
 
 
-def open_panel(arguments: EvaluationArguments, roles: Roles, adapters: Adapters) -> Panel:
-    """The judges that a recipe names; RecipeError where one cannot be what it is named as."""
+def open_judges(arguments: EvaluationArguments, roles: Roles, adapters: Adapters) -> Judges:
+    """Open the judges that a recipe names; raise RecipeError for one that cannot be opened."""
 
-    def scorer(name: str, adapter: Adapter) -> Scorer:
-        return adapter_scorer(name, adapter, roles, adapters, arguments.batch_size)
+    def open_adapter(name: str, adapter: Adapter) -> ScoringJudge:
+        return adapter_judge(name, adapter, roles, adapters, arguments.batch_size)
 
-    scorers = [scorer(REWARD, adapters.proxy)]
+    scoring = [open_adapter(REWARD, adapters.proxy)]
     if arguments.gold_func:
-        scorers.append(function_scorer(GOLD, arguments.gold_func))
+        scoring.append(function_judge(GOLD, arguments.gold_func))
     if arguments.gold_model_path:
         name, gold = next(iter(adapters.judges.items()))
-        scorers.append(scorer(name, gold))
-    judges = {}
+        scoring.append(open_adapter(name, gold))
+    comparing = {}
     parameters = _parameters(arguments.judge_parameters)
     for entry in arguments.judges or []:
-        name, _, what = entry.partition("=")
-        if what.startswith(CHAT):
-            judges[name] = chat_judge(name, what, arguments.judge_criterion, parameters)
-        elif ".py:" in what:
-            scorers.append(function_scorer(name, what))
+        name, _, address = entry.partition("=")
+        if address.startswith(CHAT):
+            comparing[name] = chat_judge(name, address, arguments.judge_criterion, parameters)
+        elif ".py:" in address:
+            scoring.append(function_judge(name, address))
         else:
-            scorers.append(scorer(name, adapters.judges[name]))
-    return Panel(scorers, judges)
+            scoring.append(open_adapter(name, adapters.judges[name]))
+    return Judges(scoring, comparing)
 
 
-def _parameters(given: dict[str, Any] | str | None) -> dict[str, Any]:
-    if isinstance(given, str):
+def _parameters(setting: dict[str, Any] | str | None) -> dict[str, Any]:
+    if isinstance(setting, str):
         try:
-            read: dict[str, Any] = json.loads(Path(given).read_text(encoding="utf-8"))
+            parameters: dict[str, Any] = json.loads(Path(setting).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RecipeError(
-                f"`judge_parameters` is {given}, which cannot be read as a JSON file ({error}). "
+                f"`judge_parameters` is {setting}, which cannot be read as a JSON file ({error}). "
                 "Give a mapping, or the path of a file that holds one."
             ) from error
-        return read
-    return {"temperature": 0} if given is None else given
+        return parameters
+    return {"temperature": 0} if setting is None else setting

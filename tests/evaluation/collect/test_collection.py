@@ -12,7 +12,7 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect import collection as collecting
 from rlhf_recipes.evaluation.collect.journal import Journal
-from rlhf_recipes.evaluation.collect.measuring import Meter
+from rlhf_recipes.evaluation.collect.measuring import KLSampler
 from rlhf_recipes.evaluation.collect.provenance import read_adapters
 from rlhf_recipes.models.adapters import read_adapter
 from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
@@ -112,13 +112,13 @@ def responses(folder, name):
 def work(monkeypatch):
     """The batches of responses that are sampled, as (role, number of prompts)."""
     done = []
-    respond = Meter.respond
+    respond = KLSampler.sample
 
     def counted(self, role, prompts, count, seed):
         done.append((role, len(prompts)))
         return respond(self, role, prompts, count, seed)
 
-    monkeypatch.setattr(Meter, "respond", counted)
+    monkeypatch.setattr(KLSampler, "sample", counted)
     return done
 
 

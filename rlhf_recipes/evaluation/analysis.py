@@ -14,13 +14,13 @@ from rlhf_recipes.evaluation.output_files import (
     put_evaluation_in_place,
 )
 from rlhf_recipes.evaluation.report.detail_figures import kl_figure, reward_model_figure
-from rlhf_recipes.evaluation.report.document import document
 from rlhf_recipes.evaluation.report.figures import reward_distributions_figure, win_rates_figure
 from rlhf_recipes.evaluation.report.frontier_figure import pareto_frontier_figure
 from rlhf_recipes.evaluation.report.rendering import render_html, render_markdown
 from rlhf_recipes.evaluation.report.training_curves import (
     read_runs,
     summarise,
+    training_costs,
     training_curves_figure,
 )
 from rlhf_recipes.evaluation.results import evaluation_results
@@ -32,10 +32,10 @@ from rlhf_recipes.records import write_json, write_text
 def analyse(output_dir: Path) -> Results:
     """Analyse OUT/samples and return the results, having written them, the figures and the report.
 
-    Reads samples/, models/*/trainer_state.json and, where the reward model's training left it,
-    models/reward_model/scores.json. The same files give the same bytes. Everything is written
-    beside what a finished analysis left, and put in its place at the end. Raises RecipeError if
-    the samples cannot be compared.
+    Reads samples/, models/*/trainer_state.json and run.json and, where the reward model's training
+    left it, models/reward_model/scores.json. The same files give the same bytes. Everything is
+    written beside what a finished analysis left, and put in its place at the end. Raises
+    RecipeError if the samples cannot be compared.
 
     >>> from rlhf_recipes import analyse
     >>> results = analyse(collected)
@@ -54,6 +54,7 @@ def analyse(output_dir: Path) -> Results:
     )
     runs = read_runs(output_dir / "models")
     results["training_curves"] = summarise(runs)
+    results["training"] = training_costs(runs, results["run"]["models"])
     logs = {stage: run.log for stage, run in runs.items()}
     training_curves_figure(logs, folder / "training_curves.png")
     results["report"] = str(output_dir / "results" / "report.html")
@@ -64,16 +65,17 @@ def analyse(output_dir: Path) -> Results:
     if results["reward_model"]:
         reward_model_figure(results["reward_model"], folder / "reward_model.png")
     write_json(folder / "failure_analysis.json", failures)
-    sections = document(results, failures, collection, wrong_pairs)
-    write_text(folder / "report.html", render_html(sections, results, folder))
-    write_text(folder / ANALYSIS, render_markdown(sections))
+    contents = (results, failures, collection, wrong_pairs)
+    page = render_html(render_markdown(*contents, width=None), results, collection, folder)
+    write_text(folder / "report.html", page)
+    write_text(folder / ANALYSIS, render_markdown(*contents))
     write_json(folder / FINISHED, results)
     put_evaluation_in_place(output_dir)
     return results
 
 
 def _reward_model(scores: Path, folder: Path) -> tuple[Results | None, list[Results]]:
-    """The reward model's quality from the scores its training left, if any, and wrong pairs."""
+    """Return the quality of the reward model, if its training left scores, and its wrong pairs."""
     if not scores.is_file():
         return None, []
     errors = reward_model_errors(json.loads(scores.read_text(encoding="utf-8")))

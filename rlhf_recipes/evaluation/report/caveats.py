@@ -211,7 +211,7 @@ CAVEATS = {
         "errors. The samples may not come from the policy whose logits were used.",
         _k1,
     ),
-    "empty": Caveat("{name}: every response is empty. Its rewards are those of nothing.", _empty),
+    "empty": Caveat("{name}: every completion is empty. Its rewards are those of nothing.", _empty),
     "constant": Caveat(
         "{name}: every completion scores {value} by {metric}.{units}",
         _constant,
@@ -238,7 +238,7 @@ CAVEATS = {
         _no_overlap,
     ),
     "cut off": Caveat(
-        "Many responses were cut off at the length limit ({rates}): rewards and KL are those of "
+        "Many completions were cut off at the length limit ({rates}): rewards and KL are those of "
         "the cut-off text.",
         _cut_off,
     ),

@@ -19,7 +19,7 @@ def kl_figure(results: Results, collection: Collection, path: Path) -> bool:
     tints = colours(results)
     text = caption(
         collection,
-        "Left: exact KL at each position, mean over the responses that reach it (five or more), "
+        "Left: exact KL at each position, mean over the completions that reach it (five or more), "
         "band: 95% interval. Right: each completion.",
     )
     with figure(path, 10.4, 4.6, text) as canvas:
@@ -32,12 +32,12 @@ def kl_figure(results: Results, collection: Collection, path: Path) -> bool:
             right.plot(lengths, spent, "o", color=tint, markersize=3, alpha=0.3, markeredgewidth=0)
         left.set_ylim(bottom=0)
         left.set_title("KL by position")
-        left.set_xlabel("token position in the response")
+        left.set_xlabel("token position in the completion")
         left.set_ylabel("nats per token")
         right.set_ylim(bottom=0)
         right.set_title("KL against length")
-        right.set_xlabel("response length (tokens)")
-        right.set_ylabel("nats per response")
+        right.set_xlabel("completion length (tokens)")
+        right.set_ylabel("nats per completion")
         handles, labels = left.get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside upper left", ncols=len(labels))
     return True
@@ -54,7 +54,7 @@ def _by_position(axes: Axes, curve: Results, tint: str, name: str) -> None:
 def reward_model_figure(model: Results, path: Path) -> None:
     """Reliability diagram, accuracy by margin, and accuracy by length of the chosen text."""
     text = (
-        "Left: share right against claimed probability σ(|margin|), folded; on the line, claims "
+        "Left: fraction right against claimed probability σ(|margin|), folded; on the line, claims "
         "hold; numbers: pairs. Middle: by fifth of |margin|. Right: by length of the chosen text. "
         f"Bars: 95% intervals. n = {model['n']} held-out pairs."
     )
@@ -69,7 +69,7 @@ def reward_model_figure(model: Results, path: Path) -> None:
             )
         left.set_title("reliability")
         left.set_xlabel("claimed probability")
-        left.set_ylabel("share right")
+        left.set_ylabel("fraction right")
         left.set_xlim(0.48, 1.02)
         for fifth in model["margin_curve"]:
             _bar(middle, float(np.mean(fifth["margin"])), fifth["accuracy"], fifth["ci"], tint)

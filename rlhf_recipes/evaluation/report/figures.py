@@ -28,6 +28,7 @@ COLOURS = {
 OTHER_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#000000")
 MARKERS = {"base": "o", "control": "o", "ppo": "s", "grpo": "^", "dpo": "D"}
 MUTED = "#5f6670"
+CONTROLS = {"control": "base again vs base", "best_of_n": "best of {n} of base vs base"}
 STYLE: Any = {
     "font.size": 9.5,
     "axes.titlesize": 11,
@@ -119,7 +120,6 @@ def win_rates_figure(results: Results, collection: Collection, path: Path) -> No
 def _forest_groups(results: Results) -> list[list[tuple[str, Results]]]:
     finals = [name for family in results["families"].values() for name in family["finals"]]
     rates = {name: results["models"][name]["win_rate"] for name in finals}
-    controls = {"control": "base again vs base", "best_of_n": "best of {n} of base vs base"}
     groups = [
         [(f"{name} vs base", rates[name]) for name in finals],
         [
@@ -128,7 +128,7 @@ def _forest_groups(results: Results) -> list[list[tuple[str, Results]]]:
         ],
         list(results["pairwise"].items()),
         [
-            (controls[name].format(n=each.get("n")), each["win_rate"])
+            (CONTROLS[name].format(n=each.get("n")), each["win_rate"])
             for name, each in results["controls"].items()
         ],
     ]
@@ -160,7 +160,7 @@ def reward_distributions_figure(results: Results, collection: Collection, path: 
     shown = [collection.base, *collection.finals]
     text = caption(
         collection,
-        "Above: share of samples at or below a reward. Below: difference to base per prompt; "
+        "Above: fraction of samples at or below a reward. Below: difference to base per prompt; "
         "diamonds: mean with its 95% interval.",
     )
     with figure(path, 5.4 * len(metrics), 4.4 + 0.5 * len(shown), text) as canvas:
@@ -173,7 +173,7 @@ def reward_distributions_figure(results: Results, collection: Collection, path: 
                 rewards = model.scores(metric).ravel()
                 above.ecdf(rewards, color=tints[model.name], linewidth=1.9, label=model.name)
             above.set_title(f"{metric} reward")
-            above.set_ylabel("share of samples" if column == 0 else "")
+            above.set_ylabel("fraction of samples" if column == 0 else "")
             _differences(below, results, collection, metric)
         handles, labels = grid[0][0].get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside upper left", ncols=len(shown))

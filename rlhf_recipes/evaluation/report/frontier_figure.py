@@ -1,4 +1,4 @@
-"""pareto_frontier.png: reward gained over base against √KL, a panel for each metric."""
+"""pareto_frontier.png: reward gained over base against √KL, one panel per metric."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def pareto_frontier_figure(results: Results, collection: Collection, path: Path)
 def _explained(results: Results) -> str:
     parts = [
         "Bars: 95% intervals over prompts. Hollow: dominated (another has at least the reward for "
-        "no more KL) in 95% of the bootstrap draws. Dashed: frontier of the points."
+        "no more KL) in 95% of the bootstrap draws. Dashed: Pareto front of the points."
     ]
     if _runs(results["models"]):
         parts.append("Small: earlier checkpoints, joined in order.")
@@ -76,7 +76,7 @@ def _panel(axes: Axes, results: Results, metric: str) -> None:
     axes.autoscale_view(scalex=False)
     axes.axhline(0, color="#ced4da", linewidth=1, zorder=1)
     axes.set_xlim(-0.04 * end, end)
-    axes.set_xlabel("√KL to the reference (√nats per response)")
+    axes.set_xlabel("√KL to the reference (√nats per completion)")
     axes.set_title(f"{metric} reward")
     _kl_axis(axes, end)
 
@@ -127,5 +127,5 @@ def _kl_axis(axes: Axes, end: float) -> None:
     top = axes.secondary_xaxis("top", functions=(square, root))
     steps = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0, end**2)
     top.set_xticks([kl for kl in steps if 0 <= kl <= end**2])
-    top.set_xlabel("KL (nats per response)", color=MUTED)
+    top.set_xlabel("KL (nats per completion)", color=MUTED)
     top.spines["top"].set_visible(False)

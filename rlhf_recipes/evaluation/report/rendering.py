@@ -1,19 +1,22 @@
-"""ANALYSIS.md, report.html and the closing table, from the results."""
+"""ANALYSIS.md from its template, report.html from that Markdown, and the closing table."""
 
 import base64
 import hashlib
 import json
 import re
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from rlhf_recipes.evaluation.metrics.samples import Results, reward_of
-from rlhf_recipes.evaluation.report.blocks import Section, Table
-from rlhf_recipes.evaluation.report.figures import colours
+from rlhf_recipes.evaluation.metrics.samples import Collection, Results, reward_of
+from rlhf_recipes.evaluation.report import sentences as say
+from rlhf_recipes.evaluation.report.figures import CONTROLS, colours
+from rlhf_recipes.evaluation.report.headline import finals, headline, judged_by_sentence
+from rlhf_recipes.evaluation.report.page import anchor, sections
+from rlhf_recipes.evaluation.report.sample_browser import browser_data, sample_facts
 from rlhf_recipes.evaluation.report.sentences import number, percent, percent_span
 from rlhf_recipes.terminal import UNPRINTABLE, printable
 
@@ -26,39 +29,70 @@ POLICY = (
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render_markdown(sections: list[Section]) -> str:
-    """ANALYSIS.md. Texts of models stand in fences longer than any in them, so they stay inert.
+def render_markdown(
+    results: Results,
+    failures: Results,
+    collection: Collection,
+    wrong_pairs: list[Results],
+    width: int | None = WIDTH,
+) -> str:
+    """Render ANALYSIS.md, with the lines of prompts and completions wrapped at `width`.
 
-    Control characters are escaped: what shows the file on a terminal obeys none of them.
+    They stand in fences longer than any run of backticks in them, so that they stay inert. Control
+    characters are escaped: a terminal that shows the file obeys none of them.
     """
     environment = _environment(autoescape=False)
-    environment.filters |= {"cell": lambda text: text.replace("|", "\\|"), "fenced": _fenced}
-    text = environment.get_template("ANALYSIS.md.j2").render(title=TITLE, sections=sections)
-    return printable(text)
+    environment.filters |= {
+        name: getattr(say, name)
+        for name in (
+            *("number", "signed", "gain", "gain_span", "percent", "p_value", "span", "optional"),
+            *("correlation", "estimate", "duration", "check_value", "check_outcome"),
+        )
+    } | {
+        "anchor": anchor,
+        "code": _code,
+        "fenced": lambda text: _fenced(text, width),
+        "fired": _fired,
+        "informative_slices": _informative_slices,
+        "plain": _plain,
+    }
+    text = environment.get_template("ANALYSIS.md.j2").render(
+        title=TITLE,
+        results=results,
+        failures=failures,
+        collection=collection,
+        wrong_pairs=wrong_pairs,
+        CONTROLS=CONTROLS,
+        facts=_facts,
+        finals=finals,
+        headline=headline,
+        judged_by_sentence=judged_by_sentence,
+        rate=say.rate,
+        reward_of=reward_of,
+        say=say,
+        sample_facts=sample_facts,
+        setup_sentence=say.setup_sentence,
+    )
+    # One blank line at most, except within a fence, which is someone else's text.
+    blank_lines = re.compile(r"^(`{3,})text\n.*?\n\1$|\n{3,}", re.DOTALL | re.MULTILINE)
+    return blank_lines.sub(lambda match: match[0] if match[1] else "\n\n", printable(text))
 
 
-def render_html(sections: list[Section], results: Results, figures: Path) -> str:
-    """report.html: one file with its figures, style and script inside.
+def render_html(markdown: str, results: Results, collection: Collection, figures: Path) -> str:
+    """Render report.html: one file with its figures, style and script inside.
 
-    Every text is escaped, the samples for the script are JSON that cannot end their element, and a
-    policy lets only this very script run and nothing be loaded.
+    The Markdown is read with raw HTML off, the samples for the script are JSON that cannot end
+    their element, and a policy lets only this very script run and nothing be loaded.
     """
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     environment = _environment(autoescape=True)
-    filters: dict[str, Any] = {
-        "inline": lambda text: _inline(text, results["flags"]),
-        "anchor": lambda text: text.lower().replace(" ", "-"),
-        "inert_json": _inert_json,
-        "numeric_columns": _numeric_columns,
-    }
-    environment.filters |= filters
+    environment.filters |= {"anchor": anchor, "inert_json": _inert_json}
     text = environment.get_template("report.html.j2").render(
         title=TITLE,
-        sections=sections,
+        sections=sections(markdown, figures, colours(results), results["flags"]),
         config=results["config"],
-        colours=colours(results),
-        embed=lambda name: base64.b64encode((figures / name).read_bytes()).decode("ascii"),
+        data=browser_data(results, collection),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         policy=POLICY.format(digest=digest),
@@ -67,30 +101,28 @@ def render_html(sections: list[Section], results: Results, figures: Path) -> str
 
 
 def closing_table(results: Results) -> str:
-    """One row a model for the terminal: rewards, win rates with intervals, KL, length; then where.
+    """Return a table for the terminal, one row per model, and where the report is.
 
     Claims belong to the primary metric; the proxy is what was trained on.
     """
-    metrics = list(reversed(results["config"]["metrics"]))
+    config, metrics = results["config"], list(reversed(results["config"]["metrics"]))
     header = ["method", *(f"{m} reward" for m in metrics), *(f"{m} win rate" for m in metrics)]
     rows = [[*header, "KL", "length"]]
-    contestants = results["models"].items()
-    for name, model in contestants:
+    for name, model in results["models"].items():
         row = [name, *(number(reward_of(model, m)["mean"]) for m in metrics)]
         for metric in metrics:
             win = model["win_rate"][metric]
             row.append(f"{percent(win['value'])} {percent_span(win['ci'])}" if win else "-")
         rows.append([*row, number(model["kl"]["seq"]), f"{model['length']['mean']:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(_padded(row, widths)) for row in rows]
-    rule = "-" * len(lines[0])
-    config = results["config"]
+    first, *others = ("  ".join(_padded(row, widths)) for row in rows)
+    rule = "-" * len(first)
     notes = (
         f"{config['n_prompts']} prompts; win rate over base with {percent(config['confidence'])} "
-        "interval; KL to base in nats per response; length in tokens"
+        "interval; KL to base in nats per completion; length in tokens"
     )
-    body = [lines[0], rule, *lines[1:], rule, *textwrap.wrap(notes, len(rule))]
-    return "\n".join([*body, *(f"Report: {path}" for path in [results.get("report")] if path)])
+    lines = [first, rule, *others, rule, *textwrap.wrap(notes, len(rule))]
+    return "\n".join([*lines, *(f"Report: {path}" for path in [results.get("report")] if path)])
 
 
 def _padded(row: list[str], widths: list[int]) -> list[str]:
@@ -110,37 +142,73 @@ def _environment(*, autoescape: bool) -> Environment:
     )
 
 
-def _fenced(text: str) -> str:
+def _fenced(text: str, width: int | None) -> str:
+    """Put text in a fence of more backticks than any run in it, so that nothing in it ends it."""
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    wrapped = "\n".join(
-        part for line in text.splitlines() for part in textwrap.wrap(line, WIDTH) or [""]
-    )
-    return f"{fence}text\n{wrapped}\n{fence}"
+    lines = text.splitlines()
+    if width:
+        lines = [part for line in lines for part in textwrap.wrap(line, width) or [""]]
+    return "\n".join([f"{fence}text", *lines, fence])
 
 
-def _inline(text: str, samples: Results) -> Markup:
-    """Marks as HTML; the id of a sample leads to it in the browser."""
-    marked = re.sub(r"`([^`]+)`", lambda code: _code(code[1], samples), str(escape(text)))
-    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", marked))
+def _plain(value: object) -> str:
+    """Escape what Markdown would read as markup, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|&!])", r"\\\1", " ".join(str(value).split()))
 
 
-def _code(text: str, samples: Results) -> str:
-    code = f"<code>{text}</code>"
-    place = re.search(r"-(\d+)-(\d+)$", text) if text in samples else None
-    if place is None:
-        return code
-    return f'<a href="#prompt={int(place[1])}&amp;sample={int(place[2]) + 1}">{code}</a>'
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _fired(failures: Results, names: Sequence[str]) -> list[str]:
+    """Return the detectors that fire on some completion of these models."""
+    return [d for d, f in failures.items() if any(f["per_model"][name]["rate"] for name in names)]
+
+
+def _informative_slices(slices: Sequence[Results]) -> list[Results]:
+    """Return the slices of those properties that have more than one value."""
+    properties = [row["slice"] for row in slices]
+    return [row for row in slices if properties.count(row["slice"]) > 1]
+
+
+def _facts(results: Results) -> Results:
+    """Return what was compared and how, by name; None where the collection does not say."""
+    run, config = results["run"], results["config"]
+    record = run.get("run") or {}
+    adapters = {
+        f"adapter {name}": model["adapter"] + _fingerprint(model)
+        for name, model in run["models"].items()
+        if model.get("adapter")
+    }
+    return {
+        "base model": run.get("base"),
+        "reward model (proxy)": run.get("reward_model"),
+        "gold": run.get("gold") or "none",
+        "data": run.get("dataset"),
+        "prompts": config["n_prompts"],
+        "prompts also in training": run.get("prompts_in_training"),
+        "completions per prompt": config["samples_per_prompt"],
+        "completions of base": config["base_samples_per_prompt"],
+        "generation": _pairs(run.get("generation") or {}),
+        "seed": run.get("seed"),
+        "code": record.get("git_commit"),
+        "collected": record.get("created"),
+        "versions": _pairs(record.get("versions") or {}),
+        **adapters,
+    }
+
+
+def _fingerprint(model: Results) -> str:
+    return f" (sha256 {model['fingerprint']})" if model.get("fingerprint") else ""
+
+
+def _pairs(facts: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def _inert_json(data: Results) -> Markup:
-    """JSON without a control character, or one that could end or begin an element."""
+    """Write JSON without a control character, or one that could end or begin an element."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     unsafe = rf"[<>&\u2028\u2029]|{UNPRINTABLE.pattern}"
-    return Markup(re.sub(unsafe, lambda found: f"\\u{ord(found[0]):04x}", text))
-
-
-def _numeric_columns(table: Table) -> list[bool]:
-    """Which columns hold numbers, blanks apart: their digits stand below each other."""
-    columns = zip(*table.rows, strict=True)
-    return [all(re.match(r"[-+[]?\d|$", value) for value in column) for column in columns]
+    return Markup(re.sub(unsafe, lambda match: f"\\u{ord(match[0]):04x}", text))

@@ -1,55 +1,35 @@
-"""The samples of a report: every prompt with the answers of all models, to browse or to read."""
+"""The samples of a report: every prompt with the completions of all models."""
 
 from rlhf_recipes.evaluation.metrics.comparisons import TIE
 from rlhf_recipes.evaluation.metrics.failures import DEFINITIONS
 from rlhf_recipes.evaluation.metrics.samples import FIELD, Collection, ModelSamples, Record, Results
 from rlhf_recipes.evaluation.metrics.win_rate import win_scores
-from rlhf_recipes.evaluation.report.blocks import Excerpt, Excerpts, Samples, Section
-from rlhf_recipes.evaluation.report.evidence import finals_of, metrics_of
 from rlhf_recipes.evaluation.report.figures import colours
+from rlhf_recipes.evaluation.report.headline import finals
 from rlhf_recipes.evaluation.report.sentences import number, percent, signed
 from rlhf_recipes.prompts import spoken_turns
 
 OUTCOMES = ("won", "tied", "lost")
 
 
-def samples_section(results: Results, collection: Collection) -> Section:
-    """Responses of all models to the same prompts; without a script, those of the stated rule."""
-    shown = results["samples_shown"]
-    excerpts = []
-    for choice in shown["prompts"]:
-        row = choice["row"]
-        texts = []
-        for name, sample in choice["samples"].items():
-            facts = [f"{m} {score}" for m, score in _scores(sample, results).items()]
-            facts += [f"KL {number(sample['kl'])}"] if name != "base" else []
-            facts += [f"{sample['n_tokens']} tokens", *sample["flags"]]
-            response = collection.models[name].records[row][0]["response"]
-            texts.append(Excerpt(name, facts, response))
-        title = f"Prompt {choice['prompt_id']} ({choice['reason']})"
-        excerpts.append(Excerpts(title, collection.base.records[row][0]["prompt"], texts))
-    rule = f"Selection: {shown['rule']}."
-    return Section("Samples", [Samples(rule, excerpts, browser_data(results, collection))])
-
-
 def browser_data(results: Results, collection: Collection) -> Results:
-    """Prompts, answers and outcomes as templates/report.js reads them.
+    """Return prompts, completions and outcomes as templates/report.js reads them.
 
-    Numbers are texts, rounded as everywhere in the report. `gain` and `kl` of an answer are means
-    over its samples; `flags` are places in `detectors`.
+    Numbers are texts, rounded as everywhere in the report. `gain` and `kl` are means over the
+    samples of a prompt, to sort by; `flags` are indices into `detectors`.
     """
     reasons = {
         choice["prompt_id"]: choice["reason"] for choice in results["samples_shown"]["prompts"]
     }
-    tints, shown = colours(results), {"base", *finals_of(results)}
+    colors, shown = colours(results), {"base", *finals(results)}
     answers = [_answers(model, results, collection) for model in collection.models.values()]
     return {
         "primary": collection.primary,
-        "metrics": metrics_of(results),
+        "metrics": _metrics(results),
         "detectors": list(DEFINITIONS),
         "outcomes": list(OUTCOMES),
         "models": [
-            {"name": name, "colour": tints[name], "shown": name in shown}
+            {"name": name, "color": colors[name], "shown": name in shown}
             for name in collection.models
         ],
         "prompts": [
@@ -57,24 +37,35 @@ def browser_data(results: Results, collection: Collection) -> Results:
                 "id": row[0]["prompt_id"],
                 "reason": reasons.get(row[0]["prompt_id"], ""),
                 "turns": spoken_turns(row[0]["prompt"]),
-                "answers": [each[i] for each in answers],
+                "answers": [model[i] for model in answers],
             }
             for i, row in enumerate(collection.base.records)
         ],
     }
 
 
+def sample_facts(name: str, sample: Record, results: Results) -> list[str]:
+    """Return the numbers and failures of a sample that is shown to a reader."""
+    facts = [f"{metric} {score}" for metric, score in _scores(sample, results).items()]
+    facts += [f"KL {number(sample['kl'])}"] * (name != "base")
+    return [*facts, f"{sample['n_tokens']} tokens", *sample["flags"]]
+
+
 def _answers(model: ModelSamples, results: Results, collection: Collection) -> list[Results]:
-    """By prompt: the outcome against base, as `win_rate` counts it, and every sample."""
-    own, base = model.scores(collection.primary), collection.base.scores(collection.primary)
-    won = win_scores(own, base, TIE)
-    gains, kl = own.mean(axis=1) - base.mean(axis=1), model.values("kl").mean(axis=1)
-    several = own.shape[1] * base.shape[1] > 1
+    """Return by prompt the outcome against base, as `win_rate` counts it, and every sample.
+
+    `counted` says what the outcome is of: the difference in score where there is one pair of
+    completions, else the fraction won of all pairs, which the score of one sample need not follow.
+    """
+    scores, base = model.scores(collection.primary), collection.base.scores(collection.primary)
+    won = win_scores(scores, base, TIE)
+    gains, kl = scores.mean(axis=1) - base.mean(axis=1), model.values("kl").mean(axis=1)
+    pairs = scores.shape[1] * base.shape[1]
     is_base = model is collection.base
     return [
         {
             "outcome": "" if is_base else OUTCOMES[int(won[i] <= 0.5) + int(won[i] < 0.5)],
-            "share": f"({percent(won[i])} of pairs)" if several else "",
+            "counted": f"{percent(won[i])} of {pairs} pairs" if pairs > 1 else signed(gains[i]),
             "gain": signed(gains[i]),
             "kl": number(kl[i]),
             "samples": [_sample(record, results) for record in row],
@@ -95,6 +86,10 @@ def _sample(record: Record, results: Results) -> Results:
     }
 
 
+def _metrics(results: Results) -> list[str]:
+    return list(reversed(results["config"]["metrics"]))
+
+
 def _scores(record: Record, results: Results) -> dict[str, str]:
     scores = (record.get("scores") or {}) | {m: record.get(f) for m, f in FIELD.items()}
-    return {metric: number(scores[metric]) for metric in metrics_of(results)}
+    return {metric: number(scores[metric]) for metric in _metrics(results)}

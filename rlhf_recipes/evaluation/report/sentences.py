@@ -1,7 +1,7 @@
-"""Sentences about results: a table of conditions for each kind, and the numbers filled in.
+"""Sentences about results: a table of conditions for each kind, with the numbers filled in.
 
-A condition is a claim (`claims`): on which side of nothing a value lies beyond doubt. Numbers come
-from the results as they are, rounded for reading; nothing is computed here.
+A condition is a claim (`claims`): the side on which a value lies, if its interval and test agree.
+Numbers come from the results as they are, rounded for reading; nothing is computed here.
 """
 
 import math
@@ -13,6 +13,7 @@ from rlhf_recipes.evaluation.metrics.over_optimization import gain_claims
 from rlhf_recipes.evaluation.metrics.samples import Results
 
 MOST_NAMED = 3
+UNITS = ((3600, "h"), (60, "min"), (1, "s"))
 EXTREME = 0.1  # AlpacaEval calls a change of 10 points between the two rates extreme.
 
 COMPARISON = {
@@ -26,12 +27,12 @@ COMPARISON = {
     "{metric} can be read, too few to name a direction. It wins {facts}.",
 }
 FRONTIER = {
-    "dominated by": "is dominated by {models} on {metric}, on the frontier in {draws}.",
-    "dominated": "is dominated by some model on {metric}, by no single one of them beyond doubt; "
-    "on the frontier in {draws}.",
-    "on it": "is on the {metric} frontier in {draws}.",
-    "unsettled": "may be on the {metric} frontier, in {draws}: these prompts do not settle it.",
-    "too few": "is on the {metric} frontier in {draws}: {n} prompts are too few to settle it.",
+    "dominated by": "is dominated by {models} on {metric}, on the Pareto front in {draws}.",
+    "dominated": "is dominated by some model on {metric}, by no single one of them detectably; "
+    "on the Pareto front in {draws}.",
+    "on it": "is on the {metric} Pareto front in {draws}.",
+    "unsettled": "may be on the {metric} Pareto front, in {draws}: these prompts do not settle it.",
+    "too few": "is on the {metric} Pareto front in {draws}: {n} prompts are too few to settle it.",
 }
 # By what may be said of the gain on the proxy and of that on gold.
 PROXY_AND_GOLD = {
@@ -82,7 +83,7 @@ CONTROL = {True: "passed", False: "**failed** on {failed}", None: "could not be 
 
 
 def number(value: float) -> str:
-    """Three significant digits, never scientific: 52.1, 0.123, 1234."""
+    """Format with three significant digits, without an exponent: 52.1, 0.123, 1234."""
     if value == 0:
         return "0"
     # Of the rounded value: 9.998 is 10.0.
@@ -92,60 +93,99 @@ def number(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """The number with its sign."""
+    """Format with the sign."""
     return f"+{number(value)}" if value > 0 else number(value)
 
 
 def gain(value: float) -> str:
-    """A gain in standard deviations of base."""
+    """Format a gain in standard deviations of base."""
     text = f"{value:+.2f}"
     return "+0.00" if text == "-0.00" else text
 
 
-def percent(share: float) -> str:
-    """A share as whole percent."""
-    return f"{100 * share:.0f}%"
+def percent(fraction: float) -> str:
+    """Format a fraction as whole percent."""
+    return f"{100 * fraction:.0f}%"
 
 
 def p_value(p: float) -> str:
-    """Two significant digits: 0.033, 2.2e-13."""
+    """Format with two significant digits: 0.033, 2.2e-13."""
     return f"{p:.2g}"
 
 
 def gain_span(ci: Sequence[float]) -> str:
-    """An interval of gains."""
+    """Format an interval of gains."""
     return f"[{gain(ci[0])}, {gain(ci[1])}]"
 
 
 def span(ci: Sequence[float]) -> str:
-    """An interval in its own unit."""
+    """Format an interval in its own unit."""
     return f"[{number(ci[0])}, {number(ci[1])}]"
 
 
 def percent_span(ci: Sequence[float]) -> str:
-    """An interval of shares, in percent."""
+    """Format an interval of fractions in percent."""
     return f"[{100 * ci[0]:.0f}, {100 * ci[1]:.0f}]"
 
 
 def optional(value: float | None) -> str:
-    """The number, if it could be computed."""
+    """Format a number that may not be defined."""
     return "undefined" if value is None else number(value)
 
 
-def correlation(found: Results) -> str:
-    """A rank correlation with its interval, or why there is none."""
-    if found["value"] is None:
-        return f"undefined: {found['reason']}"
-    return f"{number(found['value'])} {span(found['ci'])}"
+def estimate(value: Results | None) -> str:
+    """Format a value with its interval."""
+    return f"{number(value['value'])} {span(value['ci'])}" if value else "undefined"
+
+
+def correlation(value: Results) -> str:
+    """Format a rank correlation with its interval, or say why there is none."""
+    return f"undefined: {value['reason']}" if value["value"] is None else estimate(value)
+
+
+def duration(seconds: float) -> str:
+    """Format a time in the largest unit it has one of: 45.2 s, 3.25 min, 2.55 h."""
+    scale, unit = next((s, u) for s, u in UNITS if seconds >= s or u == "s")
+    return f"{number(seconds / scale)} {unit}"
+
+
+def check_value(check: Results) -> str:
+    """Format what a check of a training curve looked at."""
+    if check["value"] is None:
+        return "too few values"
+    ends = f" [{', '.join(f'{end:.2g}' for end in check['ci'])}]" if "ci" in check else ""
+    return f"{check['value']:.2g}{ends}"
+
+
+def check_outcome(check: Results) -> str:
+    """Return what a check of a training curve came to."""
+    if check["value"] is None:
+        return ""
+    return str(check["outcome"]) if "outcome" in check else "raised" if check["raised"] else "fine"
 
 
 def rate(value: float, ci: Sequence[float]) -> str:
-    """A share never stands without its interval: 75% [63, 84]."""
+    """Format a fraction, which never stands without its interval: 75% [63, 84]."""
     return f"{percent(value)} {percent_span(ci)}"
 
 
+def setup_sentence(config: Results) -> str:
+    """Say how many prompts there are, and how many completions each model gave to one."""
+    policies, base = config["samples_per_prompt"], config["base_samples_per_prompt"]
+    each = f"{_completions(policies)} per prompt for each policy"
+    if policies == base:
+        each = f"{_completions(policies)} per prompt for each model"
+    else:
+        each += f", {base} for base"
+    return f"{config['n_prompts']} held-out prompts: {each}."
+
+
+def _completions(number: int) -> str:
+    return "one completion" if number == 1 else f"{number} completions"
+
+
 def counted(win: Results) -> str:
-    """What a win rate is a fraction of, and how it follows from what was counted."""
+    """Say what a win rate is a fraction of, and the counts it follows from."""
     prompts = f"{win['wins']} won, {win['ties']} tied, {win['losses']} lost"
     pairs = win["pairs"]
     if pairs is None:
@@ -160,7 +200,7 @@ def counted(win: Results) -> str:
 
 
 def comparison_sentence(name: str, other: str, win: Results, metric: str) -> str:
-    """One policy against base or another policy, by a metric or a judge."""
+    """Compare a policy with base or with another policy, by a metric or a judge."""
     facts = f"{rate(win['value'], win['ci'])} {counted(win)} by {metric}"
     if read := win["readable"]:
         facts += f", {read['n']} of {read['of']} verdicts readable"
@@ -183,7 +223,7 @@ def comparison_sentence(name: str, other: str, win: Results, metric: str) -> str
 
 
 def frontier_state(front: Results, prompts: int) -> str:
-    """Which of the frontier's sentences holds."""
+    """Return which of the sentences about the Pareto front holds."""
     if claim((0, 0), prompts) == Claim.TOO_FEW:
         return "too few"
     if front["dominated"]:
@@ -192,11 +232,11 @@ def frontier_state(front: Results, prompts: int) -> str:
 
 
 def frontier_sentence(name: str, kl: Results, front: Results, metric: str, prompts: int) -> str:
-    """Whether a model is on the reward-KL frontier, and how sure that is."""
+    """Say whether a model is on the Pareto front, and how sure that is."""
     named = front["dominated_by"]
     more = [f"{len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else []
     sentence = FRONTIER[frontier_state(front, prompts)].format(
-        models=_listed([*named[:MOST_NAMED], *more]),
+        models=listed([*named[:MOST_NAMED], *more]),
         metric=metric,
         draws=f"{percent(front['probability'])} of the bootstrap draws",
         n=prompts,
@@ -207,7 +247,7 @@ def frontier_sentence(name: str, kl: Results, front: Results, metric: str, promp
 
 
 def over_optimisation_sentence(name: str, policy: Results, prompts: int) -> str:
-    """Gain on the proxy, gain on gold, and their gap: each only as its interval and p allow."""
+    """Say how proxy, gold and their gap moved, each as its interval and p allow."""
     proxy, gold, gap = gain_claims(policy, prompts)
     facts = ", ".join(
         f"{metric} {gain(policy[f'{metric}_gain'])} {gain_span(policy[f'{metric}_ci'])}"
@@ -219,8 +259,8 @@ def over_optimisation_sentence(name: str, policy: Results, prompts: int) -> str:
 
 
 def length_sentence(name: str, win: Results, adjusted: Results) -> str | None:
-    """What length does to a win rate, if it is detectable and more than ten points."""
-    found = (
+    """Say what length does to a win rate, if it is detectable and more than ten points."""
+    claims = (
         win_claim(win),
         claim(adjusted["shift"]["ci"], win["n"]),
         claim(adjusted["ci"], win["n"], against=0.5),
@@ -228,7 +268,7 @@ def length_sentence(name: str, win: Results, adjusted: Results) -> str | None:
     if abs(adjusted["shift"]["value"]) <= EXTREME:
         return None
     for raw, shift, equal, text in LENGTH:
-        if (raw, shift) == found[:2] and equal in (None, found[2]):
+        if (raw, shift) == claims[:2] and equal in (None, claims[2]):
             low, high = adjusted["shift"]["ci"]
             return (
                 f"{name}: the win rate is {rate(win['value'], win['ci'])} as it is and "
@@ -240,16 +280,16 @@ def length_sentence(name: str, win: Results, adjusted: Results) -> str | None:
 
 
 def failure_sentences(failures: Results, prompts: int) -> list[str]:
-    """The failures that became more or less frequent than in base beyond doubt."""
+    """Name the failures that are detectably more or less frequent than in base."""
     sentences = []
-    for detector, found in failures.items():
-        for name, entry in found["per_model"].items():
+    for detector, failure in failures.items():
+        for name, entry in failure["per_model"].items():
             if entry.get("p_holm") is None:  # base and earlier checkpoints are not tested
                 continue
             direction = claim(entry["diff_ci"], prompts, p_holm=entry["p_holm"])
             if direction not in FAILURE:
                 continue
-            base = found["per_model"]["base"]["rate"]
+            base = failure["per_model"]["base"]["rate"]
             sentences.append(
                 f"**{name}** has {FAILURE[direction]} `{detector}` than base: "
                 f"{percent(entry['rate'])} against {percent(base)} (difference "
@@ -257,28 +297,28 @@ def failure_sentences(failures: Results, prompts: int) -> list[str]:
                 f"p = {p_value(entry['p_holm'])})."
             )
     none = "No failure is detectably more or less frequent than in base."
-    return sentences or [_undetected(none, "compare the failures with base's", prompts)]
+    return sentences or [_undetected(none, "compare the failures with those of base", prompts)]
 
 
 def diversity_sentences(results: Results) -> list[str]:
-    """Models whose completions became more or less varied than base's beyond doubt."""
+    """Name the models whose completions are detectably more or less varied than those of base."""
     sentences, prompts = [], results["config"]["n_prompts"]
     for name, model in results["models"].items():
         for measure in dict.fromkeys(measure for measure, _ in VARIETY):
-            found = model["diversity"][measure]
+            variety = model["diversity"][measure]
             # Base has nothing to differ from, and earlier checkpoints are not tested.
-            if not found or found["p_holm"] is None:
+            if not variety or variety["p_holm"] is None:
                 continue
-            direction = claim(found["difference_ci"], prompts, p_holm=found["p_holm"])
+            direction = claim(variety["difference_ci"], prompts, p_holm=variety["p_holm"])
             if (measure, direction) not in VARIETY:
                 continue
             sentences.append(
-                f"**{name}**: {VARIETY[measure, direction]} than base's (difference "
-                f"{signed(found['difference'])} {span(found['difference_ci'])}, Holm p = "
-                f"{p_value(found['p_holm'])})."
+                f"**{name}**: {VARIETY[measure, direction]} than those of base (difference "
+                f"{signed(variety['difference'])} {span(variety['difference_ci'])}, Holm p = "
+                f"{p_value(variety['p_holm'])})."
             )
     none = "No model is detectably more or less varied than base."
-    return sentences or [_undetected(none, "compare the variety with base's", prompts)]
+    return sentences or [_undetected(none, "compare the variety with that of base", prompts)]
 
 
 def _undetected(none: str, act: str, prompts: int) -> str:
@@ -287,7 +327,7 @@ def _undetected(none: str, act: str, prompts: int) -> str:
 
 
 def matched_sentence(pair: Results, metric: str, prompts: int) -> str:
-    """Two families at one KL; a direction only if Holm's p and the interval agree."""
+    """Compare two families at one KL; a direction is named if Holm's p and the interval agree."""
     first, second = pair["families"]
     facts = f"{gain(pair['difference'])} {gain_span(pair['ci'])} sd of base by {metric}, "
     facts += f"Holm p = {p_value(pair['p_holm'])}"
@@ -301,29 +341,29 @@ def matched_sentence(pair: Results, metric: str, prompts: int) -> str:
 
 
 def seeds_sentence(family: str, seeds: Results, metric: str) -> str:
-    """How a family's training seeds differ."""
-    found = seeds[metric]
+    """Say how the training seeds of a family differ."""
+    gains = seeds[metric]
     return (
-        f"**{family}**, {seeds['n']} runs: {gain(found['mean'])} {gain_span(found['ci'])} sd of "
-        f"base by {metric}, sd between runs {number(found['sd'])}."
+        f"**{family}**, {seeds['n']} runs: {gain(gains['mean'])} {gain_span(gains['ci'])} sd of "
+        f"base by {metric}, sd between runs {number(gains['sd'])}."
     )
 
 
 def judge_sentence(name: str, judge: Results) -> str:
-    """How a judge that compares has behaved."""
-    facts = {
+    """Say how a judge that compares completions behaved."""
+    texts = {
         "readable": "readable in both orders",
         "consistent": "the orders agree",
-        "first": "the answer shown first preferred",
+        "first": "the completion shown first preferred",
     }
-    said = [f"{text} {percent(judge[k])}" for k, text in facts.items() if judge[k] is not None]
+    facts = [f"{text} {percent(judge[k])}" for k, text in texts.items() if judge[k] is not None]
     if judge["kappa"] is not None:
-        said.append(f"Cohen's kappa with gold {number(judge['kappa'])}")
-    return f"Judge `{name}`, {judge['n']} verdicts: {', '.join(said)}."
+        facts.append(f"Cohen's kappa with gold {number(judge['kappa'])}")
+    return f"Judge `{name}`, {judge['n']} verdicts: {', '.join(facts)}."
 
 
 def control_sentence(name: str, control: Results, primary: str) -> str:
-    """A control in words, with the numbers of what it failed on."""
+    """Say how a control came out, with the numbers of what it failed on."""
     rates = control["win_rate"]
 
     def won(metric: str) -> str:
@@ -333,19 +373,21 @@ def control_sentence(name: str, control: Results, primary: str) -> str:
     if name == "best_of_n":
         outcome = CONTROL[control["passed"]].format(failed="proxy", open="proxy")
         return (
-            f"Positive control `best of {control['n']}` {outcome}: base's best sample by the proxy "
-            f"wins {won('proxy')} against base sampled again; {percent(control['expected'])} "
+            f"Sanity check {outcome}: the best of {control['n']} completions of base by the proxy "
+            f"against base sampled again wins {won('proxy')}; {percent(control['expected'])} "
             "expected without ties."
         )
     failed, undecided = control["failed_on"], control["undecided_on"]
-    outcome = CONTROL[control["passed"]].format(failed=_listed(failed), open=_listed(undecided))
+    outcome = CONTROL[control["passed"]].format(failed=listed(failed), open=listed(undecided))
     shown = [m for m in failed or undecided if rates.get(m)] or [primary]
     return (
-        f"A/A control `{name}` {outcome}: base sampled again wins {_listed(map(won, shown))} "
-        f"against itself, at a KL of {number(control['kl']['seq'])} nats (must be 0)."
+        f"Sanity check {outcome}: base sampled again against base wins "
+        f"{listed(map(won, shown))}, 50% expected, at a KL of {number(control['kl']['seq'])} nats, "
+        "0 expected."
     )
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Join names with commas and a last `and`."""
     *first, last = [*names] or [""]
     return f"{', '.join(first)} and {last}" if first else last

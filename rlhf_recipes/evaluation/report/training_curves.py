@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     "groups without signal": ("frac_reward_zero_std",),
 }
 ORDER: tuple[str, ...] = ("reward", "ppo", "grpo", "dpo")
+SAMPLED = {"ppo": "episodes", "grpo": "episodes", "dpo": "pairs"}
 HELD_OUT = " (validation)"
 COLUMNS = 4
 SMOOTHED_FROM = 60
@@ -43,13 +44,14 @@ THINNED_TO = 200
 
 @dataclass(frozen=True)
 class Run:
-    """A training run's log, and how many samples it saw in a step, where that is known."""
+    """A training run's log, its run.json, and the samples of one step, where they are known."""
 
     log: Log
     samples_per_step: int | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     def samples(self, steps: Sequence[float]) -> list[float] | None:
-        """Samples seen by each step: episodes where they are logged, else steps times batch."""
+        """Return the samples seen by each step: logged episodes, else steps times batch."""
         episodes = {e["step"]: e["episode"] for e in self.log if "step" in e and "episode" in e}
         if all(step in episodes for step in steps):
             return [float(episodes[step]) for step in steps]
@@ -59,13 +61,35 @@ class Run:
 
 
 def summarise(runs: Mapping[str, Run]) -> dict[str, Any]:
-    """Per stage its curves, thinned to 200 points each, and the automatic checks of all points."""
-    found: dict[str, Any] = {}
+    """Return per stage its curves, thinned to 200 points each, and the checks of all points."""
+    summary: dict[str, Any] = {}
     for stage, run in runs.items():
         if drawn := curves(run.log):
             quantities = {name: _thinned(run, *points) for name, points in drawn.items()}
-            found[stage] = {"quantities": quantities, "checks": curve_checks(drawn)}
-    return found
+            summary[stage] = {"quantities": quantities, "checks": curve_checks(drawn)}
+    return summary
+
+
+def training_costs(
+    runs: Mapping[str, Run], models: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return the time that training each model took and the samples it saw.
+
+    A model's run is the one that left the same adapter: models without one here are left out.
+    """
+    costs: dict[str, Any] = {}
+    by_adapter = {run.record.get("adapter_fingerprint"): run for run in runs.values()}
+    for name, model in models.items():
+        run = by_adapter.get(model.get("fingerprint")) if model.get("fingerprint") else None
+        if run is not None:
+            steps = [float(entry["step"]) for entry in run.log if "step" in entry]
+            samples = run.samples([max(steps)]) if steps else None
+            costs[name] = {
+                "duration_seconds": run.record["duration_seconds"],
+                "samples": int(samples[0]) if samples else None,
+                "unit": SAMPLED.get(run.record["stage"], "samples"),
+            }
+    return costs
 
 
 def _thinned(run: Run, steps: list[float], values: list[float]) -> dict[str, Any]:
@@ -107,11 +131,12 @@ def read_runs(models_folder: Path) -> dict[str, Run]:
 def _read_run(path: Path) -> Run:
     state = json.loads(path.read_text(encoding="utf-8"))
     record = path.with_name("run.json")
-    if not (record.is_file() and state.get("train_batch_size")):
-        return Run(state["log_history"])
-    run = json.loads(record.read_text(encoding="utf-8"))
+    run = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    if not (run and state.get("train_batch_size")):
+        return Run(state["log_history"], record=run)
     batch = state["train_batch_size"] * run.get("processes", 1)
-    return Run(state["log_history"], batch * run["recipe"].get("gradient_accumulation_steps", 1))
+    accumulated = run["recipe"].get("gradient_accumulation_steps", 1)
+    return Run(state["log_history"], batch * accumulated, run)
 
 
 def training_curves_figure(log_histories: Mapping[str, Log], path: Path) -> bool:

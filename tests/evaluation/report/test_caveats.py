@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 
 import numpy as np
 import pytest
@@ -186,7 +187,8 @@ def test_of_few_prompts_no_direction_is_named_anywhere(warned, prompts):
     assert results["models"]["ppo"]["verdict"] == "too few prompts"
     assert results["controls"]["control"]["passed"] is None
     assert not results["models"]["base"]["frontier"]["gold"]["dominated"]
-    prose = text[: text.index("## Samples")]
+    prose = re.sub(r"(`{3,})text\n.*?\n\1", "", text, flags=re.DOTALL)
+    prose = prose[: prose.index("## Glossary")]
     for word in ("better", "worse", "rose", "fell", "is dominated", "passed", "more `", "less `"):
         assert word not in prose, word
     assert f"{prompts} prompts are too few: below 10 no direction is named" in text

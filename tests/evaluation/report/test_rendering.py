@@ -87,12 +87,16 @@ def test_the_report_loads_nothing_from_elsewhere(evaluated):
     assert "url(" not in (evaluated / "results" / "report.html").read_text()
 
 
-def test_every_link_of_the_contents_leads_to_a_section(evaluated):
+def test_every_link_leads_to_a_section_a_term_or_a_sample(evaluated):
     tags = tags_of(evaluated)
-    ids = {attrs["id"] for tag, attrs in tags if tag == "section"}
+    ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
+    sections = {attrs["id"] for tag, attrs in tags if tag == "section"}
     links = {attrs["href"][1:] for tag, attrs in tags if tag == "a"}
     samples = {link for link in links if link.startswith("prompt=")}
-    assert links - samples == ids and len(ids) > 8 and samples
+    terms = links - samples - sections
+    assert len(ids) == len(set(ids)) and links - samples <= set(ids)
+    assert sections <= links and len(sections) > 8 and samples
+    assert {"kl", "holm-p", "win-rate", "pareto-front", "nats", "proxy", "gold"} <= terms
 
 
 def test_both_reports_say_the_same(evaluated):
@@ -100,6 +104,7 @@ def test_both_reports_say_the_same(evaluated):
     markdown = (evaluated / "ANALYSIS.md").read_text()
     for heading in re.findall(r"^## (.*)$", markdown, flags=re.MULTILINE):
         assert f"<h2>{heading}</h2>" in html
+    assert "is the best model by gold" in html and "is the best model by gold" in markdown
     for cell in re.findall(r"\d+% \[\d+, \d+\]", markdown):
         assert cell in html
 
@@ -141,3 +146,75 @@ def test_no_control_character_of_a_completion_reaches_the_report_raw(
         text = path.read_text(encoding="utf-8")
         assert "owned" in text
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
+
+
+def test_a_fence_holds_a_text_to_the_letter(tmp_path, records_of, collection_in):
+    models = {name: records_of(name, (0, 0, 1), 12, 1) for name in ("base", "ppo")}
+    text = "one\n\n\n\n`````\nfive | six"
+    for record in models["ppo"]:
+        record["response"] = text
+    output = collection_in(tmp_path / "out", models)
+    analyse(output)
+    assert f"``````text\n{text}\n``````\n" in (output / "ANALYSIS.md").read_text()
+    assert f'<div class="text">{text}</div>' in (output / "results" / "report.html").read_text()
+
+
+def test_names_from_the_data_are_no_markup(tmp_path, records_of, collection_in, pairs):
+    models = {name: records_of(name, (0, 0, 1), 12, 1) for name in ("base", "ppo")}
+    output = collection_in(tmp_path / "out", models, dataset="![x](y) | <b>[z](#verdict)</b>")
+    scores = output / "models" / "reward_model" / "scores.json"
+    scores.parent.mkdir(parents=True)
+    sources = ("<i>one</i> | `two`", "*three*")
+    named = [pair | {"source": sources[i % 2]} for i, pair in enumerate(pairs)]
+    scores.write_text(json.dumps(named))
+    analyse(output)
+    tags = [tag for tag, _ in tags_of(output)]
+    assert not {"b", "i", "em"} & set(tags)
+    html = (output / "results" / "report.html").read_text()
+    for text in ("![x](y) | &lt;b&gt;[z](#verdict)&lt;/b&gt;", "&lt;i&gt;one&lt;/i&gt; | `two`"):
+        assert text in html
+    assert "*three*" in html
+
+
+def test_what_tells_a_reader_nothing_is_left_out(evaluated, pairs):
+    """One source in all pairs, detectors that never fire, self-BLEU of one completion a prompt."""
+    text = (evaluated / "ANALYSIS.md").read_text()
+    assert {pair["source"] for pair in pairs} == {"demo"}
+    assert "| turns |" in text and "| source |" not in text
+    assert "| repetition |" in text and "| refusal |" not in text
+    assert "No completion fires" in text and "`refusal`" in text
+    assert "self-BLEU within a prompt" not in text and "self-BLEU across prompts" in text
+    assert "undefined" not in text and "training time" not in text
+
+
+def test_a_control_that_failed_is_said_first(tmp_path, records_of, collection_in):
+    models = {name: records_of(name, (0, 0, 1), 12, 1) for name in ("base", "ppo", "control")}
+    analyse(collection_in(tmp_path / "out", models))
+    first = (tmp_path / "out" / "ANALYSIS.md").read_text().split("\n\n")[1]
+    assert first.startswith("> Sanity check **failed** on kl")
+
+
+def test_what_training_took_stands_in_the_verdict(tmp_path, records_of, collection_in):
+    models = {name: records_of(name, (0, 0, 1), 12, 1) for name in ("base", "ppo", "dpo")}
+    adapters = {"base": None, "ppo": "aa", "dpo": "bb"}
+    facts = {
+        n: {"adapter": a and f"models/{n}_model", "fingerprint": a} for n, a in adapters.items()
+    }
+    output = collection_in(tmp_path / "out", models, models=facts)
+    run = {
+        "stage": "ppo",
+        "adapter_fingerprint": "aa",
+        "duration_seconds": 195.0,
+        "recipe": {"gradient_accumulation_steps": 4},
+        "processes": 2,
+    }
+    folder = output / "models" / "ppo_model"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(run))
+    state = {"train_batch_size": 3, "log_history": [{"step": 8, "loss": 1.0}]}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    training = analyse(output)["training"]
+    assert training == {"ppo": {"duration_seconds": 195.0, "samples": 192, "unit": "episodes"}}
+    table = (output / "ANALYSIS.md").read_text()
+    assert re.search(r"\| ppo \|.*\| 3.25 min \| 192 episodes \|", table)
+    assert re.search(r"\| dpo \|.*\|  \|  \|", table)

@@ -228,7 +228,22 @@ def test_with_several_samples_the_outcome_is_that_of_all_pairs(opened, searched)
     page = opened(searched, "#prompt=0&model=dpo-seed2&outcome=won")
     expected = [i for i, o in enumerate(outcomes(collection, "dpo-seed2")) if o == "won"]
     assert 0 < len(expected) < 40 and page.evaluate(WALK) == expected
-    assert "of pairs" in card(page, "dpo-seed2").inner_text()
+    won = win_scores(
+        collection.models["dpo-seed2"].scores("gold"), collection.base.scores("gold"), TIE
+    )
+    for prompt in expected[:2]:
+        page.goto(page.url.partition("#")[0] + f"#prompt={prompt}&model=dpo-seed2")
+        counted = f"won {100 * won[prompt]:.0f}% of 16 pairs"
+        assert counted in card(page, "dpo-seed2").inner_text()
+
+
+def test_with_one_sample_each_the_badge_is_the_difference_of_the_scores_shown(opened, evaluated):
+    _, collection = data_of(evaluated)
+    page = opened(evaluated, "#prompt=4")
+    gaps = collection.models["ppo"].scores("gold") - collection.base.scores("gold")
+    badge = card(page, "ppo").locator(".outcome").inner_text()
+    assert float(badge.split()[-1]) == pytest.approx(gaps[4, 0], rel=6e-3)
+    assert ("won" in badge) == (gaps[4, 0] > 0)
 
 
 def test_each_failure_filters_the_prompts_it_fired_on(opened, evaluated):
@@ -441,6 +456,48 @@ def test_without_a_script_the_chosen_prompts_can_be_read(opened, evaluated):
     page = opened(evaluated, java_script_enabled=False)
     assert not page.locator("#browser").is_visible()
     section = page.locator("#samples")
-    assert section.locator("details:visible").count() == len(results["samples_shown"]["prompts"])
-    first = results["samples_shown"]["prompts"][0]["row"]
-    assert collection.models["ppo"].records[first][0]["response"] in section.inner_text()
+    first, second, *others = (choice["row"] for choice in results["samples_shown"]["prompts"])
+    assert section.locator("details:visible").count() == 1 + len(others)
+    for row, place in ((first, page.locator("#one-prompt")), (second, section)):
+        for name in ("base", "ppo", "grpo", "dpo"):
+            response = collection.models[name].records[row][0]["response"]
+            assert response.splitlines()[0] in place.inner_text()
+
+
+@pytest.mark.parametrize("script", [True, False])
+def test_one_prompt_stands_on_top_with_the_completions_of_all_models(opened, evaluated, script):
+    results, collection = data_of(evaluated)
+    page = opened(evaluated, java_script_enabled=script)
+    shown = page.locator("#one-prompt article")
+    row = results["samples_shown"]["prompts"][0]["row"]
+    assert shown.count() == len(collection.models) == 4
+    for name, text in zip(collection.models, shown.all_inner_texts(), strict=True):
+        assert text.startswith(name)
+        assert collection.models[name].records[row][0]["response"] in text
+
+
+def test_the_browser_is_one_click_or_one_key_away(opened, evaluated):
+    page = opened(evaluated)
+    page.get_by_role("link", name="All 64 prompts").click()
+    assert 0 <= page.locator("#samples").bounding_box()["y"] < 100
+    page = opened(evaluated)
+    page.keyboard.press("j")
+    assert 0 <= page.locator("#view").bounding_box()["y"] < 900
+
+
+def test_every_column_of_the_verdict_is_in_reach_on_a_phone(opened, evaluated):
+    page = opened(evaluated, viewport={"width": 390, "height": 844}, is_mobile=True)
+    cells = page.locator("#verdict tbody td")
+    assert cells.count() >= 12
+    for box in cells.evaluate_all("all => all.map(e => e.getBoundingClientRect().toJSON())"):
+        assert box["left"] >= 0 and box["right"] <= 390
+    assert page.locator("#verdict .scroll").evaluate("e => e.scrollWidth <= e.clientWidth")
+
+
+def test_a_term_has_its_meaning_by_hover_and_by_link(opened, evaluated):
+    page = opened(evaluated)
+    term = page.locator("#verdict").get_by_role("link", name="KL", exact=True)
+    assert "divergence" in term.get_attribute("title")
+    term.click()
+    assert page.locator("#kl").inner_text() == "KL"
+    assert page.locator("#kl").bounding_box()["y"] < 900

@@ -97,19 +97,19 @@
   }
 
   function card(place, base) {
-    const { name, colour } = data.models[place];
+    const { name, color } = data.models[place];
     const answer = prompt.answers[place];
     const k = Math.min(sample, answer.samples.length - 1);
     const { text, scores, kl, tokens, finish, flags } = answer.samples[k];
-    const title = element("h4", { class: "dot", style: `--dot: ${colour}` }, name);
+    const title = element("h4", { class: "dot", style: `--dot: ${color}` }, name);
     const sign = { won: "▲", tied: "=", lost: "▼" }[answer.outcome];
-    const outcome = [sign, answer.outcome, answer.gain, answer.share].filter(Boolean).join(" ");
+    const outcome = `${sign} ${answer.outcome} ${answer.counted}`;
     if (sign) title.append(element("span", { class: `outcome ${answer.outcome}` }, outcome));
     const values = [...scores.map((score, i) => [data.metrics[i], score]), ["KL", kl]];
+    if (answer.samples.length > 1) values.unshift(["sample", `${k + 1} of ${answer.samples.length}`]);
     values.push(["tokens", finish === "length" ? `${tokens}, cut off` : tokens]);
     const pieces = form.elements.marks.checked && base !== null ? marked(text, base) : [text];
     if (!pieces) values.push(["marks", "too long"]);
-    if (k !== sample) values.push(["sample", `${k + 1}, its last`]);
     const facts = element("dl", {});
     for (const [fact, value] of values)
       facts.append(element("div", {}, element("dt", {}, fact), element("dd", {}, String(value))));

@@ -138,4 +138,6 @@ def test_all_ties_and_empty_responses_give_results(tmp_path, records_of, collect
     assert found["models"]["dpo"]["verdict"] == "no detectable difference"
     assert found["models"]["dpo"]["failures"]["empty"]["rate"] == 1
     said = " ".join(found["warnings"])
-    assert "dpo: every response is empty" in said and "all 10 prompts tie with base by gold" in said
+    assert (
+        "dpo: every completion is empty" in said and "all 10 prompts tie with base by gold" in said
+    )

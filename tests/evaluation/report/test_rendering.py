@@ -196,14 +196,13 @@ def test_a_control_that_failed_is_said_first(tmp_path, records_of, collection_in
 
 def test_what_training_took_stands_in_the_verdict(tmp_path, records_of, collection_in):
     models = {name: records_of(name, (0, 0, 1), 12, 1) for name in ("base", "ppo", "dpo")}
-    adapters = {"base": None, "ppo": "aa", "dpo": "bb"}
-    facts = {
-        n: {"adapter": a and f"models/{n}_model", "fingerprint": a} for n, a in adapters.items()
-    }
-    output = collection_in(tmp_path / "out", models, models=facts)
+    output = collection_in(tmp_path / "out", models)
+    facts = json.loads((output / "samples" / "collection.json").read_text())
+    facts["models"]["ppo"]["fingerprint"] = "of-ppo"
+    (output / "samples" / "collection.json").write_text(json.dumps(facts))
     run = {
         "stage": "ppo",
-        "adapter_fingerprint": "aa",
+        "adapter_fingerprint": "of-ppo",
         "duration_seconds": 195.0,
         "recipe": {"gradient_accumulation_steps": 4},
         "processes": 2,

@@ -50,7 +50,7 @@ WALK = """() => {
   const count = parseInt(document.getElementById("state").textContent), seen = [];
   for (let i = 0; i < count; i++) press("previous");
   for (let i = 0; i < count; i++) {
-    seen.push(parseInt(document.querySelector("h3").textContent.split(" ")[1]));
+    seen.push(parseInt(document.querySelector("#view h3").textContent.split(" ")[1]));
     press("next");
   }
   return seen;
@@ -156,7 +156,7 @@ def state(page):
 
 def card(page, name):
     heading = page.get_by_role("heading", name=name)
-    return page.get_by_role("article").filter(has=heading)
+    return page.locator("#view").get_by_role("article").filter(has=heading)
 
 
 def test_what_models_write_is_shown_to_the_letter_and_does_nothing(opened, crafted):
@@ -383,7 +383,7 @@ def test_an_address_restores_what_was_seen(opened, evaluated):
     assert card(again, "grpo").count() == 0
     assert again.locator("#view").bounding_box()["y"] < 900
     again.goto(again.url.partition("#")[0] + "#prompt=7")
-    assert again.locator("h3").first.inner_text() == "Prompt 7"
+    assert again.locator("#view h3").first.inner_text() == "Prompt 7"
     assert state(again) == "64 of 64 prompts, no. 8"
 
 
@@ -399,7 +399,7 @@ def test_an_address_with_nonsense_is_harmless(opened, evaluated, searched):
 def test_an_example_of_a_failure_leads_to_its_sample(opened, evaluated):
     page = opened(evaluated)
     page.locator("#failures").get_by_role("link", name="ppo-0003-0").first.click()
-    assert page.locator("h3").first.inner_text() == "Prompt 3"
+    assert page.locator("#view h3").first.inner_text() == "Prompt 3"
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])
@@ -409,7 +409,7 @@ def test_a_page_never_scrolls_sideways(opened, searched, width):
     page.get_by_label("ppo-25").check()
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.get_by_role("button", name="Next prompt").bounding_box()["height"] >= 34
-    last = page.get_by_role("article").last
+    last = page.locator("#view").get_by_role("article").last
     last.scroll_into_view_if_needed()
     box = last.bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= width

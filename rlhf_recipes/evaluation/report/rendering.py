@@ -46,7 +46,7 @@ def render_markdown(
         name: getattr(say, name)
         for name in (
             *("number", "signed", "gain", "gain_span", "percent", "p_value", "span", "optional"),
-            *("correlation", "estimate", "duration", "check_value", "check_outcome"),
+            *("correlation", "estimate", "duration"),
         )
     } | {
         "anchor": anchor,

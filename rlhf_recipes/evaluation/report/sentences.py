@@ -149,21 +149,6 @@ def duration(seconds: float) -> str:
     return f"{number(seconds / scale)} {unit}"
 
 
-def check_value(check: Results) -> str:
-    """Format what a check of a training curve looked at."""
-    if check["value"] is None:
-        return "too few values"
-    ends = f" [{', '.join(f'{end:.2g}' for end in check['ci'])}]" if "ci" in check else ""
-    return f"{check['value']:.2g}{ends}"
-
-
-def check_outcome(check: Results) -> str:
-    """Return what a check of a training curve came to."""
-    if check["value"] is None:
-        return ""
-    return str(check["outcome"]) if "outcome" in check else "raised" if check["raised"] else "fine"
-
-
 def rate(value: float, ci: Sequence[float]) -> str:
     """Format a fraction, which never stands without its interval: 75% [63, 84]."""
     return f"{percent(value)} {percent_span(ci)}"

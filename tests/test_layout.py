@@ -102,6 +102,19 @@ def test_a_room_knows_nothing_of_those_above_it(lower, uppers):
             assert not above, short(path)
 
 
+ROOMS = {"metrics": set(), "collect": {"metrics"}, "report": {"metrics"}}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_rooms_of_evaluation_import_downwards(room):
+    """metrics/ imports neither collect/ nor report/, which import metrics/ at most."""
+    evaluation = "rlhf_recipes.evaluation"
+    paths = sorted((PACKAGE / "evaluation" / room).glob("*.py"))
+    names = {name for path in paths for name in imports(path)}
+    used = {r for r in ROOMS if any(f"{n}.".startswith(f"{evaluation}.{r}.") for n in names)}
+    assert paths and used - {room} <= ROOMS[room]
+
+
 def test_no_module_imports_itself_by_way_of_others():
     graph = {}
     for path in MODULES:

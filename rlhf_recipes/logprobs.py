@@ -43,7 +43,7 @@ def exact_kl(logits: Tensor, ref_logits: Tensor) -> Tensor:
 
     KL_t = Σ_v π(v) [log π(v) - log ref(v)]   (nats; shape: that of the logits without the last)
 
-    Averaged over sampled prefixes and summed over t this is the Rao-Blackwellised estimator of
+    Averaged over sampled prefixes and summed over t this is the Rao-Blackwellized estimator of
     the sequence KL: unbiased, never negative, of lower variance than k1
     (https://huggingface.co/papers/2504.10637). Equal logits give exactly 0. The direction
     matters: π = (1/2, 1/2) against ref = (1/4, 3/4) gives 0.143841, the other way 0.130812.

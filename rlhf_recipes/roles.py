@@ -131,7 +131,7 @@ class Roles(nn.Module):
             raise RecipeError(self._does_not_fit(adapter, str(error))) from error
         missing = [name for name in result.missing_keys if role in name.split(".")]
         for problem, names in (
-            ("weights that the base has no place for", result.unexpected_keys),
+            ("weights for layers that the base lacks", result.unexpected_keys),
             ("no weights for layers that its configuration adapts", missing),
         ):
             if names:
@@ -375,5 +375,5 @@ class Roles(nn.Module):
 def _checksum(weight: Tensor) -> Tensor:
     """Return the XOR of a tensor's bits, in words of 64 bits where they divide evenly."""
     flat = weight.detach().contiguous().flatten()
-    whole = flat.numel() * flat.element_size() % 8 == 0
-    return torch.hash_tensor(flat.view(torch.int64) if whole else flat)
+    divides = flat.numel() * flat.element_size() % 8 == 0
+    return torch.hash_tensor(flat.view(torch.int64) if divides else flat)

@@ -208,7 +208,7 @@ def test_an_adapter_for_another_base_is_refused(tmp_path):
     config = (tmp_path / "adapter_config.json").read_text()
     (tmp_path / "adapter_config.json").write_text(config.replace("q_proj", "k_proj"))
     other = Roles(open_base("tiny"))
-    with pytest.raises(RecipeError, match="has no place for"):
+    with pytest.raises(RecipeError, match="weights for layers that the base lacks"):
         other.attach_saved("policy", tmp_path, trainable=True)
 
 

@@ -57,9 +57,11 @@ class Tiny:
 
     def save(self, folder: Path) -> str:
         """Save a base with random weights, in the form of that architecture's checkpoints."""
-        whole = AutoModelForImageTextToText if "text_config" in self.sizes else AutoModelForCausalLM
+        auto_class = (
+            AutoModelForImageTextToText if "text_config" in self.sizes else AutoModelForCausalLM
+        )
         torch.manual_seed(0)
-        model = whole.from_config(self.config())
+        model = auto_class.from_config(self.config())
         with torch.no_grad():
             for parameter in model.parameters():  # experts start equal, norms at constants
                 parameter.add_(0.05 * torch.randn_like(parameter))

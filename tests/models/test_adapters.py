@@ -187,7 +187,7 @@ def of_another_rank(tensors):
     ("change", "sentence"),
     [
         (without_one, "no weights for layers that its configuration adapts"),
-        (with_another, "no place for"),
+        (with_another, "weights for layers that the base lacks"),
         (with_nan, "not of finite numbers"),
         (with_whole_numbers, "not of finite numbers"),
         (of_another_rank, "does not fit"),

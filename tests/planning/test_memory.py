@@ -36,7 +36,7 @@ TOKENS = BATCH * LENGTH
 
 
 def kept_for_backward(config, checkpointing):
-    """Bytes that autograd keeps of a forward pass of the trunk, parameters apart, each once."""
+    """Bytes that autograd keeps of a forward pass of the decoder, without parameters, each once."""
     base = AutoModelForCausalLM.from_config(config)
     model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
     if checkpointing:

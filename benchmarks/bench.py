@@ -25,8 +25,8 @@ from benchmarks import figures, growth, startup
 from benchmarks.cases import Setting
 from benchmarks.measure import Case
 from rlhf_recipes.arguments import run as run_or_exit
+from rlhf_recipes.machine import use_all_cores
 from rlhf_recipes.records import write_json
-from rlhf_recipes.training import use_all_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")

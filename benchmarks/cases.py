@@ -9,13 +9,13 @@ from peft import LoraConfig
 
 from benchmarks.measure import Case
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.machine import keep_freed_memory, use_all_cores
 from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
 from rlhf_recipes.preferences import DataArguments
 from rlhf_recipes.preferences.preparation import prepare
 from rlhf_recipes.preferences.shapes import Pair
 from rlhf_recipes.prompts import prompt_ids
 from rlhf_recipes.roles import Roles
-from rlhf_recipes.training import keep_freed_memory, use_all_cores
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": LINEAR}

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from rlhf_recipes.evaluation.report.figures import MUTED, figure
+from rlhf_recipes.figure_style import MUTED, figure
 
 OURS, THEIRS = "#0072B2", "#999999"
 LABELS = {"ours": "this project", "theirs": "stock"}

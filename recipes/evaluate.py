@@ -11,8 +11,8 @@ from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect.collection import collect
 from rlhf_recipes.evaluation.collect.provenance import read_adapters
 from rlhf_recipes.evaluation.output_files import open_evaluation
+from rlhf_recipes.machine import keep_freed_memory, use_all_cores
 from rlhf_recipes.planning.plan import evaluation_plan
-from rlhf_recipes.training import keep_freed_memory, use_all_cores
 
 ARGUMENTS = (EvaluationArguments,)
 

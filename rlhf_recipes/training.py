@@ -4,15 +4,12 @@ A run folder is all that later stages know of a run. `run.json` is written last,
 has one is finished.
 """
 
-import ctypes
 import logging
-import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -20,10 +17,15 @@ from peft import PeftModel
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from rlhf_recipes.arguments import RecipeArguments, resolved_recipe
-from rlhf_recipes.evaluation import training_curves_figure
 from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.hub.push import push, repo_name, write_card
 from rlhf_recipes.inputs import named_inputs
+from rlhf_recipes.machine import (
+    end_process,
+    keep_freed_memory,
+    peak_memory_gb,
+    use_all_cores,
+)
 from rlhf_recipes.models.adapters import read_adapter
 from rlhf_recipes.models.dropout import turn_off_dropout
 from rlhf_recipes.preferences.truncation import Rows, rows_text
@@ -39,9 +41,7 @@ from rlhf_recipes.runs.run_folder import (
     check_continuation,
     open_folder,
 )
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Options of glibc's `mallopt`, as malloc.h numbers them."""
+from rlhf_recipes.training_curves import training_curves_figure
 
 Review = Callable[[Path], dict[str, float]]
 """Something to do with the trained adapter's folder before the run counts as finished."""
@@ -136,7 +136,7 @@ class Run:
             metrics |= trainer.evaluate()
         trainer.save_model()
         if not trainer.is_world_process_zero():
-            leave()
+            end_process()
         if review is not None:
             held_out = review(folder)
             trainer.log(held_out)
@@ -181,52 +181,6 @@ class Run:
             else ""
         )
         return f"The same command {begun}.{old}"
-
-
-def leave() -> NoReturn:
-    """End a process that has no more to do while the first one writes the run folder.
-
-    At once, without Python's and C++'s clean-up: with two CPU processes that aborted one run in
-    fifteen (a thread of torch's still alive), and the launcher then killed the first process too.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-def use_all_cores() -> None:
-    """Give each process its share of the machine's cores.
-
-    `accelerate launch` and torchrun set OMP_NUM_THREADS to 1, which suits GPUs; on a CPU it leaves
-    all cores but one idle. The cores are those this process may use (`taskset` limits them).
-    """
-    if torch.cuda.is_available():
-        return
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    processes = int(os.getenv("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(max(1, cores // processes))
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep the memory that tensors free, for the next ones; elsewhere, nothing.
-
-    By default large tensors are given back to the kernel, which clears every page anew at the next
-    step: a fifth of all processor time in DPO on a virtual machine. The peak stays the same.
-    """
-    if sys.platform == "linux" and not torch.cuda.is_available():
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # musl has none
-            for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
-                libc.mallopt(option, value)
-
-
-def peak_memory_gb() -> float:
-    """The most memory this process has held: on its GPU if it uses one, else resident, in GB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 
 
 def prepare_models(trainer: Trainer, *, prefix_sharing: bool) -> None:

@@ -10,15 +10,13 @@ if TYPE_CHECKING:
     from rlhf_recipes.evaluation.analysis import analyse
     from rlhf_recipes.evaluation.metrics.reward_model import reward_model_errors
     from rlhf_recipes.evaluation.report.rendering import closing_table
-    from rlhf_recipes.evaluation.report.training_curves import training_curves_figure
 
-__all__ = ["analyse", "closing_table", "reward_model_errors", "training_curves_figure"]
+__all__ = ["analyse", "closing_table", "reward_model_errors"]
 
 _MODULES = {
     "analyse": "analysis",
     "closing_table": "report.rendering",
     "reward_model_errors": "metrics.reward_model",
-    "training_curves_figure": "report.training_curves",
 }
 
 

@@ -7,6 +7,11 @@ from pathlib import Path
 from rlhf_recipes.collector import no_collection
 from rlhf_recipes.evaluation.metrics.reward_model import reward_model_errors
 from rlhf_recipes.evaluation.metrics.samples import Results, read_samples
+from rlhf_recipes.evaluation.metrics.training_logs import (
+    read_training_logs,
+    summarize,
+    training_costs,
+)
 from rlhf_recipes.evaluation.output_files import (
     ANALYSIS,
     FINISHED,
@@ -17,15 +22,10 @@ from rlhf_recipes.evaluation.report.detail_figures import kl_figure, reward_mode
 from rlhf_recipes.evaluation.report.figures import reward_distributions_figure, win_rates_figure
 from rlhf_recipes.evaluation.report.frontier_figure import pareto_frontier_figure
 from rlhf_recipes.evaluation.report.rendering import render_html, render_markdown
-from rlhf_recipes.evaluation.report.training_curves import (
-    read_runs,
-    summarise,
-    training_costs,
-    training_curves_figure,
-)
 from rlhf_recipes.evaluation.results import evaluation_results
 from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.records import write_json, write_text
+from rlhf_recipes.training_curves import training_curves_figure
 
 
 @no_collection()
@@ -52,11 +52,12 @@ def analyse(output_dir: Path) -> Results:
     results["reward_model"], wrong_pairs = _reward_model(
         output_dir / "models" / "reward_model" / "scores.json", folder
     )
-    runs = read_runs(output_dir / "models")
-    results["training_curves"] = summarise(runs)
-    results["training"] = training_costs(runs, results["run"]["models"])
-    logs = {stage: run.log for stage, run in runs.items()}
-    training_curves_figure(logs, folder / "training_curves.png")
+    logs = read_training_logs(output_dir / "models")
+    results["training_curves"] = summarize(logs)
+    results["training"] = training_costs(logs, results["run"]["models"])
+    training_curves_figure(
+        {stage: log.entries for stage, log in logs.items()}, folder / "training_curves.png"
+    )
     results["report"] = str(output_dir / "results" / "report.html")
     win_rates_figure(results, collection, folder / "win_rates.png")
     reward_distributions_figure(results, collection, folder / "reward_distributions.png")

@@ -198,11 +198,6 @@ def pairs() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def logs() -> dict[str, list[dict[str, Any]]]:
-    return log_histories()
-
-
-@pytest.fixture(scope="session")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole output folder, analysed once: 64 prompts, 5 models, gold, curves, reward model."""
     output = tmp_path_factory.mktemp("run") / "outputs"

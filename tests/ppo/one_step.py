@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from rlhf_recipes.machine import end_process
 from rlhf_recipes.ppo.episodes import Episodes
 from rlhf_recipes.ppo.rollout import Rollout
 from rlhf_recipes.ppo.trainer import PPOTrainer
-from rlhf_recipes.training import leave
 from tests.ppo.conftest import make_trainer, weights
 
 EPISODES = 8
@@ -64,4 +64,4 @@ if __name__ == "__main__":
     ran = one_step(Path(sys.argv[1]), sys.argv[2], processes=2)
     if ran.is_world_process_zero():
         torch.save(weights(ran.roles), Path(sys.argv[1], "weights.pt"))
-    leave()
+    end_process()

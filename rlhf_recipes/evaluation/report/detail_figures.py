@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from rlhf_recipes.evaluation.metrics.samples import Collection, Results
-from rlhf_recipes.evaluation.report.figures import COLOURS, MUTED, caption, colours, figure
+from rlhf_recipes.evaluation.report.figures import caption, colours
+from rlhf_recipes.figure_style import COLORS, MUTED, figure
 
 FEWEST = 5
 
@@ -58,7 +59,7 @@ def reward_model_figure(model: Results, path: Path) -> None:
         "hold; numbers: pairs. Middle: by fifth of |margin|. Right: by length of the chosen text. "
         f"Bars: 95% intervals. n = {model['n']} held-out pairs."
     )
-    tint = COLOURS["reward"]
+    tint = COLORS["reward"]
     with figure(path, 11.4, 4.2, text) as canvas:
         left, middle, right = canvas.subplots(1, 3)
         left.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))

@@ -1,77 +1,24 @@
 """The figures of an evaluation. One colour and one marker per model, the same in every figure."""
 
-import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from rlhf_recipes.evaluation.metrics.claims import Claim, win_claim
 from rlhf_recipes.evaluation.metrics.samples import Collection, Results, reward_of
 from rlhf_recipes.evaluation.metrics.statistics import SEED
+from rlhf_recipes.figure_style import MUTED, color, figure
 
-# Okabe and Ito's palette: told apart with any kind of colour vision.
-COLOURS = {
-    "base": "#4d4d4d",
-    "control": "#999999",
-    "reward": "#CC79A7",
-    "ppo": "#D55E00",
-    "grpo": "#0072B2",
-    "dpo": "#009E73",
-}
-OTHER_COLOURS = ("#E69F00", "#56B4E9", "#CC79A7", "#000000")
 MARKERS = {"base": "o", "control": "o", "ppo": "s", "grpo": "^", "dpo": "D"}
-MUTED = "#5f6670"
 CONTROLS = {"control": "base again vs base", "best_of_n": "best of {n} of base vs base"}
-STYLE: Any = {
-    "font.size": 9.5,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelcolor": "#30353b",
-    "axes.edgecolor": "#b8bec6",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "grid.color": "#e9ecef",
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-}
 
 
 def colours(results: Results) -> dict[str, str]:
     """The colour of each model: that of its family."""
     families = {name: model["family"] for name, model in results["models"].items()}
     unique = list(dict.fromkeys(families.values()))
-    return {name: colour(family, unique) for name, family in families.items()}
-
-
-def colour(name: str, names: list[str]) -> str:
-    """The colour of a family; those without one of their own take the others in turn."""
-    others = [n for n in names if n not in COLOURS]
-    return COLOURS.get(name) or OTHER_COLOURS[others.index(name) % len(OTHER_COLOURS)]
-
-
-@contextmanager
-def figure(path: Path, width: float, height: float, caption: str) -> Iterator[Figure]:
-    """A figure in the project's style with a caption below it, saved to path at the end."""
-    with mpl.rc_context(STYLE):
-        padding = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.09, wspace=0.02, hspace=0.02)
-        canvas = Figure(figsize=(width, height), layout=padding)
-        yield canvas
-        lines = textwrap.fill(caption, int(width * 16.5))
-        canvas.supxlabel(lines, x=0.01, ha="left", fontsize=8, color=MUTED, linespacing=1.4)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        canvas.savefig(path, dpi=150)
+    return {name: color(family, unique) for name, family in families.items()}
 
 
 def caption(collection: Collection, text: str) -> str:

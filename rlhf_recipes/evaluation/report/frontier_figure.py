@@ -9,7 +9,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_recipes.evaluation.metrics.samples import Collection, Results, reward_of
-from rlhf_recipes.evaluation.report.figures import MARKERS, MUTED, caption, colours, figure
+from rlhf_recipes.evaluation.report.figures import MARKERS, caption, colours
+from rlhf_recipes.figure_style import MUTED, figure
 
 Point = tuple[float, float]
 

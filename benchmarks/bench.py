@@ -24,7 +24,7 @@ import torch
 from benchmarks import figures, growth, startup
 from benchmarks.cases import Setting
 from benchmarks.measure import Case
-from rlhf_recipes.arguments import run as run_or_exit
+from rlhf_recipes.ending import run_script
 from rlhf_recipes.machine import use_all_cores
 from rlhf_recipes.records import write_json
 
@@ -205,4 +205,4 @@ def table(stage: str, case: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_or_exit(main)
+    run_script(main)

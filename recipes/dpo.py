@@ -1,4 +1,4 @@
-"""Direct preference optimisation: fit a LoRA policy to chosen/rejected pairs, no reward model.
+"""Direct preference optimization: fit a LoRA policy to chosen/rejected pairs, no reward model.
 
 accelerate launch --config_file accelerate_configs/single.yaml \
     recipes/dpo.py --config recipes/demo/dpo.yaml
@@ -6,38 +6,49 @@ accelerate launch --config_file accelerate_configs/single.yaml \
 
 from trl import DPOConfig, DPOTrainer, ModelConfig
 
-from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run
+from rlhf_recipes import load_prepared, share_prefixes
+from rlhf_recipes.arguments import RecipeArguments, parse_recipe
+from rlhf_recipes.ending import run_script
 from rlhf_recipes.inputs import Inputs
+from rlhf_recipes.machine import use_whole_cpu
 from rlhf_recipes.models.loading import open_language_model
 from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.planning.plan import training_plan
-from rlhf_recipes.preferences import load_prepared
-from rlhf_recipes.training import Run
+from rlhf_recipes.training import check_run_folder, push_if_asked, train_and_save
 
 ARGUMENTS = (RecipeArguments, DPOConfig, ModelConfig)
 
 
 def main() -> None:
     """Train the policy on the pairs; the base with the adapter off is the reference."""
-    recipe, training, model = parse_recipe(*ARGUMENTS)
+    (recipe, training, model), settings = parse_recipe(*ARGUMENTS)
     dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
-    inputs = Inputs("dpo", recipe, training, model, dataset)
+    inputs = Inputs("dpo", recipe, training, model, dataset, settings=settings)
     plan = training_plan(inputs)
     if recipe.plan:
         print(plan)
         return
-    stage = Run("dpo", recipe, training, model)
-    stage.tell(plan.rows, plan.notes)
+    run = check_run_folder(inputs)
+    if run is None:
+        return
+    training.output_dir = run.output_dir
+    training.push_to_hub = False  # `push_if_asked` does, once the run folder is finished
+    use_whole_cpu()
+    plan.announce()
     trainer = DPOTrainer(
-        model=open_language_model(model),
+        model=open_language_model(model, dropout=not training.disable_dropout),
         args=training,
         train_dataset=dataset["train"].select(plan.rows["train"].kept),
         eval_dataset=dataset["validation"].select(plan.rows["validation"].kept),
         processing_class=inputs.tokenizer,
         peft_config=lora_config(model),
     )
-    stage.train_and_save(trainer)
+    assert trainer.model is not None
+    if recipe.prefix_sharing:
+        share_prefixes(trainer.model)
+    train_and_save(trainer, run)
+    push_if_asked(run, training)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

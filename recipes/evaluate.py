@@ -5,13 +5,14 @@ python recipes/evaluate.py --config recipes/demo/evaluate.yaml
 
 from pathlib import Path
 
-from rlhf_recipes.arguments import parse_recipe, run
+from rlhf_recipes.arguments import parse_recipe
+from rlhf_recipes.ending import run_script
 from rlhf_recipes.evaluation import analyse, closing_table
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect.collection import collect
 from rlhf_recipes.evaluation.collect.provenance import read_adapters
 from rlhf_recipes.evaluation.output_files import open_evaluation
-from rlhf_recipes.machine import keep_freed_memory, use_all_cores
+from rlhf_recipes.machine import use_whole_cpu
 from rlhf_recipes.planning.plan import evaluation_plan
 
 ARGUMENTS = (EvaluationArguments,)
@@ -19,7 +20,7 @@ ARGUMENTS = (EvaluationArguments,)
 
 def main() -> None:
     """Collect with the models, analyse without them, print the closing table."""
-    (arguments,) = parse_recipe(*ARGUMENTS)
+    (arguments,), _ = parse_recipe(*ARGUMENTS)
     adapters = read_adapters(arguments)
     plan = evaluation_plan(arguments, adapters)
     if arguments.plan:
@@ -31,11 +32,10 @@ def main() -> None:
         return
     for note in plan.notes:
         print(note)
-    use_all_cores()
-    keep_freed_memory()
+    use_whole_cpu()
     collect(arguments, adapters)
     print(closing_table(analyse(output_dir)))
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

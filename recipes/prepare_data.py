@@ -6,7 +6,8 @@ python recipes/prepare_data.py --config recipes/demo/prepare_data.yaml
 import os
 from pathlib import Path
 
-from rlhf_recipes.arguments import parse_recipe, run
+from rlhf_recipes.arguments import parse_recipe
+from rlhf_recipes.ending import run_script
 from rlhf_recipes.folders import hold
 from rlhf_recipes.preferences import DataArguments
 from rlhf_recipes.preferences.preparation import check_writable, prepare, write_prepared
@@ -18,7 +19,7 @@ ARGUMENTS = (DataArguments,)
 
 def main() -> None:
     """Prepare the pairs, then write them with their statistics, or say what would be written."""
-    (arguments,) = parse_recipe(*ARGUMENTS)
+    (arguments,), _ = parse_recipe(*ARGUMENTS)
     out = Path(arguments.output_dir)
     outputs = f"{out / 'data'}, {out / 'dataset_stats.json'}, {out / 'dataset_distribution.png'}"
     if os.getenv("RANK", "0") != "0":  # of several launched processes one is enough
@@ -37,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -7,15 +7,13 @@ means: both go through one parser, and both are checked by type and by choice.
 import copy
 import dataclasses
 import sys
-import warnings
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from rlhf_recipes.ending import ended_by_a_sentence
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.parsing import (
     Parser,
@@ -102,13 +100,23 @@ class RewardArguments:
             )
 
 
-def parse_recipe(*dataclass_types: Any, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-    """One checked instance of each dataclass, from `--config FILE` and flags; flags win.
+class ParsedRecipe(NamedTuple):
+    """A recipe's dataclasses, and what its file and the command line set.
 
-    All problems of the recipe and of the command line are gathered and raised as one RecipeError.
+    A trainer may change its dataclass later; `settings` stay as they were written.
+    """
+
+    arguments: tuple[Any, ...]
+    settings: dict[str, Any]
+
+
+def parse_recipe(*dataclass_types: Any, argv: Sequence[str] | None = None) -> ParsedRecipe:
+    """Parse and check a recipe from `--config FILE` and flags; flags win.
+
+    Raises one RecipeError with all problems of the recipe file and of the command line.
 
     Args:
-        *dataclass_types: No two of them have a field of the same name.
+        *dataclass_types: Classes to build one instance of each; all field names are distinct.
         argv: The command line without the script's name; `sys.argv[1:]` if None.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -120,7 +128,7 @@ def parse_recipe(*dataclass_types: Any, argv: Sequence[str] | None = None) -> tu
         raise SystemExit(0)
 
     problems: list[str] = []
-    given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     broken: set[str] = set()
     for setting in read_settings(argv, problems):
         if setting.name not in keys and setting.name.removeprefix("no_") in keys:
@@ -130,40 +138,26 @@ def parse_recipe(*dataclass_types: Any, argv: Sequence[str] | None = None) -> tu
             continue
         key = keys[setting.name]
         try:
-            given[setting.name] = convert(parser, key, setting.value)
+            settings[setting.name] = convert(parser, key, setting.value)
         except (ArgumentError, ValueError):
             broken.add(setting.name)
             problems.append(f"{setting.place}: {wrong_value(key, setting.value)}")
 
-    instances = [_build(cls, given, broken, problems) for cls in dataclass_types]
+    instances = tuple(_build(cls, settings, broken, problems) for cls in dataclass_types)
     if None not in instances:
-        problems += value_problems(instances)
+        problems += value_problems(instances, settings)
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise RecipeError("\n- ".join([f"The recipe has {count}:", *problems]))
-    return tuple(instances)
+    return ParsedRecipe(instances, settings)
 
 
-def resolved_recipe(*instances: Any) -> dict[str, Any]:
-    """The flat recipe that parses to these instances again; every value is safe for YAML.
+def resolved_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as a flat recipe whose values are safe for YAML and JSON.
 
-    It holds what the user gave, and nothing that a trainer changed on an instance later. An
-    instance built in code gives its fields that differ from their defaults. `plan`, `overwrite`
-    and `hub_token` are never in it.
+    Parsing the recipe gives these settings again. `plan`, `overwrite` and `hub_token` are left out.
     """
-    recipe: dict[str, Any] = {}
-    for instance in instances:
-        given = vars(instance).get("_given")
-        recipe |= _changed_fields(instance) if given is None else given
-    return {name: _plain(value) for name, value in recipe.items() if name not in NOT_IN_RESOLVED}
-
-
-def run(main: Callable[[], None]) -> None:
-    """Call a script's `main`; what the user can change ends it with a sentence and a status."""
-    # One library's deprecations in another's code are nothing the user of a script can mend.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    with ended_by_a_sentence():
-        main()
+    return {name: _plain(value) for name, value in settings.items() if name not in NOT_IN_RESOLVED}
 
 
 def _complement(setting: Setting) -> Setting:
@@ -174,21 +168,22 @@ def _complement(setting: Setting) -> Setting:
 
 
 def _build(
-    cls: type[Any], given: dict[str, Any], broken: set[str], problems: list[str]
+    cls: type[Any], settings: dict[str, Any], broken: set[str], problems: list[str]
 ) -> Any | None:
-    """An instance of what was given for it; None, and the reason in `problems`, if it cannot be."""
+    """Build an instance from its part of the settings; if it cannot be, add why to `problems`."""
     fields = [f for f in dataclasses.fields(cls) if f.init]
-    mine = {f.name: given[f.name] for f in fields if f.name in given}
+    values = {f.name: settings[f.name] for f in fields if f.name in settings}
+    set_or_broken = {*values, *broken}
     missing = [
         f
         for f in fields
-        if f.default is MISSING and f.default_factory is MISSING and f.name not in {*mine, *broken}
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in set_or_broken
     ]
     problems += [f"`{f.name}` is missing. {f.metadata.get('help', '')}".rstrip() for f in missing]
     if missing or any(f.name in broken for f in fields):
         return None
     try:
-        instance = cls(**copy.deepcopy(mine))
+        return cls(**copy.deepcopy(values))
     except (ValueError, TypeError, ArithmeticError, ImportError, OSError) as error:
         # __post_init__ of other libraries meets some mistakes with a division by zero and the like.
         what = " ".join(str(error).split())
@@ -196,18 +191,6 @@ def _build(
             what = f"{cls.__name__} cannot be built from these values ({what})."
         problems.append(what)
         return None
-    vars(instance)["_given"] = mine
-    return instance
-
-
-def _changed_fields(instance: Any) -> dict[str, Any]:
-    return {
-        f.name: getattr(instance, f.name)
-        for f in dataclasses.fields(instance)
-        if f.init
-        and getattr(instance, f.name)
-        != (f.default if f.default_factory is MISSING else f.default_factory())
-    }
 
 
 def _plain(value: Any) -> Any:

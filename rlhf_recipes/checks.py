@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_recipes.arguments import resolved_recipe
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.hub.push import check_push, repo_name
-from rlhf_recipes.inputs import Inputs, named_inputs
+from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.models.adapters import Adapter
 from rlhf_recipes.models.architectures import check_dropout, check_router_loss, check_sampler
 from rlhf_recipes.models.loading import Base, Precision, check_generation_config, classifier_config
@@ -110,15 +109,14 @@ def check_begun(inputs: Inputs) -> None:
     if not recipe.plan:
         return
     check_free(final)
-    given = (recipe, inputs.training, *filter(None, (inputs.reward,)), inputs.model)
-    settings = resolved_recipe(*given), named_inputs(*given)
+    made_from = inputs.resolved, inputs.fingerprints
     if (final / REPLACEMENT / RECORD).is_file():
-        if changes_since(final / REPLACEMENT, *settings) and not recipe.overwrite:
+        if changes_since(final / REPLACEMENT, *made_from) and not recipe.overwrite:
             raise finished(final)
         return
     folder = RunFolder(final, overwrite=True).path
     if last_checkpoint(folder) is not None:
-        check_continuation(folder, *settings)
+        check_continuation(folder, *made_from)
 
 
 def check_packages(inputs: Inputs) -> None:

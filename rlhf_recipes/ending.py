@@ -1,14 +1,17 @@
 """How a command ends: with a sentence for what its user can change, a traceback for the rest."""
 
 import errno
+import logging
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.terminal import PrintableStream, printable
@@ -30,8 +33,45 @@ WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """The errors that writing alone can meet."""
 
 
+LIBRARY_WARNINGS = (
+    # transformers 5.23 renamed gradient checkpointing; peft 0.21 and trl 1.16 use the old name.
+    ("`.*gradient_checkpointing.*` is deprecated", FutureWarning),
+    # TRL may change `rollout_func`; TRL is pinned, and the tests use it.
+    ("You are using 'rollout_func'", UserWarning),
+    # Pinning memory is the Trainer's default, and torch warns on a machine without a GPU.
+    ("'pin_memory' argument is set as true", UserWarning),
+)
+"""Beginnings of warnings about one library's use of another, which no user can act on."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Call a script's `main`, and end the process as `ended_by_a_sentence` says.
+
+    Of the processes of a launch only the first one returns from here; see `end_process`.
+    """
+    with warnings.catch_warnings(), ended_by_a_sentence():
+        for message, category in LIBRARY_WARNINGS:
+            warnings.filterwarnings("ignore", message, category)
+        main()
+        if os.getenv("RANK", "0") != "0":
+            end_process()
+
+
+def end_process() -> NoReturn:
+    """End this process at once with status 0, without the clean-up of Python and C++.
+
+    For the processes that have nothing left to do while the first one writes the run folder. With
+    two CPU processes the clean-up aborted one run in fifteen (a thread of torch was still alive),
+    and the launcher then killed the first process too.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @contextmanager

@@ -1,15 +1,15 @@
 """What a training stage is given, each file opened once for the checks, the plan and the run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from rlhf_recipes.arguments import RecipeArguments, RewardArguments
+from rlhf_recipes.arguments import RecipeArguments, RewardArguments, resolved_recipe
 from rlhf_recipes.models.adapters import Adapter, read_adapter
 from rlhf_recipes.models.architectures import meta_model
 from rlhf_recipes.models.loading import Base, Precision, open_tokenizer
@@ -34,6 +34,7 @@ class Inputs:
         training: The stage's trainer arguments: RewardConfig, DPOConfig, GRPOConfig or PPOConfig.
         dataset: Splits train and validation, as `load_prepared` gives them.
         reward: Where GRPO and PPO get their scores.
+        settings: What the recipe and the command line set, as `parse_recipe` returns it.
     """
 
     stage: str
@@ -42,6 +43,20 @@ class Inputs:
     model: ModelConfig
     dataset: "Mapping[str, Dataset]"
     reward: RewardArguments | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The flat recipe that reproduces the run."""
+        return resolved_recipe(self.settings)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of each input that the recipe names, and the number of processes."""
+        instances = (self.recipe, self.training, self.model, self.reward)
+        values = [vars(instance) for instance in instances if instance is not None]
+        paths = {name: value for part in values for name, value in part.items()}
+        return run_inputs(paths) | {PROCESSES: str(self.training.world_size)}
 
     @cached_property
     def base(self) -> str:
@@ -126,11 +141,3 @@ class Inputs:
     def language_model(self) -> PreTrainedModel:
         """The base without weights, built once for all checks."""
         return meta_model(Base.of(self.model))
-
-
-def named_inputs(*instances: Any) -> dict[str, str]:
-    """The fingerprint of each input that a recipe's dataclasses name, and how many processes."""
-    values = [vars(instance) for instance in instances]
-    found = run_inputs({name: value for given in values for name, value in given.items()})
-    training = next(given for given in instances if isinstance(given, TrainingArguments))
-    return found | {PROCESSES: str(training.world_size)}

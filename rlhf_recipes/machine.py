@@ -1,16 +1,23 @@
-"""The machine that a process runs on: its cores, its memory, and the processes of one launch."""
+"""The machine that a process runs on: its cores and its memory."""
 
 import ctypes
-import logging
 import os
 import resource
 import sys
-from typing import NoReturn
 
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's `mallopt`, as malloc.h numbers them."""
+
+
+def use_whole_cpu() -> None:
+    """Set this process up to compute on a CPU: its share of the cores, and freed memory kept.
+
+    Does nothing where torch has a GPU.
+    """
+    use_all_cores()
+    keep_freed_memory()
 
 
 def use_all_cores() -> None:
@@ -45,16 +52,3 @@ def peak_memory_gb() -> float:
         return torch.cuda.max_memory_allocated() / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
-
-
-def end_process() -> NoReturn:
-    """End this process at once with status 0, without the clean-up of Python and C++.
-
-    For the processes that have nothing left to do while the first one writes the run folder. With
-    two CPU processes the clean-up aborted one run in fifteen (a thread of torch was still alive),
-    and the launcher then killed the first process too.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)

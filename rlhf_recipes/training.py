@@ -1,4 +1,4 @@
-"""What every training stage does around its trainer: refuse, resume, train, write the run folder.
+"""What every training stage does around its trainer: check the run folder, train, save, push.
 
 A run folder is all that later stages know of a run. `run.json` is written last, so a folder that
 has one is finished.
@@ -7,29 +7,19 @@ has one is finished.
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
-from peft import PeftModel
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from rlhf_recipes.arguments import RecipeArguments, resolved_recipe
 from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.hub.push import push, repo_name, write_card
-from rlhf_recipes.inputs import named_inputs
-from rlhf_recipes.machine import (
-    end_process,
-    keep_freed_memory,
-    peak_memory_gb,
-    use_all_cores,
-)
+from rlhf_recipes.inputs import Inputs
+from rlhf_recipes.machine import peak_memory_gb
 from rlhf_recipes.models.adapters import read_adapter
-from rlhf_recipes.models.dropout import turn_off_dropout
-from rlhf_recipes.preferences.truncation import Rows, rows_text
-from rlhf_recipes.prefix_sharing.forward import share_prefixes
 from rlhf_recipes.records import run_record, workspace
 from rlhf_recipes.runs.checkpoints import WholeCheckpoints, last_checkpoint
 from rlhf_recipes.runs.fingerprints import model_fingerprint
@@ -47,160 +37,159 @@ Review = Callable[[Path], dict[str, float]]
 """Something to do with the trained adapter's folder before the run counts as finished."""
 
 
-class Run:
-    """One run of a training stage, from the check of its folder to its last file.
+@dataclass(frozen=True)
+class TrainingRun:
+    """A training run whose folder has been checked and is locked.
 
     Args:
-        stage: `reward`, `ppo`, `grpo` or `dpo`.
-        recipe: Where the data is, and whether a finished run may be replaced.
-        training: The trainer's configuration. Pushing is taken out of its hands: an adapter is
-            pushed here, once its folder is finished, so that a failed push loses nothing.
-        others: The rest of the recipe's dataclasses.
+        folder: Where the run writes.
+        recipe: The resolved recipe.
+        inputs: Fingerprints of what the run is made from.
+        rows: Per split, how many rows are used, cut and left out.
+        checkpoint: Where training goes on; None where it starts.
+        push_to_hub: What the recipe asked for, whatever the trainer was told since.
+        started: The clock when the folder was checked.
     """
 
-    def __init__(
-        self, stage: str, recipe: RecipeArguments, training: TrainingArguments, *others: Any
-    ) -> None:
-        self.stage = stage
-        self.recipe = recipe
-        self.training = training
-        self.resolved = resolved_recipe(recipe, training, *others)
-        self.pushes, training.push_to_hub = training.push_to_hub, False
-        training.dataloader_pin_memory &= torch.cuda.is_available()
-        self.inputs = named_inputs(recipe, training, *others)
-        self.folder = self._open_folder()
-        training.output_dir = str(self.folder.path)
-        self.checkpoint = last_checkpoint(self.folder.path)
-        if self.checkpoint is not None:
-            check_continuation(self.folder.path, self.resolved, self.inputs)
-        use_all_cores()
-        keep_freed_memory()
-        self.rows: dict[str, dict[str, int]] = {}
-        self.started = time.monotonic()
+    stage: str
+    folder: RunFolder
+    recipe: dict[str, Any]
+    inputs: dict[str, str]
+    rows: dict[str, dict[str, int]]
+    checkpoint: str | None
+    push_to_hub: bool
+    started: float = field(default_factory=time.monotonic)
 
-    def _open_folder(self) -> RunFolder:
-        """The folder to write, locked by the first process of a launch for all of them.
-
-        A run whose files only had to be put in place when it was killed ends here, finished. Given
-        other settings, its folder is like that of any finished run.
-        """
-        final = Path(str(self.training.output_dir))
-        replacement = final / REPLACEMENT
-        was_complete = (replacement / RECORD).is_file()
-        is_this = was_complete and not changes_since(replacement, self.resolved, self.inputs)
-        PartialState().wait_for_everyone()  # none looks later, while the first one changes it
-        if self.training.process_index == 0:
-            open_folder(final)
-        if is_this:
-            sys.stdout.write(f"{final} had been trained to its end, and is in place now.\n")
-            raise SystemExit(0)
-        if was_complete:
-            PartialState().wait_for_everyone()  # until it is in place
-        return RunFolder(final, self.recipe.overwrite)
-
-    def tell(self, rows: Mapping[str, Rows], notes: Sequence[str] = ()) -> None:
-        """Print which rows are used, cut or left out; run.json will say it too."""
-        self.rows = {split: counts.counts() for split, counts in rows.items()}
-        if self.training.process_index == 0:
-            sys.stdout.write(f"{rows_text(rows, notes)}\n")
-            sys.stdout.flush()
-
-    def train_and_save(self, trainer: Trainer, review: Review | None = None) -> None:
-        """Train, from the last checkpoint where there is one, and write the run folder.
-
-        The trainer measures its loss on held-out data at the end, unless a review of the saved
-        model does: that returns `eval_` metrics.
-        """
-        try:
-            self._train_and_save(trainer, review)
-        except (Exception, KeyboardInterrupt) as error:
-            error.add_note(self._kept())
-            raise
-        if self.pushes:
-            folder = self.folder.final
-            repo_id = self.training.hub_model_id or repo_name(folder)
-            private = self.training.hub_private_repo is not False
-            url = push(folder, repo_id, private, self.training.hub_token)
-            logging.getLogger(__name__).warning("Pushed %s to %s", folder, url)
-
-    def _train_and_save(self, trainer: Trainer, review: Review | None) -> None:
-        folder = self.folder.path
-        trainer.add_callback(_LogFile(workspace(folder) / f"training_{self.stage}.log"))
-        trainer.add_callback(WholeCheckpoints(trainer.args))
-        prepare_models(trainer, prefix_sharing=self.recipe.prefix_sharing)
-        if trainer.is_world_process_zero():
-            self.folder.begin(self.resolved, self.inputs)
-        self.started -= seconds_trained(self.checkpoint)  # the duration is of all sessions
-        metrics = train(trainer, self.checkpoint)
-        if review is None and trainer.eval_dataset is not None:
-            metrics |= trainer.evaluate()
-        trainer.save_model()
-        if not trainer.is_world_process_zero():
-            end_process()
-        if review is not None:
-            held_out = review(folder)
-            trainer.log(held_out)
-            metrics |= held_out
-        trainer.save_metrics("all", metrics, combined=False)
-        trainer.save_state()
-        training_curves_figure(
-            {self.stage: trainer.state.log_history}, folder / "training_curves.png"
-        )
-        adapter = read_adapter(folder)
-        record = run_record(
-            self.stage,
-            self.resolved,
-            base_model=adapter.base.name,
-            base_revision=adapter.base.revision,
-            base_precision=str(adapter.precision),
-            dataset_fingerprint=self.inputs.get("dataset_name"),
-            inputs=self.inputs,
-            fingerprint=model_fingerprint(folder),
-            adapter_fingerprint=adapter.fingerprint,
-            rows=self.rows,
-            seed=self.training.seed,
-            processes=self.training.world_size,
-            duration_seconds=round(time.monotonic() - self.started, 1),
-            peak_memory_gb=round(peak_memory_gb(), 2),
-            metrics=metrics,
-        )
-        write_card(folder, record, self.folder.final.name)
-        self.folder.finish(record)
-
-    def _kept(self) -> str:
-        """Say what a run that was cut off leaves, and how to go on."""
-        if self.folder.path == self.folder.final and (self.folder.path / RECORD).exists():
-            return f"{self.folder.final} is complete."
-        checkpoint = last_checkpoint(self.folder.path)
-        begun = (
-            f"goes on from {checkpoint}" if checkpoint else "begins again: no checkpoint is there"
-        )
-        old = (
-            f" The finished run in {self.folder.final} is as it was."
-            if self.folder.replaces
-            else ""
-        )
-        return f"The same command {begun}.{old}"
+    @property
+    def output_dir(self) -> str:
+        """Folder for the trainer: the recipe's, or a replacement in it beside a finished run."""
+        return str(self.folder.path)
 
 
-def prepare_models(trainer: Trainer, *, prefix_sharing: bool) -> None:
-    """Turn off dropout and share prefixes in what a trainer of TRL trains, and in its reference.
+def check_run_folder(inputs: Inputs) -> TrainingRun | None:
+    """Check that a run may write its folder, and lock the folder until this process ends.
 
-    PPO's model is `Roles`, which does both itself.
+    Returns None for a run that an earlier process had trained to its end and was killed while it
+    put its files in place. They are put in place now, and there is nothing left to train.
+
+    Raises RecipeError for a finished run without `--overwrite`, for a folder that another process
+    is writing, and for checkpoints of other settings or inputs.
     """
-    models = (trainer.model, getattr(trainer, "ref_model", None))
-    noisy = getattr(trainer.args, "neftune_noise_alpha", None) is not None
-    if prefix_sharing and noisy:
-        logging.getLogger(__name__).warning(
-            "Prompts are not shared between rows: `neftune_noise_alpha` draws noise for each."
-        )
-    for model in models:
-        if not isinstance(model, PreTrainedModel | PeftModel):
-            continue
-        if getattr(trainer.args, "disable_dropout", False):
-            turn_off_dropout(model)
-        if prefix_sharing and not noisy:
-            share_prefixes(model)
+    training, recipe, fingerprints = inputs.training, inputs.resolved, inputs.fingerprints
+    final = Path(training.output_dir)
+    replacement = final / REPLACEMENT
+    was_complete = (replacement / RECORD).is_file()
+    is_this_run = was_complete and not changes_since(replacement, recipe, fingerprints)
+    PartialState().wait_for_everyone()  # no process looks later, while the first one changes it
+    if training.process_index == 0:
+        open_folder(final)
+    if is_this_run:
+        sys.stdout.write(f"{final} had been trained to its end, and is in place now.\n")
+        return None
+    if was_complete:
+        PartialState().wait_for_everyone()  # until it is in place
+    folder = RunFolder(final, inputs.recipe.overwrite)
+    checkpoint = last_checkpoint(folder.path)
+    if checkpoint is not None:
+        check_continuation(folder.path, recipe, fingerprints)
+    return TrainingRun(
+        stage=inputs.stage,
+        folder=folder,
+        recipe=recipe,
+        inputs=fingerprints,
+        rows={split: rows.counts() for split, rows in inputs.rows.items()},
+        checkpoint=checkpoint,
+        push_to_hub=training.push_to_hub,
+    )
+
+
+def train_and_save(trainer: Trainer, run: TrainingRun, review: Review | None = None) -> None:
+    """Train, from the run's checkpoint if it has one, and write the run folder.
+
+    At the end the trainer measures its loss on its evaluation rows, unless there is a review.
+
+    Args:
+        review: Called on the first process with the folder of the saved adapter. It returns
+            metrics of held-out data, whose names begin with `eval_`.
+    """
+    try:
+        _train_and_save(trainer, run, review)
+    except (Exception, KeyboardInterrupt) as error:
+        error.add_note(_how_to_go_on(run.folder))
+        raise
+
+
+def push_if_asked(run: TrainingRun, training: TrainingArguments) -> None:
+    """Push the finished run to the Hub, from the first process, if its recipe says `push_to_hub`.
+
+    The folder is complete by then, so that a failed push loses nothing.
+    """
+    if run.push_to_hub and training.process_index == 0:
+        folder = run.folder.final
+        repo_id = training.hub_model_id or repo_name(folder)
+        private = training.hub_private_repo is not False
+        url = push(folder, repo_id, private, training.hub_token)
+        logging.getLogger(__name__).warning("Pushed %s to %s", folder, url)
+
+
+def _train_and_save(trainer: Trainer, run: TrainingRun, review: Review | None) -> None:
+    folder = run.folder.path
+    trainer.add_callback(_LogFile(workspace(folder) / f"training_{run.stage}.log"))
+    trainer.add_callback(WholeCheckpoints())
+    if trainer.is_world_process_zero():
+        run.folder.begin(run.recipe, run.inputs)
+    metrics = train(trainer, run.checkpoint)
+    if review is None and trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return
+    if review is not None:
+        held_out = review(folder)
+        trainer.log(held_out)
+        metrics |= held_out
+    trainer.save_metrics("all", metrics, combined=False)
+    trainer.save_state()
+    training_curves_figure({run.stage: trainer.state.log_history}, folder / "training_curves.png")
+    record = _record(trainer.args, run, metrics)
+    write_card(folder, record, run.folder.final.name)
+    run.folder.finish(record)
+
+
+def _record(
+    training: TrainingArguments, run: TrainingRun, metrics: dict[str, float]
+) -> dict[str, object]:
+    folder = run.folder.path
+    adapter = read_adapter(folder)
+    # The duration is that of all sessions.
+    seconds = time.monotonic() - run.started + seconds_trained(run.checkpoint)
+    return run_record(
+        run.stage,
+        run.recipe,
+        base_model=adapter.base.name,
+        base_revision=adapter.base.revision,
+        base_precision=str(adapter.precision),
+        dataset_fingerprint=run.inputs.get("dataset_name"),
+        inputs=run.inputs,
+        fingerprint=model_fingerprint(folder),
+        adapter_fingerprint=adapter.fingerprint,
+        rows=run.rows,
+        seed=training.seed,
+        processes=training.world_size,
+        duration_seconds=round(seconds, 1),
+        peak_memory_gb=round(peak_memory_gb(), 2),
+        metrics=metrics,
+    )
+
+
+def _how_to_go_on(folder: RunFolder) -> str:
+    """Say what a run that was cut off leaves, and how to go on."""
+    if folder.path == folder.final and (folder.path / RECORD).exists():
+        return f"{folder.final} is complete."
+    checkpoint = last_checkpoint(folder.path)
+    begun = f"goes on from {checkpoint}" if checkpoint else "begins again: no checkpoint is there"
+    old = f" The finished run in {folder.final} is as it was." if folder.replaces else ""
+    return f"The same command {begun}.{old}"
 
 
 class _LogFile(TrainerCallback):

@@ -11,8 +11,8 @@ from rlhf_recipes.arguments import (
     RewardArguments,
     parse_recipe,
     resolved_recipe,
-    run,
 )
+from rlhf_recipes.ending import run_script
 from rlhf_recipes.errors import RecipeError
 
 # TRL 1.16 sets `gradient_checkpointing` itself, whose name transformers 5.23 has deprecated:
@@ -53,14 +53,15 @@ def problems(*types, argv):
 
 
 def same_in_file_and_flags(tmp_path, text, flags):
-    (from_file,) = parse_recipe(Small, argv=["--config", write(tmp_path, text)])
-    (from_flags,) = parse_recipe(Small, argv=flags)
+    (from_file,), _ = parse_recipe(Small, argv=["--config", write(tmp_path, text)])
+    (from_flags,), _ = parse_recipe(Small, argv=flags)
     assert from_file == from_flags
     return from_file
 
 
 def test_nothing_given_means_the_defaults():
-    assert parse_recipe(Small, RecipeArguments, argv=[]) == (Small(), RecipeArguments())
+    arguments, settings = parse_recipe(Small, RecipeArguments, argv=[])
+    assert (arguments, settings) == ((Small(), RecipeArguments()), {})
 
 
 @pytest.mark.parametrize(
@@ -149,14 +150,15 @@ def test_a_wrong_flag_is_one_problem(flags, problem):
 
 def test_the_name_of_a_file_can_stand_for_a_mapping(tmp_path):
     file = write(tmp_path, "{}")
-    (small,) = parse_recipe(Small, argv=["--options", file])
+    (small,), _ = parse_recipe(Small, argv=["--options", file])
     assert small.options == file
 
 
 def test_flags_win_over_the_file(tmp_path):
     file = write(tmp_path, "steps: 2\nrate: 0.25")
-    assert parse_recipe(Small, argv=["--steps", "3", "--config", file]) == (Small(3, 0.25),)
-    assert parse_recipe(Small, argv=["--config", file, "--steps=3"]) == (Small(3, 0.25),)
+    for argv in (["--steps", "3", "--config", file], ["--config", file, "--steps=3"]):
+        arguments, settings = parse_recipe(Small, argv=argv)
+        assert (arguments, settings) == ((Small(3, 0.25),), {"steps": 3, "rate": 0.25})
 
 
 def test_prefixes_of_flags_are_refused():
@@ -281,7 +283,8 @@ def test_a_recipe_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_an_empty_recipe_is_a_recipe(tmp_path):
-    assert parse_recipe(Small, argv=["--config", write(tmp_path, "# nothing\n")]) == (Small(),)
+    file = write(tmp_path, "# nothing\n")
+    assert parse_recipe(Small, argv=["--config", file]) == ((Small(),), {})
 
 
 def test_two_dataclasses_with_one_field_name_are_our_bug():
@@ -321,34 +324,26 @@ def test_a_resolved_recipe_parses_to_equal_instances(tmp_path, config):
     argv = ["--plan", "--overwrite", "--hub_token", "secret"]
     flags = ["--seed", "7", "--max_eval_samples", "3"]
     parsed = parse_recipe(*types, argv=["--config", write(tmp_path, recipe), *flags, *argv])
-    resolved = resolved_recipe(*parsed)
+    resolved = resolved_recipe(parsed.settings)
     assert not {"plan", "overwrite", "hub_token"} & set(resolved)
     assert resolved["lr_scheduler_kwargs"] == {"num_cycles": 0.25}
     again = parse_recipe(
         *types, argv=["--config", write(tmp_path, yaml.safe_dump(resolved)), *argv]
     )
     assert again == parsed
-    assert resolved_recipe(*again) == resolved
 
 
 def test_a_resolved_recipe_does_not_follow_what_trainers_change():
-    (config,) = parse_recipe(
+    (config,), settings = parse_recipe(
         DPOConfig, argv=["--use_cpu", "--lr_scheduler_kwargs", '{"a": 1}', "--loss_type", "ipo"]
     )
     config.lr_scheduler_kwargs["a"] = 2
     config.loss_type.append("sigmoid")
     config.learning_rate = 3.0
-    assert resolved_recipe(config) == {
+    assert resolved_recipe(settings) == {
         "use_cpu": True,
         "lr_scheduler_kwargs": {"a": 1},
         "loss_type": ["ipo"],
-    }
-
-
-def test_a_recipe_of_an_instance_built_in_code_holds_what_differs_from_the_defaults():
-    assert resolved_recipe(Small(steps=2, names=["a"]), RecipeArguments(plan=True)) == {
-        "steps": 2,
-        "names": ["a"],
     }
 
 
@@ -357,7 +352,7 @@ def test_a_script_ends_with_status_2_and_the_text_of_a_recipe_error(capsys):
         raise RecipeError("`x` is 1. It cannot be. Give 2.")
 
     with pytest.raises(SystemExit) as end:
-        run(main)
+        run_script(main)
     assert end.value.code == 2
     assert capsys.readouterr() == ("", "`x` is 1. It cannot be. Give 2.\n")
 
@@ -367,7 +362,7 @@ def test_our_own_bugs_keep_their_traceback():
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug"):
-        run(main)
+        run_script(main)
 
 
 def test_help_ends_with_status_0_and_shows_every_key(capsys):
@@ -383,8 +378,9 @@ def test_help_ends_with_status_0_and_shows_every_key(capsys):
 def test_a_mistake_in_a_script_shows_no_usage_and_no_traceback(tmp_path):
     script = tmp_path / "stage.py"
     script.write_text(
-        "from rlhf_recipes.arguments import RecipeArguments, parse_recipe, run\n"
-        "run(lambda: parse_recipe(RecipeArguments))\n"
+        "from rlhf_recipes.arguments import RecipeArguments, parse_recipe\n"
+        "from rlhf_recipes.ending import run_script\n"
+        "run_script(lambda: parse_recipe(RecipeArguments))\n"
     )
     ended = subprocess.run(
         [sys.executable, str(script), "--dataset", "x"], capture_output=True, text=True

@@ -43,7 +43,6 @@ def trained(stage, case, side):
 
 
 @pytest.mark.parametrize("stage", [reward, dpo, grpo], ids=lambda stage: stage.__name__)
-@pytest.mark.filterwarnings("ignore:You are using 'rollout_func'")
 def test_both_sides_of_a_stage_compute_the_same_and_ours_with_fewer_operations(stage, setting):
     (case,) = stage.cases(setting)
     case |= case.get("equality", {})

@@ -4,8 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
+from functools import partial
 
 import pytest
+
+from rlhf_recipes.ending import run_script
 
 START = """
 import os, pathlib, signal, sys, time
@@ -140,3 +144,33 @@ def test_a_mistake_made_while_a_disk_error_is_handled_keeps_its_traceback(tmp_pa
     done = ended(body, tmp_path)
     assert done.returncode == 1
     assert "AttributeError" in done.stderr.splitlines()[-1]
+
+
+SCRIPT = """
+import atexit
+from rlhf_recipes.ending import run_script
+atexit.register(lambda: print("cleaned up"))
+run_script(lambda: print("done"))
+"""
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "done\ncleaned up\n"), ("1", "done\n")])
+def test_all_processes_of_a_launch_but_the_first_end_without_clean_up(rank, said):
+    environment = {**os.environ, "RANK": rank}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
+def test_a_script_shows_warnings_but_those_that_libraries_give_each_other():
+    shown = [
+        (FutureWarning, "`truncation_mode='keep_end'` is deprecated", True),
+        (FutureWarning, "`gradient_checkpointing` is deprecated", False),
+        (UserWarning, "You are using 'rollout_func'", False),
+    ]
+    for category, text, is_shown in shown:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            run_script(partial(warnings.warn, text, category))
+        assert [str(warning.message) for warning in told] == [text] * is_shown

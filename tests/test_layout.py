@@ -217,7 +217,7 @@ def test_the_scripts_have_one_shape():
         assert main.name == "main"
         first = main.body[1] if ast.get_docstring(main) else main.body[0]
         assert ast.unparse(first.value) == "parse_recipe(*ARGUMENTS)"
-        assert ast.unparse(call) == "if __name__ == '__main__':\n    run(main)"
+        assert ast.unparse(call) == "if __name__ == '__main__':\n    run_script(main)"
 
 
 def test_every_path_and_target_that_a_document_names_exists():

@@ -31,7 +31,7 @@ from rlhf_recipes.roles import Roles
 from rlhf_recipes.rules.values import MEASURED
 from rlhf_recipes.runs.checkpoints import write_manifest
 
-# As `run` does for the scripts: TRL says which of its keys will go.
+# TRL says which of its keys will go.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 TRAINING = ("reward", "dpo", "grpo", "ppo")

@@ -54,7 +54,7 @@ def parse(recipe, file):
     trains = any(issubclass(cls, TrainingArguments) for cls in classes)
     # A recipe for GPUs asks for bf16, which a machine without one refuses unless this is given.
     flags = ["--use_cpu"] if trains else []
-    return parse_recipe(*classes, argv=["--config", str(file), *flags])
+    return parse_recipe(*classes, argv=["--config", str(file), *flags]).arguments
 
 
 def test_every_recipe_is_of_a_stage_and_the_demo_has_them_all():

@@ -54,12 +54,12 @@ def test_it_has_what_the_stream_below_has():
 
 SCRIPT = """
 import sys
-from rlhf_recipes.arguments import run
+from rlhf_recipes.ending import run_script
 from rlhf_recipes.errors import RecipeError
 def main():
     print("a completion: \\x1b[2J")
     raise RecipeError("no such file: \\x1b[31m.json")
-run(main)
+run_script(main)
 """
 
 

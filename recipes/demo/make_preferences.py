@@ -11,7 +11,8 @@ from pathlib import Path
 
 from plain_english import reading_ease
 
-from rlhf_recipes.arguments import parse_recipe, run
+from rlhf_recipes.arguments import parse_recipe
+from rlhf_recipes.ending import run_script
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.generation.sampling import sample
 from rlhf_recipes.models.loading import open_base, open_tokenizer
@@ -81,7 +82,7 @@ def preference_rows(prompt: str, answers: Sequence[str], min_gap: float) -> list
 
 def main() -> None:
     """Sample, pair and write both splits."""
-    (arguments,) = parse_recipe(MakePreferencesArguments)
+    (arguments,), _ = parse_recipe(MakePreferencesArguments)
     prompts = PROMPTS.read_text(encoding="utf-8").splitlines()
     random.Random(arguments.seed).shuffle(prompts)
     prompts = prompts[: arguments.limit]
@@ -113,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -1,7 +1,6 @@
 """Sample GRPO's completions with this project's sampler, through its trainer's `rollout_func`."""
 
 import logging
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -47,8 +46,6 @@ def rollout_func_for(args: GRPOConfig) -> Callable[..., dict[str, Any]] | None:
     if shards_weights(args):
         log.warning("TRL's own sampler is used: the weights are sharded over processes.")
         return None
-    # TRL warns that `rollout_func` may change. TRL is pinned, and the tests use it.
-    warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
     return sampled_completions
 
 

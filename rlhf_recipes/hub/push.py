@@ -22,7 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented
 from safetensors import SafetensorError, safe_open
 
-from rlhf_recipes.arguments import run
+from rlhf_recipes.ending import run_script
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.hub.model_card import card_text, public_base
 from rlhf_recipes.records import read_json, workspace, write_text
@@ -301,4 +301,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -25,6 +25,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from trl import ModelConfig, get_quantization_config
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models.dropout import turn_off_dropout
 from rlhf_recipes.models.embedded import embedded_base
 from rlhf_recipes.models.vocabulary import check_vocabulary, set_padding
 from rlhf_recipes.sharding import unsharded
@@ -195,13 +196,18 @@ def classifier_config(name: str, revision: str | None = None) -> PretrainedConfi
     return config
 
 
-def open_classifier(model: ModelConfig, seed: int) -> PreTrainedModel:
-    """Open a recipe's base as a classifier, its scalar head initialized with `seed`."""
+def open_classifier(model: ModelConfig, seed: int, *, dropout: bool = True) -> PreTrainedModel:
+    """Open the base that a recipe names with a scalar head in place of its own.
+
+    Args:
+        seed: Seed of the head's initial weights.
+        dropout: False sets every dropout probability of the base to 0.
+    """
     name = str(model.model_name_or_path)
     kwargs = init_kwargs(model)
     set_seed(seed)
     try:
-        return AutoModelForSequenceClassification.from_pretrained(  # type: ignore[no-any-return]
+        classifier: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             base_path(name),
             config=classifier_config(name, kwargs["revision"]),
             quantization_config=get_quantization_config(model),
@@ -209,14 +215,24 @@ def open_classifier(model: ModelConfig, seed: int) -> PreTrainedModel:
         )
     except (OSError, ValueError) as error:
         raise RecipeError(_cannot_open("model", name, error)) from error
+    if not dropout:
+        turn_off_dropout(classifier)
+    return classifier
 
 
-def open_language_model(model: ModelConfig) -> PreTrainedModel:
-    """Open the base that a recipe trains; under ZeRO-3 its weights are sharded over processes."""
+def open_language_model(model: ModelConfig, *, dropout: bool = True) -> PreTrainedModel:
+    """Open the base that a recipe trains; under ZeRO-3 its weights are sharded over the processes.
+
+    Args:
+        dropout: False sets every dropout probability of the base to 0.
+    """
     quantization = get_quantization_config(model)
-    return _open_language_model(
+    base = _open_language_model(
         str(model.model_name_or_path), quantization_config=quantization, **init_kwargs(model)
     )
+    if not dropout:
+        turn_off_dropout(base)
+    return base
 
 
 def open_base(name: str, **kwargs: Any) -> PreTrainedModel:

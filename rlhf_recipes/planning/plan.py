@@ -4,6 +4,8 @@ Counts of rows, steps and parameters are exact; memory is estimated by the formu
 """
 
 import math
+import os
+import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from rlhf_recipes.preferences.truncation import (
     check_context,
     plain_text_notes,
     prompt_rows,
+    rows_text,
     special_token_notes,
 )
 from rlhf_recipes.runs.locks import check_free
@@ -66,6 +69,12 @@ class Plan:
 
     def __str__(self) -> str:
         return format_plan(self)
+
+    def announce(self) -> None:
+        """Print, on the first process, how many rows are used, cut and left out."""
+        if os.getenv("RANK", "0") == "0":
+            sys.stdout.write(f"{rows_text(self.rows, self.notes)}\n")
+            sys.stdout.flush()
 
 
 def training_plan(inputs: Inputs) -> Plan:

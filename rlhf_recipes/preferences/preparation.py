@@ -284,7 +284,7 @@ def _stage(prepared: Prepared, arguments: DataArguments, folders: Mapping[str, l
             hashes[f"{folder}/{split}.jsonl"] = sha256.hexdigest()
         records[folder] = run_record(
             "data",
-            resolved_recipe(arguments),
+            resolved_recipe(vars(arguments)),
             dataset_fingerprint=fingerprint.hexdigest(),
             seed=arguments.seed,
             sizes={split: len(pairs) for split, pairs in written.items()},

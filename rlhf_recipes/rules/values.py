@@ -5,7 +5,7 @@ words, together with every other problem of the recipe.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from math import isfinite
 from types import SimpleNamespace
@@ -46,26 +46,30 @@ MEASURED = {
 """Metrics of each stage's evaluations, that a best checkpoint can be told by."""
 
 
-def value_problems(instances: Sequence[Any]) -> Iterator[str]:
-    """The sentences of the rules that a training recipe breaks."""
-    return _broken(RULES, instances)
+def value_problems(instances: Sequence[Any], keys: Collection[str]) -> Iterator[str]:
+    """Yield the sentence of each rule that a training recipe breaks.
+
+    Args:
+        keys: The keys that the recipe itself sets.
+    """
+    return _broken(RULES, instances, keys)
 
 
 def package_problems(instances: Sequence[Any]) -> Iterator[str]:
-    """The sentences of the rules on packages that a training recipe breaks on this machine."""
-    return _broken(PACKAGES, instances)
+    """Yield the sentence of each rule on packages that a recipe breaks on this machine."""
+    return _broken(PACKAGES, instances, ())
 
 
-def _broken(rules: Sequence[Rule], instances: Sequence[Any]) -> Iterator[str]:
+def _broken(
+    rules: Sequence[Rule], instances: Sequence[Any], keys: Collection[str]
+) -> Iterator[str]:
     stage = next((STAGES[n] for i in instances if (n := type(i).__name__) in STAGES), None)
     values: dict[str, Any] = {}
-    keys: set[str] = set()
     for instance in instances:
         values |= {f.name: getattr(instance, f.name) for f in dataclasses.fields(instance)}
-        keys |= vars(instance).get("_given", {}).keys()
     if stage is None or not values.keys() >= {"prefix_sharing", "use_peft"}:
         return  # an evaluation, data, or a part of a recipe
-    values["keys"] = keys
+    values["keys"] = set(keys)
     for rule in rules:
         if stage in rule.stages and rule.wrong(SimpleNamespace(**values)):
             yield rule.sentence.format(stage=stage, **values)
@@ -275,6 +279,13 @@ LIBRARIES = (
         lambda v: v.neftune_noise_alpha is not None,
         "`neftune_noise_alpha` is {neftune_noise_alpha}, and PPO's roles share the embeddings "
         "that it would add noise to. Leave it out.",
+    ),
+    Rule(
+        TRL,
+        lambda v: v.neftune_noise_alpha is not None and v.prefix_sharing,
+        "`neftune_noise_alpha` is {neftune_noise_alpha}, which adds different noise to each row, "
+        "and `prefix_sharing` computes what rows have in common once. Leave it out, or set "
+        "`prefix_sharing: false`.",
     ),
     Rule(
         ALL,

@@ -29,11 +29,17 @@ log = logging.getLogger(__name__)
 class WholeCheckpoints(TrainerCallback):
     """Complete each checkpoint with its manifest, and only then delete older ones.
 
-    The Trainer deletes them before its callbacks see the new one, so `save_total_limit` is taken
-    out of its hands.
+    The Trainer would delete them before its callbacks see the new one. This callback takes
+    `save_total_limit` over from it when training begins.
     """
 
-    def __init__(self, args: TrainingArguments) -> None:
+    def __init__(self) -> None:
+        self.limit: int | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Take `save_total_limit` over from the Trainer."""
         self.limit, args.save_total_limit = args.save_total_limit, None
 
     def on_save(

@@ -116,6 +116,6 @@ def test_runs_without_checkpoints_have_none_to_evaluate(tmp_path):
 
 def test_a_recipe_says_how_a_chat_judge_is_asked():
     flags = '--judge_parameters {"temperature":0.5,"max_tokens":80} --judges gpt=hub:some/model'
-    (parsed,) = parse_recipe(EvaluationArguments, argv=flags.split())
+    (parsed,), _ = parse_recipe(EvaluationArguments, argv=flags.split())
     assert parsed.judge_parameters == {"temperature": 0.5, "max_tokens": 80}
     assert parsed.judges == ["gpt=hub:some/model"]

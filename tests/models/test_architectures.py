@@ -37,10 +37,10 @@ from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.planning.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
+from rlhf_recipes.prefix_sharing.forward import share_prefixes
 from rlhf_recipes.prompts import prompt_ids
 from rlhf_recipes.rewards import RewardModel, scored_ids
 from rlhf_recipes.roles import Roles
-from rlhf_recipes.training import prepare_models
 from tests.tiny_architectures import ARCHITECTURES, NO_CACHE, STAGES, Tiny, as_markdown
 
 # PEFT warns that GPT-2's Conv1D stores its weight transposed.
@@ -108,11 +108,11 @@ def reward_of(folder_of, tmp_path_factory):
         out = str(tmp_path_factory.mktemp("reward"))
         recipe = inputs("reward", folder_of(tiny), out)
         trainer = RewardTrainer(
-            model=open_classifier(recipe.model, recipe.training.seed),
-            args=recipe.training,
-            train_dataset=recipe.dataset["train"],
-            processing_class=recipe.tokenizer,
-            peft_config=lora_config(recipe.model),
+            model=open_classifier(given.model, given.training.seed, dropout=False),
+            args=given.training,
+            train_dataset=given.dataset["train"],
+            processing_class=given.tokenizer,
+            peft_config=lora_config(given.model),
         )
         one_step(trainer)
         with torch.no_grad():
@@ -178,8 +178,9 @@ def inputs(stage, folder, out, reward_model=None, **settings):
 
 
 def one_step(trainer) -> dict[str, float]:
-    """Train one step and return what the trainer logs."""
-    prepare_models(trainer, prefix_sharing=True)
+    """What the trainer logs of its first step."""
+    if not isinstance(trainer, PPOTrainer):
+        share_prefixes(trainer.model)
     trainer.train()
     return trainer.state.log_history[0]
 
@@ -213,7 +214,7 @@ def assert_scores_are_the_classifiers(folder, reward_model, tokenizer):
 
 def grpo_begins_at_its_reference(recipe):
     trainer = GRPOTrainer(
-        model=open_language_model(recipe.model),
+        model=open_language_model(given.model, dropout=False),
         reward_funcs=length,
         args=recipe.training,
         train_dataset=recipe.dataset["train"].select_columns("prompt"),
@@ -227,11 +228,11 @@ def grpo_begins_at_its_reference(recipe):
 
 def dpo_begins_at_ln_2(recipe):
     trainer = DPOTrainer(
-        model=open_language_model(recipe.model),
-        args=recipe.training,
-        train_dataset=recipe.dataset["train"],
-        processing_class=recipe.tokenizer,
-        peft_config=lora_config(recipe.model),
+        model=open_language_model(given.model, dropout=False),
+        args=given.training,
+        train_dataset=given.dataset["train"],
+        processing_class=given.tokenizer,
+        peft_config=lora_config(given.model),
     )
     logged = one_step(trainer)
     # TRL adds the router loss of a mixture of experts, as it documents.

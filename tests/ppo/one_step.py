@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf_recipes.machine import end_process
+from rlhf_recipes.ending import end_process
 from rlhf_recipes.ppo.episodes import Episodes
 from rlhf_recipes.ppo.rollout import Rollout
 from rlhf_recipes.ppo.trainer import PPOTrainer

@@ -71,7 +71,7 @@ REFUSED = [
     ("--num_generations_eval 2", ("grpo",), "`num_generations_eval` is 2"),
     ("--max_tool_calling_iterations 1", ("grpo",), "`max_tool_calling_iterations` is 1"),
     ("--use_bnb_nested_quant true", STAGES, "`load_in_4bit` is false"),
-    ("--neftune_noise_alpha 5", ("ppo",), "`neftune_noise_alpha` is 5.0"),
+    ("--neftune_noise_alpha 5", STAGES, "`neftune_noise_alpha` is 5.0"),
     ("--use_liger_kernel true", STAGES, "`use_liger_kernel` is true"),
     ("--debug underflow_overflow", ("ppo",), "`debug` is"),
     ('--accelerator_config {"dispatch_batches":true}', ("grpo", "ppo"), "has dispatch_batches"),
@@ -129,7 +129,7 @@ def parse(root, stage, flags):
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     argv = ["--config", str(root / f"recipes/tiny/{stage}.yaml"), *flags.split()]
-    return parse_recipe(*script.ARGUMENTS, argv=argv)
+    return parse_recipe(*script.ARGUMENTS, argv=argv).arguments
 
 
 @pytest.mark.parametrize(("flags", "stages", "said"), REFUSED, ids=[case[0] for case in REFUSED])

@@ -7,6 +7,7 @@ import pytest
 from transformers import TrainerCallback
 
 from rlhf_recipes.runs.checkpoints import MANIFEST, WholeCheckpoints, last_checkpoint
+from rlhf_recipes.training import train_and_save
 from tests.ppo.conftest import make_trainer, random_reward_model
 from tests.test_training import small_run
 
@@ -32,7 +33,7 @@ class KilledBefore(TrainerCallback):
 def dpo_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dpo")
     _, trainer = small_run(folder, max_steps=2)
-    trainer.add_callback(WholeCheckpoints(trainer.args))
+    trainer.add_callback(WholeCheckpoints())
     trainer.train()
     return folder
 
@@ -43,7 +44,7 @@ def ppo_folder(tmp_path_factory):
     reward_folder = random_reward_model(tmp_path_factory.mktemp("reward"))
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
     trainer = make_trainer(folder, reward_folder, **settings)
-    trainer.add_callback(WholeCheckpoints(trainer.args))
+    trainer.add_callback(WholeCheckpoints())
     trainer.train()
     return folder
 
@@ -107,7 +108,7 @@ def test_with_no_whole_checkpoint_training_starts_over_and_says_so(tmp_path, dpo
 
 def test_a_checkpoint_of_weights_alone_is_none_to_go_on_from(tmp_path, caplog):
     _, trainer = small_run(tmp_path, max_steps=1, save_only_model="true")
-    trainer.add_callback(WholeCheckpoints(trainer.args))
+    trainer.add_callback(WholeCheckpoints())
     trainer.train()
     assert last_checkpoint(tmp_path) is None
     assert "holds no optimizer state (`save_only_model`)" in caplog.text
@@ -121,7 +122,7 @@ def test_an_old_checkpoint_stays_until_the_next_one_is_whole(tmp_path):
             seen.append(sorted(path.name for path in tmp_path.glob("checkpoint-*")))
 
     _, trainer = small_run(tmp_path, max_steps=3, save_total_limit=1)
-    whole = WholeCheckpoints(trainer.args)
+    whole = WholeCheckpoints()
     for callback in (Watch(), whole, Watch()):
         trainer.add_callback(callback)
     trainer.train()
@@ -134,14 +135,14 @@ def test_an_old_checkpoint_stays_until_the_next_one_is_whole(tmp_path):
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     run, straight = small_run(tmp_path / "straight")
-    run.train_and_save(straight)
+    train_and_save(straight, run)
     run, killed = small_run(tmp_path / "killed")
     killed.add_callback(KilledBefore(4))
     with pytest.raises(KeyboardInterrupt):
-        run.train_and_save(killed)
+        train_and_save(killed, run)
     (tmp_path / "killed" / "checkpoint-3" / "optimizer.pt").unlink()
     run, resumed = small_run(tmp_path / "killed")
     assert run.checkpoint == str(tmp_path / "killed" / "checkpoint-2")
-    run.train_and_save(resumed)
+    train_and_save(resumed, run)
     adapters = [tmp_path / name / "adapter_model.safetensors" for name in ("straight", "killed")]
     assert adapters[0].read_bytes() == adapters[1].read_bytes()

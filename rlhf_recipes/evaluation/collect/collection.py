@@ -249,7 +249,7 @@ class _Collector:
         facts = collection_facts(
             arguments, self.settings, self.adapters, self.models, judges, self.prompts
         )
-        record = run_record("evaluate", resolved_recipe(arguments))
+        record = run_record("evaluate", resolved_recipe(vars(arguments)))
         facts |= {"duration_seconds": round(self.seconds, 1), "run": record}
         write_json(self.folder / "collection.json", facts)
 

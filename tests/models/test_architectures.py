@@ -108,11 +108,11 @@ def reward_of(folder_of, tmp_path_factory):
         out = str(tmp_path_factory.mktemp("reward"))
         recipe = inputs("reward", folder_of(tiny), out)
         trainer = RewardTrainer(
-            model=open_classifier(given.model, given.training.seed, dropout=False),
-            args=given.training,
-            train_dataset=given.dataset["train"],
-            processing_class=given.tokenizer,
-            peft_config=lora_config(given.model),
+            model=open_classifier(recipe.model, recipe.training.seed, dropout=False),
+            args=recipe.training,
+            train_dataset=recipe.dataset["train"],
+            processing_class=recipe.tokenizer,
+            peft_config=lora_config(recipe.model),
         )
         one_step(trainer)
         with torch.no_grad():
@@ -178,7 +178,7 @@ def inputs(stage, folder, out, reward_model=None, **settings):
 
 
 def one_step(trainer) -> dict[str, float]:
-    """What the trainer logs of its first step."""
+    """Train one step and return what the trainer logs."""
     if not isinstance(trainer, PPOTrainer):
         share_prefixes(trainer.model)
     trainer.train()
@@ -214,7 +214,7 @@ def assert_scores_are_the_classifiers(folder, reward_model, tokenizer):
 
 def grpo_begins_at_its_reference(recipe):
     trainer = GRPOTrainer(
-        model=open_language_model(given.model, dropout=False),
+        model=open_language_model(recipe.model, dropout=False),
         reward_funcs=length,
         args=recipe.training,
         train_dataset=recipe.dataset["train"].select_columns("prompt"),
@@ -228,11 +228,11 @@ def grpo_begins_at_its_reference(recipe):
 
 def dpo_begins_at_ln_2(recipe):
     trainer = DPOTrainer(
-        model=open_language_model(given.model, dropout=False),
-        args=given.training,
-        train_dataset=given.dataset["train"],
-        processing_class=given.tokenizer,
-        peft_config=lora_config(given.model),
+        model=open_language_model(recipe.model, dropout=False),
+        args=recipe.training,
+        train_dataset=recipe.dataset["train"],
+        processing_class=recipe.tokenizer,
+        peft_config=lora_config(recipe.model),
     )
     logged = one_step(trainer)
     # TRL adds the router loss of a mixture of experts, as it documents.

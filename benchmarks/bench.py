@@ -1,7 +1,7 @@
 """Time stages against their peers on the same work: `python -m benchmarks.bench dpo`.
 
-The two sides run in turn, each in a process of its own with all cores. A stage prints its table and
-writes `results/<stage>.json` with a figure of the same name.
+The two sides run alternately, each run in a process of its own with all cores. A stage prints its
+table and writes `results/<stage>.json` with a figure of the same name.
 """
 
 import argparse
@@ -35,15 +35,17 @@ OTHERS = {"growth": growth.record, "startup": startup.record}
 
 
 def main() -> None:
-    """Run the benchmarks asked for and write what was found."""
+    """Run the benchmarks that the command line names, and write their records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="+", choices=[*COMPARED, *OTHERS])
     parser.add_argument("--dataset_name", default="recipes/demo/preferences")
     parser.add_argument("--base", default="demo", help="Base model, embedded or a Hub id.")
     parser.add_argument("--max_length", type=int, default=256, help="Longer pairs are left out.")
-    parser.add_argument("--peer_python", default=".venv-trl112/bin/python", help="PPO's peer's.")
-    parser.add_argument("--runs", type=int, default=3, help="Of each side, in turn.")
-    parser.add_argument("--case", default="", help="Only the cases whose name has this in it.")
+    parser.add_argument(
+        "--peer_python", default=".venv-trl112/bin/python", help="Python of PPO's peer."
+    )
+    parser.add_argument("--runs", type=int, default=3, help="Runs per side.")
+    parser.add_argument("--case", default="", help="Run only the cases whose name contains this.")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
     use_all_cores()
@@ -51,30 +53,30 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             setting = Setting(Path(folder), options.dataset_name, options.base, options.max_length)
             if stage in OTHERS:
-                found = OTHERS[stage](setting)
+                record = OTHERS[stage](setting)
             else:
-                found = compare_all(stage, setting, options)
-        found = {"stage": stage, **found, **machine()}
-        write_json(options.output_dir / f"{stage}.json", found)
-        figures.draw(found, options.output_dir / f"{stage}.png")
+                record = compare_all(stage, setting, options)
+        record = {"stage": stage, **record, **machine()}
+        write_json(options.output_dir / f"{stage}.json", record)
+        figures.draw(record, options.output_dir / f"{stage}.png")
 
 
 def compare_all(stage: str, setting: Setting, options: argparse.Namespace) -> dict[str, Any]:
-    """Every case of a stage, as `benchmarks/results/<stage>.json` has it."""
+    """Compare both sides on every case of a stage; for `benchmarks/results/<stage>.json`."""
     module = importlib.import_module(f"benchmarks.{stage}")
     peak = peak_flops()
-    found = []
+    comparisons = []
     for case in module.cases(setting):
         if options.case in case["name"]:
-            found.append(compare(module, case, options, peak))
-            print(table(stage, found[-1]), flush=True)
-    return {"dataset": setting.dataset_name, "base": setting.base, "cases": found}
+            comparisons.append(compare(module, case, options, peak))
+            print(table(stage, comparisons[-1]), flush=True)
+    return {"dataset": setting.dataset_name, "base": setting.base, "cases": comparisons}
 
 
 def compare(
     stage: ModuleType, case: Case, options: argparse.Namespace, peak: float
 ) -> dict[str, Any]:
-    """Both sides of a case in turn; medians, and the ratios of neighbours."""
+    """Run both sides of a case alternately; return medians, and ratios of adjacent runs."""
     sides: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
     for number in range(options.runs):
         for side, runs in sides.items():
@@ -100,18 +102,17 @@ def compare(
 
 
 def ratios(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """How many times as fast ours is: of each of its runs, with the peer's that came next."""
-    found = [peer / mine for mine, peer in zip(ours, theirs, strict=True)]
-    return {"median": statistics.median(found), "min": min(found), "max": max(found)}
+    """Divide the seconds of each peer run by those of our run before it."""
+    speedups = [peer / mine for mine, peer in zip(ours, theirs, strict=True)]
+    return {"median": statistics.median(speedups), "min": min(speedups), "max": max(speedups)}
 
 
 def difference(
     stage: ModuleType, case: Case, sides: dict[str, list[dict[str, Any]]], peer_python: str
 ) -> float:
-    """The largest difference between what the sides computed.
+    """Return the largest absolute difference between the values that the sides computed.
 
-    In their first runs, or in runs of their own where the case says with `equality` how those
-    differ.
+    They are those of the first runs, or of extra runs if the case has changes under `equality`.
     """
     mine, peer = (
         run(stage, {**case, **case["equality"], "side": side}, peer_python)
@@ -135,7 +136,7 @@ def _summary(runs: list[dict[str, Any]], units: int) -> dict[str, Any]:
 
 
 def run(stage: ModuleType, case: Case, peer_python: str) -> dict[str, Any]:
-    """What one side of a case reports."""
+    """Run one side of a case in a process of its own, and return its report."""
     python, module = sys.executable, stage.__name__
     if case["side"] == "theirs" and stage.__name__ == "benchmarks.ppo":
         python, module = peer_python, "benchmarks.ppo_trl112"
@@ -157,7 +158,7 @@ def run(stage: ModuleType, case: Case, peer_python: str) -> dict[str, Any]:
 
 
 def peak_flops(size: int = 2048, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of a float32 matrix multiplication on all cores."""
+    """Measure the floating-point operations per second of a float32 matrix multiplication."""
     a, b = torch.randn(2, size, size)
     a @ b
     started, count = time.perf_counter(), 0
@@ -168,7 +169,7 @@ def peak_flops(size: int = 2048, seconds: float = 2.0) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured with."""
+    """Describe what the figures were measured with: versions and machine."""
     return {
         "versions": {name: version(name) for name in LIBRARIES},
         "python": platform.python_version(),
@@ -187,7 +188,7 @@ def _processor() -> str:
 
 
 def table(stage: str, case: dict[str, Any]) -> str:
-    """What was found of a case, as it is printed."""
+    """Format the comparison of a case for the terminal."""
     ours, theirs, speedup = case["ours"], case["theirs"], case["speedup"]
     time_ratio = f"{speedup['median']:.2f}x [{speedup['min']:.2f}, {speedup['max']:.2f}]"
     seconds = f"seconds per {case['unit']}"

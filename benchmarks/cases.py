@@ -1,4 +1,4 @@
-"""What the cases of all stages share: data, adapters, training arguments."""
+"""Data, adapters and training arguments that the cases of all stages share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,15 +30,15 @@ TRAINING: dict[str, Any] = {
     "disable_tqdm": True,
     "seed": 42,
 }
-"""The same on both sides. Without checkpointing, which TRL has on, the peer is faster."""
+"""Arguments of both sides. TRL turns activation checkpointing on; off, the peer is faster."""
 
 MAX_PROMPT_LENGTH = 192
 COMPLETION_LENGTH = 64
-PAIRS = 8  # in a batch
+PAIRS = 8  # per batch
 
 
 def settle(case: Case) -> None:
-    """All cores for either side; ours sets up the process further, as its recipes do."""
+    """Use all cores; for our side also set up the process as the recipes do."""
     use_all_cores()
     if case["side"] == "ours":
         keep_freed_memory()
@@ -46,7 +46,12 @@ def settle(case: Case) -> None:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a benchmark is run on: `folder` is for its files, `max_length` is in tokens."""
+    """Model, data and working folder of a benchmark.
+
+    Attributes:
+        folder: Where it writes its files.
+        max_length: Longest pair in tokens; longer ones are left out.
+    """
 
     folder: Path
     dataset_name: str
@@ -54,7 +59,7 @@ class Setting:
     max_length: int = 256
 
     def case(self, name: str, **facts: Any) -> Case:
-        """A case with what every script reads."""
+        """Make a case with the entries that every script reads."""
         return {
             "name": name,
             "folder": str(self.folder),
@@ -65,7 +70,7 @@ class Setting:
         }
 
     def pairs(self, count: int) -> list[Pair]:
-        """The first training pairs, none longer than `max_length`, so that nothing is cut."""
+        """Return the first training pairs of at most `max_length` tokens, so nothing is cut."""
         arguments = DataArguments(
             dataset_name=self.dataset_name,
             model_name_or_path=self.base,
@@ -80,22 +85,22 @@ class Setting:
         return pairs
 
     def prompts(self, count: int) -> list[Any]:
-        """The first training prompts, each once, of at most MAX_PROMPT_LENGTH tokens."""
+        """Return the first distinct training prompts of at most MAX_PROMPT_LENGTH tokens."""
         tokenizer = open_tokenizer(self.base)
-        kept: list[Any] = []
+        prompts: list[Any] = []
         for pair in prepare(DataArguments(dataset_name=self.dataset_name)).pairs["train"]:
             prompt = pair.prompt
-            if prompt not in kept and len(prompt_ids(tokenizer, prompt)) <= MAX_PROMPT_LENGTH:
-                kept.append(prompt)
-            if len(kept) == count:
-                return kept
+            if prompt not in prompts and len(prompt_ids(tokenizer, prompt)) <= MAX_PROMPT_LENGTH:
+                prompts.append(prompt)
+            if len(prompts) == count:
+                return prompts
         raise RecipeError(
-            f"`{self.dataset_name}` has {len(kept)} prompts of at most {MAX_PROMPT_LENGTH} tokens, "
-            f"and this benchmark needs {count}. Give another dataset."
+            f"`{self.dataset_name}` has {len(prompts)} prompts of at most "
+            f"{MAX_PROMPT_LENGTH} tokens, and this benchmark needs {count}. Give another dataset."
         )
 
     def adapter(self, role: str, *, head: bool = False) -> str:
-        """The folder of an adapter with random weights and the tokenizer."""
+        """Write an adapter with random weights and the tokenizer, and return its folder."""
         folder = self.folder / f"{role}_adapter"
         roles = Roles(open_base(self.base))
         roles.attach(role, LoraConfig(**LORA), trainable=True)
@@ -113,7 +118,7 @@ class Setting:
 
 
 def pair_case(setting: Setting, steps: int) -> Case:
-    """Training on pairs: two steps to warm up, then `steps` that are timed."""
+    """Make a case of training on pairs: two steps of warm-up, then `steps` that are timed."""
     rows = [
         {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
         for pair in setting.pairs(PAIRS * (steps + 2))

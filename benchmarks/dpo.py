@@ -21,12 +21,12 @@ EQUAL = "losses and gradient norms"
 
 
 def cases(setting: Setting) -> list[Case]:
-    """One case. At 7 s a pair the peer's run takes 4 steps of 56 s, all six about 15 minutes."""
+    """Return one case. At 7 s per pair a run of the peer takes 4 min, all six runs about 15 min."""
     return [pair_case(setting, steps=2)]
 
 
 def build(case: Case) -> DPOTrainer:
-    """The trainer of a side."""
+    """Make the trainer of the case's side."""
     set_seed(case["training"]["seed"])
     trainer = DPOTrainer(
         model=case["base"],

@@ -1,6 +1,7 @@
 """Evaluation of a policy, ours or the naive way: `python -m benchmarks.evaluate CASE.json`.
 
-A response is sampled, scored by the reward model, and its exact KL to the reference summed.
+Sample a completion per prompt, score it by the reward model, and sum its exact KL to the reference
+model.
 """
 
 import sys
@@ -29,7 +30,7 @@ SEED = 42
 
 
 def cases(setting: Setting) -> list[Case]:
-    """One case. At 4 s a response the naive run takes 2 minutes, all six less than 10."""
+    """Return one case. At 4 s per completion the naive run takes 2 min, all six less than 10."""
     prompts = setting.prompts(32)
     answers = [pair.chosen for pair in setting.pairs(8)]
     tokenizer = open_tokenizer(setting.base)
@@ -51,7 +52,10 @@ Divergences = Callable[[], list[float]]
 
 
 def ours(case: Case) -> tuple[Evaluate, Divergences]:
-    """Evaluate prompts, and the KL of the case's responses: one base, batches."""
+    """Return our functions: evaluate prompts, and the KL of the case's completions.
+
+    One base serves all roles, and prompts are processed in batches.
+    """
     roles = Roles(open_base(case["base"]))
     for role in ("policy", "reward"):
         roles.attach_saved(role, case[role], trainable=False)
@@ -68,20 +72,20 @@ def ours(case: Case) -> tuple[Evaluate, Divergences]:
     )
 
     def evaluate(prompts: list[Prompt]) -> list[dict[str, Any]]:
-        found = sampler.sample("policy", prompts, count=1, seed=SEED)
-        scores = reward_model(prompts, [record["response"] for record in found])
-        return [record | {"reward": s} for record, s in zip(found, scores, strict=True)]
+        records = sampler.sample("policy", prompts, count=1, seed=SEED)
+        scores = reward_model(prompts, [record["response"] for record in records])
+        return [record | {"reward": s} for record, s in zip(records, scores, strict=True)]
 
     def divergences() -> list[float]:
-        given = [Completion(ids, "", finished=False) for ids in case["responses"]]
-        samples = list(zip(case["prompts"], given, strict=False))
-        return [found["kl"] for found in sampler.divergences("policy", samples)]
+        completions = [Completion(ids, "", finished=False) for ids in case["responses"]]
+        samples = list(zip(case["prompts"], completions, strict=False))
+        return [record["kl"] for record in sampler.divergences("policy", samples)]
 
     return evaluate, divergences
 
 
 def theirs(case: Case) -> tuple[Evaluate, Divergences]:
-    """The same with a prompt at a time, and policy, reference and reward model in memory."""
+    """Return the same functions with one prompt at a time and three models in memory."""
     tokenizer = open_tokenizer(case["base"])
     causal, classifier = AutoModelForCausalLM, AutoModelForSequenceClassification
     base, reference = (causal.from_pretrained(case["base"], dtype="float32") for _ in range(2))
@@ -120,19 +124,22 @@ def theirs(case: Case) -> tuple[Evaluate, Divergences]:
     def divergences() -> list[float]:
         prompts = [prompt_ids(tokenizer, prompt) for prompt in case["prompts"]]
         pairs = zip(prompts, case["responses"], strict=False)
-        return [divergence(torch.tensor([ids + given]), len(ids)) for ids, given in pairs]
+        return [
+            divergence(torch.tensor([prompt + completion]), len(prompt))
+            for prompt, completion in pairs
+        ]
 
     return evaluate, divergences
 
 
 def main() -> None:
-    """Evaluate the case's prompts, after one to warm up."""
+    """Evaluate the case's prompts, after one of them to warm up."""
     case = read_case(sys.argv[1])
     settle(case)
     evaluate, divergences = (ours if case["side"] == "ours" else theirs)(case)
     evaluate(case["prompts"][:1])
-    found = measured(lambda: evaluate(case["prompts"]), case["count_flops"])
-    report(**found, values=divergences())
+    measurement = measured(lambda: evaluate(case["prompts"]), case["count_flops"])
+    report(**measurement, values=divergences())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The figures of the benchmarks, in the project's style."""
+"""Draw the figures of the benchmarks, in the project's style."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ LABELS = {"ours": "this project", "theirs": "stock"}
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """The figure of a benchmark's record, of the kind that its stage has."""
+    """Draw the figure that belongs to the stage of a benchmark's record."""
     if record["stage"] == "growth":
         growth_figure(record, path)
     elif record["stage"] == "startup":
@@ -27,7 +27,7 @@ def _caption(record: dict[str, Any], text: str) -> str:
 
 
 def compared_figure(record: dict[str, Any], path: Path) -> None:
-    """Time and peak memory of both sides, a row a side and case; every run is a dot."""
+    """Draw time and peak memory, one row per case and side; dots are runs."""
     cases = record["cases"]
     peer, unit = cases[0]["peer"], cases[0]["unit"]
     text = _caption(record, "Bars: medians; dots: runs, in turn. float32.")
@@ -35,13 +35,15 @@ def compared_figure(record: dict[str, Any], path: Path) -> None:
         left, right = canvas.subplots(1, 2, sharey=True)
         for position, case in enumerate(cases):
             for side, tint, offset in (("ours", OURS, -0.2), ("theirs", THEIRS, 0.2)):
-                y, found = position + offset, case[side]
-                seconds = found["seconds_by_run"]
-                left.barh(y, found["seconds"], 0.36, color=tint)
+                y, result = position + offset, case[side]
+                seconds = result["seconds_by_run"]
+                left.barh(y, result["seconds"], 0.36, color=tint)
                 left.plot(seconds, [y] * len(seconds), "o", color="#16191d", markersize=3.5)
-                right.barh(y, found["peak_gb"], 0.36, color=tint)
-                _label(left, found["seconds"], max(seconds), y, f"{found['seconds']:.3g} s")
-                _label(right, found["peak_gb"], found["peak_gb"], y, f"{found['peak_gb']:.2f} GB")
+                right.barh(y, result["peak_gb"], 0.36, color=tint)
+                _label(left, result["seconds"], max(seconds), y, f"{result['seconds']:.3g} s")
+                _label(
+                    right, result["peak_gb"], result["peak_gb"], y, f"{result['peak_gb']:.2f} GB"
+                )
         speedups = [f"{case['name']}\n{case['speedup']['median']:.2f}x the speed" for case in cases]
         left.set_yticks(range(len(cases)), speedups)
         left.set_ylim(len(cases) - 0.5, -0.5)
@@ -62,7 +64,7 @@ def _label(axes: Axes, value: float, end: float, y: float, text: str) -> None:
 
 
 def growth_figure(record: dict[str, Any], path: Path) -> None:
-    """Seconds per unit over a size, one panel a curve; dots are runs, lines go through medians."""
+    """Draw seconds per unit over a size, one panel per curve; lines join medians, dots are runs."""
     curves = record["curves"]
     text = _caption(
         record, "Forward and backward pass of given tokens. Lines: medians; dots: runs. float32."
@@ -87,7 +89,7 @@ def growth_figure(record: dict[str, Any], path: Path) -> None:
 
 
 def startup_figure(record: dict[str, Any], path: Path) -> None:
-    """Seconds until a command answers; every run is a dot."""
+    """Draw the seconds until a command answers; dots are runs."""
     cases = record["cases"]
     text = _caption(record, "Bars: medians; dots: runs.")
     with figure(path, 6.5, 1.3 + 0.36 * len(cases), text) as canvas:

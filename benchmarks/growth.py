@@ -1,4 +1,4 @@
-"""How the cost of a pair grows with its prompt, and that of a completion with its group.
+"""Measure how cost grows: per pair with the prompt length, per completion with the group size.
 
 A forward and backward pass of TRL's own trainers over random tokens of exact lengths, stock and
 with shared prefixes in turn, in one process. No completion is sampled.
@@ -23,9 +23,10 @@ GROUP_SIZES = (2, 4, 8, 16)
 GROUP_PROMPT = 256
 REPEATS = 3
 SIDES = ("ours", "theirs")
-# What one repeat costs the stock side: the pairs have 2 (64 + ... + 1024 + 5 * 64) = 4,608 tokens,
-# about 14 ms each with the reference's pass; the groups (2 + 4 + 8 + 16) (256 + 64) = 9,600, about
-# 7 ms each. That is 130 s, 6.6 minutes in all; ours takes a third of it.
+# Cost of one repeat on the stock side: the pairs have 2 (64 + ... + 1024 + 5 * 64) = 4,608 tokens,
+# about 14 ms each with the reference model's pass. The groups have (2 + 4 + 8 + 16) (256 + 64) =
+# 9,600 tokens, about 7 ms each. That is 130 s, and 6.6 minutes for three repeats; our side takes a
+# third of it.
 
 Inputs = dict[str, Tensor]
 
@@ -36,7 +37,7 @@ def record(
     sizes: tuple[int, ...] = GROUP_SIZES,
     repeats: int = REPEATS,
 ) -> dict[str, Any]:
-    """Two curves: DPO over the prompt's length, GRPO's loss over the size of a group."""
+    """Measure two curves: DPO over the prompt length, GRPO's loss over the group size."""
     training = {**TRAINING, "per_device_train_batch_size": PAIRS}
     rows = [
         {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
@@ -54,15 +55,15 @@ def record(
     by_size = _curve(_sides(grpo.build, groups), _group, sizes, repeats)
     for point in by_size:
         for side in SIDES:
-            found = point[side]
-            found["seconds"] /= point["size"]
-            found["seconds_by_run"] = [s / point["size"] for s in found["seconds_by_run"]]
+            timing = point[side]
+            timing["seconds"] /= point["size"]
+            timing["seconds_by_run"] = [s / point["size"] for s in timing["seconds_by_run"]]
     curves = [
-        {"name": "DPO", "unit": "pair", "over": "tokens of the prompt", "points": by_length},
+        {"name": "DPO", "unit": "pair", "over": "prompt length (tokens)", "points": by_length},
         {
             "name": "GRPO",
             "unit": "completion",
-            "over": "completions of a prompt",
+            "over": "completions per prompt",
             "points": by_size,
         },
     ]
@@ -81,7 +82,7 @@ def _curve(
     sizes: tuple[int, ...],
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """Seconds of a pass at each size, and the relative difference of the sides' gradient norms."""
+    """Measure seconds per pass at each size, and how much the sides' gradient norms differ."""
     points = []
     for trainer in trainers.values():
         _pass(trainer, make(trainer, sizes[0]))  # warms up
@@ -91,8 +92,8 @@ def _curve(
             for side, trainer in trainers.items():
                 runs[side].append(_pass(trainer, make(trainer, size)))
         point: dict[str, Any] = {"size": size}
-        for side, found in runs.items():
-            seconds = [s for s, _ in found]
+        for side, passes in runs.items():
+            seconds = [s for s, _ in passes]
             point[side] = {"seconds": statistics.median(seconds), "seconds_by_run": seconds}
         point["difference"] = abs(runs["ours"][0][1] / runs["theirs"][0][1] - 1)
         points.append(point)
@@ -100,7 +101,7 @@ def _curve(
 
 
 def _pass(trainer: Trainer, inputs: Inputs) -> tuple[float, float]:
-    """Seconds of a loss and its gradients, and their norm: the loss is 0 or log 2 to begin with."""
+    """Return the seconds of a forward and backward pass, and the gradient norm."""
     model: Any = trainer.model
     model.zero_grad()
     started = time.perf_counter()
@@ -117,7 +118,7 @@ def _tokens(trainer: Trainer, count: int, seed: int) -> list[int]:
 
 
 def _pair(trainer: Trainer, prompt_length: int) -> Inputs:
-    """One pair in the form of DPOTrainer's batches."""
+    """Make one pair in the form of DPOTrainer's batches."""
     trainer.model.train()  # type: ignore[union-attr]
     row = {
         "prompt_ids": _tokens(trainer, prompt_length, 0),
@@ -129,8 +130,8 @@ def _pair(trainer: Trainer, prompt_length: int) -> Inputs:
 
 
 def _group(trainer: Trainer, size: int) -> Inputs:
-    """One group in the form of GRPOTrainer's batches."""
-    # In training its loss is scaled by where a batch lies in the accumulation; there is no dropout.
+    """Make one group in the form of GRPOTrainer's batches."""
+    # In training mode its loss depends on the accumulation step. There is no dropout either way.
     trainer.model.eval()  # type: ignore[union-attr]
     prompt = torch.tensor([_tokens(trainer, GROUP_PROMPT, 0)] * size)
     completions = torch.tensor([_tokens(trainer, COMPLETION_LENGTH, i + 1) for i in range(size)])

@@ -22,12 +22,12 @@ PEER = f"trl {version('trl')} GRPOTrainer"
 UNIT = "completion"
 EQUAL = "losses and gradient norms on the same completions"
 
-COMPLETIONS = 16  # in a batch
+COMPLETIONS = 16  # per batch
 GROUP = 4
 
 
 def cases(setting: Setting) -> list[Case]:
-    """One case. At 4.5 s a completion the peer's run takes 2 steps of 72 s, all six 12 minutes."""
+    """Return one case. At 4.5 s per completion a run of the peer takes 2.4 min, all six 12 min."""
     steps = 1
     return [
         setting.case(
@@ -35,7 +35,7 @@ def cases(setting: Setting) -> list[Case]:
             units=COMPLETIONS * steps,
             prompts=setting.prompts(COMPLETIONS // GROUP * (steps + 1)),
             fixed=False,
-            # Two rollouts are never the same, so the sides are compared on given completions.
+            # Sampled completions differ between the sides, so these are compared on fixed ones.
             equality={"fixed": True},
             training={
                 **TRAINING,
@@ -50,7 +50,7 @@ def cases(setting: Setting) -> list[Case]:
 
 
 def build(case: Case) -> GRPOTrainer:
-    """The trainer of a side."""
+    """Make the trainer of the case's side."""
     set_seed(case["training"]["seed"])
     ours = case["side"] == "ours"
     args = GRPOConfig(
@@ -67,7 +67,7 @@ def build(case: Case) -> GRPOTrainer:
         train_dataset=Dataset.from_dict({"prompt": case["prompts"]}),
         processing_class=open_tokenizer(case["base"]),
         peft_config=LoraConfig(**case["lora"], task_type="CAUSAL_LM"),
-        rollout_func=given_completions if case["fixed"] else rollout_func,
+        rollout_func=fixed_completions if case["fixed"] else rollout_func,
     )
     if ours:
         model: Any = trainer.model
@@ -76,16 +76,17 @@ def build(case: Case) -> GRPOTrainer:
 
 
 def variety(completions: list[Any], **_: Any) -> list[float]:
-    """How many different characters each completion has: a reward that costs no time."""
+    """Count the distinct characters of each completion: a reward that costs no time."""
     return [float(len(set(str(completion)))) for completion in completions]
 
 
-def given_completions(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
-    """Completions of random tokens, in GRPOTrainer's form: the same on both sides."""
+def fixed_completions(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
+    """Draw completions of random tokens, the same on both sides, in GRPOTrainer's form."""
     tokenizer: Any = trainer.processing_class
-    draw = random.Random(len(prompts))
+    generator = random.Random(len(prompts))
     completions = [
-        draw.choices(range(len(tokenizer)), k=draw.randint(2, COMPLETION_LENGTH)) for _ in prompts
+        generator.choices(range(len(tokenizer)), k=generator.randint(2, COMPLETION_LENGTH))
+        for _ in prompts
     ]
     return {
         "prompt_ids": [prompt_ids(tokenizer, prompt) for prompt in prompts],
@@ -99,9 +100,9 @@ def main() -> None:
     case = read_case(sys.argv[1])
     settle(case)
     trainer = build(case)
-    found = measured_steps(trainer, case["count_flops"])
+    measurement = measured_steps(trainer, case["count_flops"])
     logs = [log for log in trainer.state.log_history if "completions/mean_length" in log]
-    report(**found, mean_length=logs[-1]["completions/mean_length"])
+    report(**measurement, mean_length=logs[-1]["completions/mean_length"])
 
 
 if __name__ == "__main__":

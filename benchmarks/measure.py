@@ -1,6 +1,6 @@
-"""What both sides of a benchmark share: read a case, time it, count its operations, report.
+"""Read a benchmark case, time it or count its operations, and report: shared by both sides.
 
-Nothing of this project is imported: a peer may run in an environment of its own.
+Nothing of this project is imported, because a peer may run in an environment of its own.
 """
 
 import json
@@ -19,20 +19,20 @@ Case = dict[str, Any]
 
 
 def read_case(file: str) -> Case:
-    """The case that the bench wrote."""
+    """Read the case that `bench.py` wrote."""
     case: Case = json.loads(Path(file).read_text(encoding="utf-8"))
     return case
 
 
 def report(**values: Any) -> None:
-    """Print one line of JSON: the values, and the most memory the process has held."""
+    """Print one line of JSON: the values, and the peak memory of the process."""
     sys.stdout.write("\n" + json.dumps({**values, "peak_gb": peak_memory_gb()}) + "\n")
 
 
 def peak_memory_gb() -> float:
-    """The most resident memory this process has held, in GB.
+    """Return the peak resident memory of this process in GB.
 
-    `getrusage` would not do: on Linux a process starts with the peak of the one that started it.
+    On Linux `getrusage` would not do: a process inherits the peak of the one that started it.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -42,7 +42,7 @@ def peak_memory_gb() -> float:
 
 
 def flop_counter() -> FlopCounterMode:
-    """A counter of floating-point operations that knows attention on a CPU, as torch's does not."""
+    """Make a counter of floating-point operations that, unlike torch's, counts CPU attention."""
     forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     return FlopCounterMode(
@@ -55,7 +55,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 def measured(call: Callable[[], object], count_flops: bool) -> dict[str, float]:
-    """Seconds that a call takes, or the floating-point operations of it."""
+    """Call a function and return its `seconds`, or its `flops` where they are counted."""
     if count_flops:
         with flop_counter() as counter:
             call()
@@ -66,7 +66,7 @@ def measured(call: Callable[[], object], count_flops: bool) -> dict[str, float]:
 
 
 class _Steps(TrainerCallback):
-    """The training steps after those that warm up."""
+    """Time or count the training steps that follow the warm-up."""
 
     def __init__(self, counter: FlopCounterMode | None, warm_up: int) -> None:
         self.counter, self.warm_up = counter, warm_up
@@ -83,11 +83,13 @@ class _Steps(TrainerCallback):
 
 
 def measured_steps(trainer: Trainer, count_flops: bool, warm_up: int = 1) -> dict[str, Any]:
-    """Train, and measure the steps after `warm_up`: loading and tokenising are not in them.
+    """Train, and measure the steps that follow the warm-up, without loading and tokenization.
 
-    Where batches differ in size the first few also ask the system for memory that the others find.
-    Returns `seconds` or `flops` of those steps together, and as `values` the loss and the gradient
-    norm of every step. `logging_steps` must be 1.
+    Where batches differ in size, the first few also allocate the memory that later ones reuse.
+
+    Returns:
+        `seconds` or `flops` of the measured steps in total, and as `values` the loss and the
+        gradient norm of every step. `logging_steps` must be 1.
     """
     counter = flop_counter() if count_flops else None
     steps = _Steps(counter, warm_up)

@@ -1,6 +1,6 @@
-"""Proximal policy optimisation of this project: `python -m benchmarks.ppo CASE.json`.
+"""Proximal policy optimization of this project: `python -m benchmarks.ppo CASE.json`.
 
-The peer is ppo_trl112.py, in an environment of its own.
+The peer is `ppo_trl112.py`, in an environment of its own.
 """
 
 import sys
@@ -22,9 +22,10 @@ EQUAL = "scores of four texts by the reward model"
 
 
 def cases(setting: Setting) -> list[Case]:
-    """One rollout and its update; all that both sides need in files.
+    """Return cases of one rollout and its update, and write the files that both sides need.
 
-    An epoch is one step of 16 episodes, which the peer takes at once, as it does by default.
+    "One epoch" is one step of 16 episodes in a single micro-batch on the peer's side, which is its
+    default.
     """
     adapter = setting.adapter("reward", head=True)
     texts = ["Yes, of course.", "I do not know.", "Ask a doctor.", "Because it rains a lot."]
@@ -32,20 +33,30 @@ def cases(setting: Setting) -> list[Case]:
     shared = {
         "scored": list(zip(prompts, texts, strict=False)),
         "reward_adapter": adapter,
-        "merged_reward_model": _merged(setting, adapter),
+        "merged_reward_model": _merged_classifier(setting, adapter),
         "response_length": COMPLETION_LENGTH,
         "temperature": 1.0,
         "learning_rate": 1e-5,
     }
-    one = {"batch_size": 16, "num_ppo_epochs": 1, "num_mini_batches": 1, "peer_part": 16}
-    four = {"batch_size": 8, "num_ppo_epochs": 4, "num_mini_batches": 4, "peer_part": 2}
-    named = {
-        "one epoch, four completions a prompt": {"num_generations": 4, **one},
-        "one epoch, distinct prompts": {"num_generations": 1, **one},
-        "four by four": {"num_generations": 4, **four},
+    one_step = {
+        "batch_size": 16,
+        "num_ppo_epochs": 1,
+        "num_mini_batches": 1,
+        "peer_micro_batch": 16,
+    }
+    sixteen_steps = {
+        "batch_size": 8,
+        "num_ppo_epochs": 4,
+        "num_mini_batches": 4,
+        "peer_micro_batch": 2,
+    }
+    settings = {
+        "one epoch, four completions a prompt": {"num_generations": 4, **one_step},
+        "one epoch, distinct prompts": {"num_generations": 1, **one_step},
+        "four by four": {"num_generations": 4, **sixteen_steps},
     }
     return [
-        # No more prompts than a batch has: both sides get the same ones.
+        # Exactly as many prompts as a rollout takes, so both sides get the same ones.
         setting.case(
             name,
             units=case["batch_size"],
@@ -53,12 +64,12 @@ def cases(setting: Setting) -> list[Case]:
             **shared,
             **case,
         )
-        for name, case in named.items()
+        for name, case in settings.items()
     ]
 
 
-def _merged(setting: Setting, adapter: str) -> str:
-    """The reward adapter merged into a classifier, for the peer."""
+def _merged_classifier(setting: Setting, adapter: str) -> str:
+    """Merge the reward adapter into a classifier for the peer, and return its folder."""
     folder = setting.folder / "reward_model"
     classifier = AutoModelForSequenceClassification.from_pretrained(
         base_path(setting.base), num_labels=1, dtype="float32"
@@ -69,13 +80,13 @@ def _merged(setting: Setting, adapter: str) -> str:
 
 
 def build(case: Case) -> PPOTrainer:
-    """The trainer. An update in parts is exactly the same step in less memory."""
+    """Make our trainer. Micro-batches of 4 take the same step in less memory."""
     minibatch = case["batch_size"] // case["num_mini_batches"]
-    part = min(minibatch, 4)
+    micro_batch = min(minibatch, 4)
     args = PPOConfig(
         output_dir=str(Path(case["folder"], "ours")),
-        per_device_train_batch_size=part,
-        gradient_accumulation_steps=minibatch // part,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=minibatch // micro_batch,
         num_mini_batches=case["num_mini_batches"],
         num_ppo_epochs=case["num_ppo_epochs"],
         total_episodes=case["batch_size"],
@@ -101,7 +112,7 @@ def build(case: Case) -> PPOTrainer:
 
 
 def scores(case: Case, trainer: PPOTrainer) -> list[float]:
-    """The reward model's scores of the fixed texts."""
+    """Score the fixed texts by the reward model."""
     prompts, texts = zip(*case["scored"], strict=True)
     return list(trainer.worker.scorer.reward_funcs[0](prompts=prompts, completions=texts))
 
@@ -112,10 +123,10 @@ def main() -> None:
     settle(case)
     trainer = build(case)
     values = scores(case, trainer)
-    found = measured(trainer.train, case["count_flops"])
+    measurement = measured(trainer.train, case["count_flops"])
     history = trainer.state.log_history
     lengths = [e["completions/mean_length"] for e in history if "completions/mean_length" in e]
-    report(**found, values=values, mean_length=sum(lengths) / len(lengths))
+    report(**measurement, values=values, mean_length=sum(lengths) / len(lengths))
 
 
 if __name__ == "__main__":

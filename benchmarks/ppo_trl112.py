@@ -1,6 +1,6 @@
 """TRL 1.12's PPOTrainer on a benchmark case: `python -m benchmarks.ppo_trl112 CASE.json`.
 
-It runs in an environment of its own, so nothing of this project is imported but measure.py.
+It runs in an environment of its own, so it imports nothing of this project but `measure.py`.
 """
 
 import sys
@@ -32,8 +32,8 @@ def main() -> None:
     ]
     args = PPOConfig(
         output_dir=str(Path(case["folder"], "trl")),
-        per_device_train_batch_size=case["peer_part"],
-        gradient_accumulation_steps=case["batch_size"] // case["peer_part"],
+        per_device_train_batch_size=case["peer_micro_batch"],
+        gradient_accumulation_steps=case["batch_size"] // case["peer_micro_batch"],
         num_mini_batches=case["num_mini_batches"],
         num_ppo_epochs=case["num_ppo_epochs"],
         total_episodes=case["batch_size"],
@@ -67,7 +67,7 @@ def main() -> None:
 
 @torch.no_grad()
 def score(classifier, tokenizer, messages):
-    """The reward of a conversation, alone in its batch."""
+    """Score one conversation, alone in its batch."""
     ids = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")
     return classifier(**ids).logits.item()
 

@@ -1,9 +1,8 @@
-"""Run TRL 1.12's PPOTrainer on a given rollout, and write what it computes.
+"""Run TRL 1.12's PPOTrainer on a given rollout, and record its losses and gradients.
 
 `python -m benchmarks.ppo_trl112_rollout FOLDER`, in the environment of requirements-trl112.txt: the
 package is not imported. The folder holds a base, a policy adapter, a classifier (reward and value
-model) and `case.json`; `found.json` is written beside them, with the loss and the gradients of each
-optimiser step.
+model) and `case.json`. The loss and the gradients of each optimizer step go to `found.json` there.
 """
 
 import json
@@ -20,7 +19,7 @@ from benchmarks.gradients import summary
 
 
 def steps(folder: Path, case: dict, settings: dict) -> list[dict]:
-    """Loss and gradients of every optimiser step of one update."""
+    """Record loss and gradients of every optimizer step of one update."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "base", padding_side="left")
     base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype="float32")
     classifiers = [
@@ -65,7 +64,7 @@ def steps(folder: Path, case: dict, settings: dict) -> list[dict]:
     ppo_trainer.batch_generation = given_completions
     # The dataset is shuffled, and the completions are given: keep the order.
     trainer.dataloader = [{"input_ids": queries}]
-    found = []
+    records = []
     backward = trainer.accelerator.backward
 
     def recorded(loss):
@@ -75,25 +74,25 @@ def steps(folder: Path, case: dict, settings: dict) -> list[dict]:
             for name, parameter in trainer.model.named_parameters()
             if parameter.grad is not None and ("lora_" in name or name.endswith("score.weight"))
         }
-        found.append({"loss": loss.item(), "gradients": gradients})
+        records.append({"loss": loss.item(), "gradients": gradients})
 
     trainer.accelerator.backward = recorded
     trainer.train()
-    return found
+    return records
 
 
 def main() -> None:
-    """Every case, with the value loss and without it."""
+    """Run every case with the value loss and without it."""
     folder = Path(sys.argv[1])
     cases = json.loads((folder / "case.json").read_text())
-    found = {
+    records = {
         name: {
             "both": steps(folder, case, {"vf_coef": 0.1, "num_ppo_epochs": 1}),
             "policy": steps(folder, case, {"vf_coef": 0.0, "num_ppo_epochs": 2}),
         }
         for name, case in cases.items()
     }
-    (folder / "found.json").write_text(json.dumps(found, indent=1))
+    (folder / "found.json").write_text(json.dumps(records, indent=1))
 
 
 if __name__ == "__main__":

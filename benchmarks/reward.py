@@ -21,12 +21,12 @@ EQUAL = "losses and gradient norms"
 
 
 def cases(setting: Setting) -> list[Case]:
-    """One case. At 3 s a pair the peer's run takes 5 steps of 24 s, all six about 9 minutes."""
+    """Return one case. At 3 s per pair a run of the peer takes 2 min, all six runs about 9 min."""
     return [pair_case(setting, steps=3)]
 
 
 def build(case: Case) -> RewardTrainer:
-    """The trainer of a side."""
+    """Make the trainer of the case's side."""
     set_seed(case["training"]["seed"])  # the head's weights are random
     trainer = RewardTrainer(
         model=case["base"],

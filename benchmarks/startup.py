@@ -1,4 +1,4 @@
-"""How long the package takes to import, and each recipe to print its help."""
+"""Time `import rlhf_recipes`, and the `--help` of every recipe script."""
 
 import statistics
 import subprocess
@@ -12,12 +12,12 @@ from benchmarks.cases import Setting
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = 5
 
-# From inside: starting Python itself is not the package's time.
+# Timed inside the process, so that the start of Python itself is not counted.
 IMPORT = "import time; t = time.perf_counter(); import rlhf_recipes; print(time.perf_counter() - t)"
 
 
 def record(setting: Setting) -> dict[str, Any]:
-    """Seconds of `import rlhf_recipes` and of every recipe's `--help`: medians of five runs."""
+    """Time the import and every recipe's `--help`, as medians of five runs."""
     del setting  # no model and no data is opened
     names = {path.stem: str(path) for path in sorted((ROOT / "recipes").glob("*.py"))}
     timed = {"import rlhf_recipes": [import_seconds() for _ in range(RUNS)]}
@@ -33,7 +33,7 @@ def record(setting: Setting) -> dict[str, Any]:
 
 
 def import_seconds() -> float:
-    """Seconds of `import rlhf_recipes` in a fresh Python, whose own start is not counted."""
+    """Time `import rlhf_recipes` in a fresh Python, whose own start is not counted."""
     return float(_output([sys.executable, "-c", IMPORT]))
 
 

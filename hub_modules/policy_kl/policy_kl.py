@@ -9,8 +9,8 @@ from rlhf_recipes.evaluation.metrics.kl import kl_summary
 from rlhf_recipes.evaluation.metrics.samples import ModelSamples
 
 DESCRIPTION = """\
-KL(policy || reference) in nats a response and a token, from divergences measured on the policy's \
-own samples, with its 95% interval over prompts and a check against the sampled log-ratio."""
+KL(policy || reference) in nats per completion and per token, from divergences measured on the \
+policy's own samples, with a 95% interval over prompts and a check against the sampled log-ratio."""
 
 CITATION = """\
 @article{amini2025better,
@@ -22,11 +22,11 @@ CITATION = """\
 
 INPUTS = """
 Args:
-    kl: Exact divergence summed over each response's tokens: one response a prompt.
-    kl_k1: log-probability of the response by the policy less that by the reference.
-    n_tokens: Tokens of the response.
+    kl: Exact divergence of each completion, summed over its tokens (nats), one per prompt.
+    kl_k1: Log-probability of the completion under the policy minus that under the reference model.
+    n_tokens: Number of tokens of the completion.
 Returns:
-    seq (nats a response), ci, token (nats a token), sqrt, k1, k1_agrees.
+    seq (nats per completion), ci, token (nats per token), sqrt, k1, k1_agrees.
 Examples:
     >>> metric = evaluate.load("hub_modules/policy_kl", module_type="measurement")
     >>> metric.compute(kl=[1.0, 3.0], kl_k1=[0.5, 3.5], n_tokens=[4, 4])["token"]
@@ -37,7 +37,7 @@ RETURNED = ("seq", "ci", "token", "sqrt", "k1", "k1_agrees")
 
 
 class PolicyKL(evaluate.Measurement):  # type: ignore[misc]  # evaluate is untyped
-    """A thin shell over `rlhf_recipes.evaluation.metrics.kl`."""
+    """Wrap `rlhf_recipes.evaluation.metrics.kl` as a measurement."""
 
     def _info(self) -> evaluate.MeasurementInfo:
         number = datasets.Value("float64")
@@ -52,5 +52,5 @@ class PolicyKL(evaluate.Measurement):  # type: ignore[misc]  # evaluate is untyp
     def _compute(self, **columns: Any) -> dict[str, Any]:
         rows = zip(*columns.values(), strict=True)
         records = [[dict(zip(columns, row, strict=True))] for row in rows]
-        found = kl_summary(ModelSamples("policy", records))
-        return {name: found[name] for name in RETURNED}
+        summary = kl_summary(ModelSamples("policy", records))
+        return {name: summary[name] for name in RETURNED}

@@ -10,13 +10,13 @@ from rlhf_recipes.evaluation.metrics.calibration import calibration
 from rlhf_recipes.evaluation.metrics.win_rate import win_rate
 
 DESCRIPTION = """\
-Whether a reward model's margins mean what Bradley and Terry take them for: accuracy, negative \
+How well a reward model's margins are calibrated as Bradley-Terry log-odds: accuracy, negative \
 log-likelihood, Brier score, folded expected calibration error with its bins, best temperature."""
 
 INPUTS = """
 Args:
-    chosen: Scores of the preferred responses.
-    rejected: Scores of the others, in the same order.
+    chosen: Scores of the preferred completions.
+    rejected: Scores of the rejected completions of the same prompts, in the same order.
 Returns:
     accuracy (value, ci), nll, nll_of_chance, brier, ece, temperature, reliability (bins).
 Examples:
@@ -27,7 +27,7 @@ Examples:
 
 
 class RewardModelCalibration(evaluate.Metric):  # type: ignore[misc]  # evaluate is untyped
-    """A thin shell over `rlhf_recipes.evaluation.metrics.calibration`."""
+    """Wrap `rlhf_recipes.evaluation.metrics.calibration` as a metric."""
 
     def _info(self) -> evaluate.MetricInfo:
         number = datasets.Value("float64")

@@ -9,13 +9,13 @@ import numpy as np
 from rlhf_recipes.evaluation.metrics.win_rate import win_rate
 
 DESCRIPTION = """\
-Share of prompts on which a policy's response scores higher than a reference's, a tie counting one \
-half, with its 95% interval over prompts and the exact sign test."""
+Fraction of prompts on which a policy's completion scores higher than a reference's, a tie \
+counting one half, with its 95% interval over prompts and the exact sign test."""
 
 INPUTS = """
 Args:
-    predictions: Scores of the policy's responses: one a prompt, or a list of several.
-    references: Scores of the reference's responses to the same prompts, likewise.
+    predictions: Scores of the policy's completions, one per prompt or a list per prompt.
+    references: Scores of the reference's completions of the same prompts, in the same form.
     epsilon: Differences up to this size are ties.
 Returns:
     value, ci (low and high), method, n, n_eff, wins, ties, losses, p, detectable.
@@ -27,7 +27,7 @@ Examples:
 
 
 class WinRate(evaluate.Metric):  # type: ignore[misc]  # evaluate is untyped
-    """A thin shell over `rlhf_recipes.evaluation.metrics.win_rate`."""
+    """Wrap `rlhf_recipes.evaluation.metrics.win_rate` as a metric."""
 
     def _info(self) -> evaluate.MetricInfo:
         one, several = datasets.Value("float64"), datasets.Sequence(datasets.Value("float64"))

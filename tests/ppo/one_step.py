@@ -1,4 +1,4 @@
-"""One optimiser step on a given rollout: `python -m tests.ppo.one_step OUT REWARD`.
+"""One optimizer step on a given rollout: `python -m tests.ppo.one_step OUT REWARD`.
 
 Under `accelerate launch` each process has its share of the episodes. What all of them together
 learn must be what one process learns from all episodes.

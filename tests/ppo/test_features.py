@@ -1,4 +1,4 @@
-"""What PPOTrainer does beside its updates: penalties, stops, evaluations, starts."""
+"""PPOTrainer apart from its updates: penalties, stops, evaluations, starts."""
 
 import math
 from itertools import pairwise
@@ -88,7 +88,7 @@ def test_reward_functions_read_the_other_columns_of_the_dataset(tmp_path, reward
 def test_the_value_head_predicts_the_mix_of_which_the_reward_model_is_a_part(
     tmp_path, reward_folder
 ):
-    """V' = (w V + mean of the others - mean) / deviation: exact for the reward model's own score.
+    """V' = (w V + mean of the others - mean) / std: exact for the reward model's own score.
 
     With a constant beside it the mix has the reward model's scale times its weight.
     """
@@ -292,7 +292,7 @@ def test_a_setting_of_the_rewards_is_used(tmp_path, reward_folder, changes, what
     found = []
     for settings in (NOTHING, changes):
         ppo = make_trainer(tmp_path / "run", reward_folder, sft_model_path=start, **settings)
-        randomise(ppo.roles)  # away from its reference, so that there is a divergence
+        randomize(ppo.roles)  # away from its reference, so that there is a divergence
         found.append(getattr(ppo.worker.collect(PROMPTS["prompt"][:8], seed=1).episodes, what))
     assert not torch.allclose(*found)
 
@@ -312,7 +312,7 @@ def test_a_setting_of_the_update_is_used(tmp_path, reward_folder, changes):
     assert any(f".{role}." in name for name in changed)
 
 
-def randomise(roles: Roles) -> None:
+def randomize(roles: Roles) -> None:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in roles.base.named_parameters():

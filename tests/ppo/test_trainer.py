@@ -67,8 +67,8 @@ def test_a_step_changes_policy_and_value_and_nothing_else(tmp_path, reward_folde
     assert all(
         f".{POLICY}." in n or f".{VALUE}." in n or n.startswith("heads.value") for n in changed
     )
-    optimised = {id(p) for g in ppo.optimizer.param_groups for p in g["params"]}
-    assert optimised == {id(p) for p in ppo.roles.parameters() if p.requires_grad}
+    optimized = {id(p) for g in ppo.optimizer.param_groups for p in g["params"]}
+    assert optimized == {id(p) for p in ppo.roles.parameters() if p.requires_grad}
 
 
 def test_accumulating_parts_of_a_minibatch_is_the_same_step(tmp_path, reward_folder):
@@ -205,7 +205,7 @@ def test_a_trainer_that_is_started_again_goes_on_where_its_checkpoint_is(tmp_pat
 
 
 def test_it_learns_to_say_what_is_rewarded(tmp_path, reward_folder):
-    """A rule with a known optimum of 1: the share of small letters in a completion."""
+    """A rule with a known optimum of 1: the fraction of small letters in a completion."""
 
     def small_letters(completions, **_):
         return [sum(c in ascii_lowercase for c in text) / max(len(text), 1) for text in completions]
@@ -232,11 +232,11 @@ def test_it_learns_to_say_what_is_rewarded(tmp_path, reward_folder):
     assert scores[-1] > 0.9
 
 
-def test_the_score_scale_gives_the_reference_mean_0_and_deviation_1(tmp_path, reward_folder):
+def test_the_score_scale_gives_the_reference_mean_0_and_std_1(tmp_path, reward_folder):
     worker = make_trainer(tmp_path, reward_folder, missing_eos_penalty=None).worker
     head = worker.roles.head(VALUE)
     weight = head.weight.clone()
-    raw = torch.tensor([1.0, 2.0, 3.0, 6.0])  # mean 3, deviation sqrt(14 / 3)
+    raw = torch.tensor([1.0, 2.0, 3.0, 6.0])  # mean 3, std sqrt(14 / 3)
     finished = torch.ones(4, dtype=torch.bool)
     scale = worker.scorer.measure_scale(raw)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Direct preference optimisation, ours or TRL's: `python -m benchmarks.dpo CASE.json`."""
+"""Direct preference optimization, ours or TRL's: `python -m benchmarks.dpo CASE.json`."""
 
 import sys
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""Group relative policy optimisation, ours or TRL's: `python -m benchmarks.grpo CASE.json`."""
+"""Group relative policy optimization, ours or TRL's: `python -m benchmarks.grpo CASE.json`."""
 
 import random
 import sys

@@ -74,8 +74,8 @@ def test_whitening_over_two_processes_is_whitening_of_all_their_tokens():
 
 def test_scaling_to_unit_variance_keeps_signs_and_does_not_centre():
     scaled = scale_to_unit_variance(torch.tensor([[1.0, 2.0, 3.0], [6.0, 9.0, 9.0]]), TWO_ROWS)
-    deviation = math.sqrt(14 / 3)
-    expected = torch.tensor([[1.0, 2.0, 3.0], [6.0, 0.0, 0.0]]) / deviation
+    std = math.sqrt(14 / 3)
+    expected = torch.tensor([[1.0, 2.0, 3.0], [6.0, 0.0, 0.0]]) / std
     torch.testing.assert_close(scaled, expected)
 
 

@@ -1,15 +1,18 @@
-"""Refuse at the start what cannot work: one table of checks, for `--plan` and for the run.
+"""Checks of a training stage's inputs, the same for `--plan` and for the run. None loads weights.
 
-A check is a function of what a stage was given, and raises RecipeError. Those of one group run
-together and their sentences are shown together; a group runs once the groups before it found
-nothing, so that a check may use what they made sure of. No check loads weights.
+A check takes the stage's `Inputs` and raises RecipeError. The checks of a group in `GROUPS` run
+together, and their messages are shown together. A group runs only if the groups before it found no
+problem, so a check may rely on them.
+
+To add a check, write its function and add it to a group with the stages it is for. A rule that
+needs only the values of the recipe belongs in `rules.values` instead.
 """
 
 import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.folders import REPLACEMENT
@@ -24,7 +27,7 @@ from rlhf_recipes.models.weight_files import check_weight_files
 from rlhf_recipes.preferences.truncation import check_context
 from rlhf_recipes.reward_functions import REWARD_MODEL, check_functions, function_name
 from rlhf_recipes.rules.kinds import ALL, GRPO, ONLINE, PAIRS, PPO, REWARD
-from rlhf_recipes.rules.values import package_problems
+from rlhf_recipes.rules.packages import package_problems
 from rlhf_recipes.runs.checkpoints import last_checkpoint
 from rlhf_recipes.runs.locks import check_free
 from rlhf_recipes.runs.run_folder import (
@@ -37,21 +40,17 @@ from rlhf_recipes.runs.run_folder import (
 from rlhf_recipes.sharding import check_unsharded
 from rlhf_recipes.steps import check_held_out
 
-if TYPE_CHECKING:
-    pass
-
-
 Check = Callable[[Inputs], None]
 
 
 def check_training(inputs: Inputs) -> None:
-    """Raise RecipeError, with all problems of a group at once, for what cannot work."""
+    """Run every check of the stage; raise RecipeError with all problems of the first bad group."""
     for group in GROUPS:
         run_checks(check for check, stages in group if inputs.stage in stages)(inputs)
 
 
 def run_checks(checks: Iterable[Callable[[Any], None]]) -> Callable[[Any], None]:
-    """Join checks into one that runs them all, and raises what they found together."""
+    """Return one check that runs all of them and raises their messages as one RecipeError."""
 
     def check_all(subject: Any) -> None:
         problems = []
@@ -59,7 +58,7 @@ def run_checks(checks: Iterable[Callable[[Any], None]]) -> Callable[[Any], None]
             try:
                 check(subject)
             except RecipeError as error:
-                if str(error) not in problems:  # several may need the same file
+                if str(error) not in problems:  # several checks may open the same file
                     problems.append(str(error))
         if len(problems) == 1:
             raise RecipeError(problems[0])
@@ -70,11 +69,11 @@ def run_checks(checks: Iterable[Callable[[Any], None]]) -> Callable[[Any], None]
 
 
 def check_adapters(inputs: Inputs) -> None:
-    """Refuse full fine-tuning: a run folder is an adapter to every later stage."""
+    """Refuse full fine-tuning: every later stage opens the run folder as an adapter."""
     if not inputs.model.use_peft:
         raise RecipeError(
-            "`use_peft` is false, and every stage trains LoRA adapters on a frozen base: the later "
-            "stages and the evaluation open adapters only. Set `use_peft: true`."
+            "`use_peft` is false, but every stage trains LoRA adapters on a frozen base, and the "
+            "later stages and the evaluation open adapters only. Set `use_peft: true`."
         )
 
 
@@ -84,26 +83,27 @@ def check_sharding(inputs: Inputs) -> None:
 
 
 def check_processes(inputs: Inputs) -> None:
-    """Refuse processes that do not find each other: each would train alone and write one folder."""
+    """Refuse launched processes that are not connected: all would train alone in one folder."""
     started, world_size = int(os.getenv("WORLD_SIZE", "1")), inputs.training.world_size
     if started != world_size:
         raise RecipeError(
-            f"{started} processes were started, and this one sees {world_size}: each would train "
-            "alone and write the same folder. On CPUs add the flag `--use_cpu`; `make` does."
+            f"{started} processes were started, but the world size of this one is {world_size}: "
+            "each would train alone and write the same folder. On CPUs add the flag `--use_cpu`, "
+            "as `make` does."
         )
 
 
 def check_finished(inputs: Inputs) -> None:
-    """Refuse to replace a finished run without being told to."""
+    """Refuse to replace a finished run without `--overwrite`."""
     final = Path(inputs.training.output_dir)
-    if not (final / REPLACEMENT / RECORD).is_file():  # else it only has to be put in place
+    if not (final / REPLACEMENT / RECORD).is_file():  # else the new run only has to be moved
         RunFolder(final, inputs.recipe.overwrite)
 
 
 def check_begun(inputs: Inputs) -> None:
-    """Refuse in a plan a folder in use, and one with checkpoints of other settings or inputs.
+    """Refuse a folder in use, or with checkpoints of other settings or inputs, in a plan only.
 
-    The run itself looks when it has taken the folder's lock.
+    The run makes the same checks once it holds the folder's lock.
     """
     final, recipe = Path(inputs.training.output_dir), inputs.recipe
     if not recipe.plan:
@@ -120,42 +120,41 @@ def check_begun(inputs: Inputs) -> None:
 
 
 def check_packages(inputs: Inputs) -> None:
-    """Refuse what needs a package that this machine lacks."""
-    given = (inputs.recipe, inputs.training, inputs.model)
-    problems = list(package_problems(given))
+    """Refuse a recipe that needs a package that is not installed."""
+    problems = list(package_problems((inputs.recipe, inputs.training, inputs.model)))
     if problems:
         raise RecipeError("\n- ".join(problems))
 
 
 def check_tokenizer_opens(inputs: Inputs) -> None:
-    """Refuse a base without a readable tokenizer, and a chat template that cannot be read."""
+    """Refuse a tokenizer or a chat template that cannot be opened."""
     _ = inputs.tokenizer
 
 
 def check_weights(inputs: Inputs) -> None:
-    """Refuse weights that are not whole: files, tensors, or parts of tensors."""
+    """Refuse missing or truncated weight files, and missing or misshapen tensors."""
     check_weight_files(inputs.language_model, Base.of(inputs.model))
 
 
 def check_optimization(inputs: Inputs) -> None:
-    """Refuse an optimizer or a schedule that cannot be made."""
+    """Refuse an optimizer or a learning-rate schedule that cannot be built."""
     check_optimizer(inputs.training, inputs.language_model)
 
 
 def check_tokens(inputs: Inputs) -> None:
-    """Refuse tokens that the tokenizer does not have."""
-    known = inputs.tokenizer.get_vocab()
+    """Refuse a `pad_token` or `eos_token` that is not in the vocabulary."""
+    vocabulary = inputs.tokenizer.get_vocab()
     for key in ("pad_token", "eos_token"):
         token = getattr(inputs.training, key, None)
-        if token is not None and token not in known:
+        if token is not None and token not in vocabulary:
             raise RecipeError(
-                f"`{key}` is {token!r}, which is no token of `{inputs.base}`. Leave it out, or "
-                "give one of its tokens as it is spelt there."
+                f"`{key}` is {token!r}, which is not a token of `{inputs.base}`. Leave it out, or "
+                "give one of its tokens, spelled as in its vocabulary."
             )
 
 
 def check_pushing(inputs: Inputs) -> None:
-    """Refuse to train what could not be pushed in the end."""
+    """Refuse `push_to_hub` where the push at the end is known to fail."""
     training = inputs.training
     if training.push_to_hub:
         repo_id = training.hub_model_id or repo_name(Path(training.output_dir))
@@ -163,7 +162,7 @@ def check_pushing(inputs: Inputs) -> None:
 
 
 def check_reward_model(inputs: Inputs) -> None:
-    """Refuse what is no reward model, and in PPO one that cannot be a role beside the policy."""
+    """Refuse an adapter without a scalar head, and in PPO one that does not share the base."""
     adapter = inputs.reward_model
     if adapter is None:
         return
@@ -174,7 +173,7 @@ def check_reward_model(inputs: Inputs) -> None:
 
 
 def check_reward_functions(inputs: Inputs) -> None:
-    """Refuse functions that cannot be opened, share a name, or do not match their weights."""
+    """Refuse reward functions that cannot be imported, share a name, or do not fit the weights."""
     if inputs.reward is None:
         return
     names = [function_name(function) for function in inputs.reward_funcs]
@@ -184,7 +183,7 @@ def check_reward_functions(inputs: Inputs) -> None:
 
 
 def check_start(inputs: Inputs) -> None:
-    """Refuse a start of the policy that is of another base, or writes no text."""
+    """Refuse a starting adapter of another base, or one that is not a language model's."""
     if inputs.start is not None:
         inputs.start.check_policy()
         _warn_of_precision(Precision.read(vars(inputs.model)), inputs.start, "sft_model_path")
@@ -192,23 +191,23 @@ def check_start(inputs: Inputs) -> None:
 
 
 def _check_role(inputs: Inputs, adapter: Adapter, key: str) -> None:
-    """Refuse an adapter that read other text, or another base, than the policy will."""
+    """Refuse an adapter that was trained with another base, tokenizer or chat template."""
     adapter.check_base(Base.of(inputs.model))
     if adapter.has_tokenizer:
         check_same_tokenizer(
             inputs.tokenizer,
             adapter.tokenizer,
             (f"`{inputs.base}`", f"`{key}` ({adapter.folder})"),
-            "All roles of PPO read the same token ids, so this one would read other text than in "
-            "its training.",
+            "All roles of PPO read the same token ids, so this adapter would read other text than "
+            "it was trained on.",
         )
 
 
 def _warn_of_precision(precision: Precision, adapter: Adapter, key: str) -> None:
     if adapter.precision not in (None, precision):
         logging.getLogger(__name__).warning(
-            "The base is held in %s, and `%s` (%s) was trained on one in %s: its outputs are those "
-            "of a slightly different model.",
+            "The base is held in %s, and `%s` (%s) was trained on one in %s: its outputs will "
+            "differ slightly from those in its training.",
             precision,
             key,
             adapter.folder,
@@ -217,7 +216,7 @@ def _warn_of_precision(precision: Precision, adapter: Adapter, key: str) -> None
 
 
 def check_sampled(inputs: Inputs) -> None:
-    """Refuse a base that the sampler cannot continue token by token."""
+    """Refuse a base that cannot generate with a key-value cache."""
     check_sampler(inputs.language_model)
 
 
@@ -227,51 +226,51 @@ def check_generation(inputs: Inputs) -> None:
 
 
 def check_reward_class(inputs: Inputs) -> None:
-    """Refuse a base without a sequence classifier."""
+    """Refuse a base whose architecture has no sequence classifier."""
     classifier_config(inputs.base, inputs.model.model_revision)
 
 
 def check_experts(inputs: Inputs) -> None:
-    """Refuse a mixture of experts whose router loss TRL would add and cannot compute."""
+    """Refuse a mixture of experts whose router loss TRL would add but cannot compute."""
     check_router_loss(inputs.language_model, inputs.training.router_aux_loss_coef)
 
 
 def check_dropout_off(inputs: Inputs) -> None:
-    """Refuse a base with dropout where the recipe leaves it on."""
+    """Refuse a base with dropout if the recipe leaves dropout on."""
     if not inputs.training.disable_dropout:
         check_dropout(inputs.language_model)
 
 
 def check_rows(inputs: Inputs) -> None:
-    """Refuse data of which the stage can use nothing."""
+    """Refuse data of which the stage can use no row."""
     _ = inputs.rows
 
 
 def check_evaluated(inputs: Inputs) -> None:
-    """Refuse evaluations in training that leave a process without a prompt."""
+    """Refuse evaluations during training with fewer prompts than processes."""
     if (held_out := inputs.prompts[1]) is not None:
         check_held_out(len(held_out), inputs.training.world_size)
 
 
 def check_longest(inputs: Inputs) -> None:
-    """Refuse rows that are longer than the base's context."""
+    """Refuse rows that are longer than the base's maximum number of positions."""
     check_context(inputs.language_model.config, inputs.rows)
 
 
 def check_steps(inputs: Inputs) -> None:
-    """Refuse too few rows for one batch, and a run that ends within its warm-up."""
+    """Refuse too few rows for one batch, and a run that ends during its warm-up."""
     check_warmup(inputs.training, inputs.steps)
 
 
 GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
-    (
+    (  # the recipe
         (check_processes, ALL),
         (check_finished, ALL),
         (check_adapters, ALL),
         (check_packages, ALL),
         (check_sharding, PPO),
-    ),  # what the recipe says
-    (
+    ),
+    (  # the files of the base
         (check_tokenizer_opens, ALL),
         (check_weights, ALL),
         (check_pushing, ALL),
@@ -281,14 +280,23 @@ GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
         (check_reward_class, REWARD),
         (check_experts, ("dpo", "grpo")),
         (check_dropout_off, GRPO),
-    ),  # the files that it names
-    (
+    ),
+    (  # adapters and reward functions
         (check_tokens, PAIRS),
         (check_reward_model, ONLINE),
         (check_reward_functions, ONLINE),
         (check_start, PPO),
     ),
-    ((check_rows, ALL), (check_evaluated, PPO)),  # the data
-    ((check_longest, ALL), (check_steps, ALL)),
-    ((check_begun, ALL),),
+    (  # the data
+        (check_rows, ALL),
+        (check_evaluated, PPO),
+    ),
+    (  # what follows from the data
+        (check_longest, ALL),
+        (check_steps, ALL),
+    ),
+    (  # the output folder
+        (check_begun, ALL),
+    ),
 )
+"""Checks and the stages they are for, in the order in which the groups run."""

@@ -1,4 +1,4 @@
-"""What a training stage is given, each file opened once for the checks, the plan and the run."""
+"""Open the inputs of a training stage, each once for the checks, the plan and the run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from rlhf_recipes.reward_functions import RewardFunc, load_reward_func
 from rlhf_recipes.rules.kinds import PAIRS
 from rlhf_recipes.runs.fingerprints import run_inputs
 from rlhf_recipes.runs.run_folder import PROCESSES
-from rlhf_recipes.steps import micro_batches, optimiser_steps
+from rlhf_recipes.steps import micro_batches, optimizer_steps
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a training stage is given.
+    """The arguments and data of a training stage, and the files they name, opened on first use.
 
     Args:
         stage: `reward`, `dpo`, `grpo` or `ppo`.
         training: The stage's trainer arguments: RewardConfig, DPOConfig, GRPOConfig or PPOConfig.
-        dataset: Splits train and validation, as `load_prepared` gives them.
-        reward: Where GRPO and PPO get their scores.
+        dataset: Splits train and validation, as `load_prepared` returns them.
+        reward: The reward model and reward functions of GRPO and PPO.
         settings: What the recipe and the command line set, as `parse_recipe` returns it.
     """
 
@@ -60,22 +60,26 @@ class Inputs:
 
     @cached_property
     def base(self) -> str:
-        """Name of the base model."""
+        """Name or path of the base model."""
         return str(self.model.model_name_or_path)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer, opened once for all checks."""
+        """The base's tokenizer, with the recipe's chat template if there is one."""
         return open_tokenizer(self.base, self.recipe.chat_template, self.model.model_revision)
 
     @cached_property
     def reward_model(self) -> Adapter | None:
-        """The reward adapter, read once; a plan may be asked for before there is one."""
+        """The reward adapter; None if there is none, or if a plan comes before it was trained."""
         return self._adapter(self.reward.reward_model_path if self.reward else None)
 
     @property
     def reward_precision(self) -> Precision:
-        """How the reward model's base is held: the policy's in PPO, else as the recipe says."""
+        """Dtype and quantization of the reward model's base.
+
+        They are the policy's in PPO, which shares the base, and in GRPO those that
+        `reward_precision` asks for.
+        """
         policy = Precision.read(vars(self.model))
         if self.reward is None or self.reward_model is None:
             return policy
@@ -85,20 +89,20 @@ class Inputs:
 
     @cached_property
     def start(self) -> Adapter | None:
-        """The adapter that PPO's policy starts from, read once."""
+        """The adapter that PPO's policy starts from, if there is one."""
         return self._adapter(getattr(self.training, "sft_model_path", None))
 
     @cached_property
     def reward_funcs(self) -> list[RewardFunc]:
-        """The user's reward functions, opened once."""
+        """The user's reward functions."""
         paths = self.reward.reward_funcs if self.reward else None
         return [load_reward_func(path) for path in paths or ()]
 
     @cached_property
     def prompts(self) -> "tuple[Dataset, Dataset | None]":
-        """What GRPO and PPO sample on, and the prompts that PPO holds out for its evaluations.
+        """Prompts that GRPO and PPO train on, and those that PPO evaluates on during training.
 
-        These are not of the validation split, which is evaluate.py's.
+        Both come from the training split: evaluate.py alone uses the validation split.
         """
         prompts = unique_prompts(self.dataset["train"])
         if self.stage == "ppo" and self.training.eval_strategy != "no":
@@ -107,7 +111,7 @@ class Inputs:
 
     @cached_property
     def rows(self) -> dict[str, Rows]:
-        """The rows of each split that the stage uses."""
+        """Counts and indices of the rows of each split that the stage uses."""
         stage, tokenizer, training = self.stage, self.tokenizer, self.training
         if stage in PAIRS:
             return {
@@ -123,13 +127,13 @@ class Inputs:
 
     @property
     def epoch(self) -> int:
-        """Forward-backward passes of one process in one epoch."""
+        """Micro-batches of one process in one epoch."""
         return micro_batches(self.stage, self.rows["train"].used, self.training)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the run."""
-        return optimiser_steps(self.stage, self.epoch, self.training)
+        return optimizer_steps(self.stage, self.epoch, self.training)
 
     def _adapter(self, folder: str | None) -> Adapter | None:
         missing = folder is not None and not Path(folder, "adapter_config.json").is_file()
@@ -139,5 +143,5 @@ class Inputs:
 
     @cached_property
     def language_model(self) -> PreTrainedModel:
-        """The base without weights, built once for all checks."""
+        """The base on the meta device, without weights."""
         return meta_model(Base.of(self.model))

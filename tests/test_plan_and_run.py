@@ -28,7 +28,7 @@ from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.ppo.tables import rollout_metrics
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.roles import Roles
-from rlhf_recipes.rules.values import MEASURED
+from rlhf_recipes.rules.values import EVALUATION_METRICS
 from rlhf_recipes.runs.checkpoints import write_manifest
 
 # TRL says which of its keys will go.
@@ -418,12 +418,12 @@ def test_the_metrics_a_best_checkpoint_is_told_by_are_measured(
         processing_class=open_tokenizer("tiny"),
         peft_config=lora_config(model),
     )
-    assert {f"eval_{name}" for name in MEASURED[stage]} <= evaluated.evaluate().keys()
+    assert {f"eval_{name}" for name in EVALUATION_METRICS[stage]} <= evaluated.evaluate().keys()
 
 
 def test_the_metrics_ppo_s_best_checkpoint_is_told_by_are_measured():
     columns = ("kl", "entropy", "effective_score", "score", "length", "finished")
     functions = {"rewards/a": [1.0], "rewards/b": [2.0]}
     found = rollout_metrics({name: [1.0] for name in columns} | functions, 0.1)
-    assert {*MEASURED["ppo"]} - {"rewards/..."} <= found.keys()
+    assert {*EVALUATION_METRICS["ppo"]} - {"rewards/..."} <= found.keys()
     assert functions.keys() <= found.keys()

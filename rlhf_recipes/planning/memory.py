@@ -1,4 +1,4 @@
-"""How much memory a training process will need, estimated by part; nothing is allocated."""
+"""Estimate the memory of a process by component, without allocating any."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,24 +13,24 @@ from rlhf_recipes.planning.parameters import Parameters
 
 FLOAT32 = 4
 
-# Copies of the logits at the peak: themselves, their log-softmax, their gradient.
-LOGITS_COPIES = 3
+LOGITS_COPIES = 3  # at the peak: logits, log-softmax, gradient
 
-QUANTISED_BITS_OVERHEAD = 0.5  # a float32 scale for every 64 weights
+SCALE_BITS = 0.5  # bits per quantized weight for the scales: one float32 for 64 weights
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one process, without sharding.
+    """Estimated bytes of one process, without sharding.
 
-    `weights` are of all copies of the base, `adapters` of all roles; `logits` include their
-    gradient; `merged` is the copy of those weights that an adapter is merged into for sampling.
+    `weights` covers all copies of the base and `adapters` all roles. `logits` includes the
+    log-softmax and the gradient. `merged` is the second copy of the weights into which an adapter
+    is merged for sampling.
     """
 
     weights: int
     adapters: int
     gradients: int = 0
-    optimiser: int = 0
+    optimizer: int = 0
     activations: int = 0
     logits: int = 0
     kv_cache: int = 0
@@ -38,14 +38,14 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """What lasts, plus the larger of what a training step and what sampling needs."""
-        lasting = self.weights + self.adapters + self.gradients + self.optimiser
-        return lasting + max(self.activations + self.logits, self.kv_cache + self.merged)
+        """Persistent memory plus the larger of what a training step and what sampling needs."""
+        persistent = self.weights + self.adapters + self.gradients + self.optimizer
+        return persistent + max(self.activations + self.logits, self.kv_cache + self.merged)
 
-    def parts(self) -> dict[str, int]:
-        """The parts that are not empty, by name, and the peak."""
-        parts = {name.replace("_", " "): size for name, size in vars(self).items() if size}
-        return {**parts, "peak": self.peak}
+    def by_component(self) -> dict[str, int]:
+        """Return the components that are not 0, by name, and the peak."""
+        sizes = {name.replace("_", " "): size for name, size in vars(self).items() if size}
+        return {**sizes, "peak": self.peak}
 
 
 def training_memory(
@@ -57,18 +57,22 @@ def training_memory(
     longest: int,
     scorer: Precision,
 ) -> Memory:
-    """The estimate for a training stage whose longest row has so many tokens.
+    """Estimate the memory of a training stage.
 
-    GRPO loads the reward model on a base of its own, held as `scorer` says. PEFT keeps
-    adapters in float32.
+    GRPO loads the reward model on a second base. PEFT keeps adapters in float32.
+
+    Args:
+        base: The base model, without weights.
+        longest: Tokens of the longest row.
+        scorer: Dtype and quantization of the reward model's base.
     """
     sizes = architecture(base.config)
-    size = item_bytes(model.dtype or "float32", base.config.dtype)
+    item_size = item_bytes(model.dtype or "float32", base.config.dtype)
     bits = Precision.read(vars(model)).bits
-    scorer_size = item_bytes(scorer.dtype, base.config.dtype)
-    scorers = weight_bytes(base, scorer_size, scorer.bits) if stage == "grpo" else 0
+    scorer_item_size = item_bytes(scorer.dtype, base.config.dtype)
+    scorers = weight_bytes(base, scorer_item_size, scorer.bits) if stage == "grpo" else 0
     rows = training.train_batch_size * (2 if stage in ("reward", "dpo") else 1)
-    logits_rows = {"reward": 0, "dpo": longest}.get(
+    logits_per_row = {"reward": 0, "dpo": longest}.get(
         stage, getattr(training, "max_completion_length", 0)
     )
     sampled = {
@@ -76,16 +80,16 @@ def training_memory(
         "grpo": lambda: training.generation_batch_size // training.world_size,
     }.get(stage, lambda: 0)()
     return Memory(
-        weights=weight_bytes(base, size, bits) + scorers,
+        weights=weight_bytes(base, item_size, bits) + scorers,
         adapters=parameters.adapters * FLOAT32,
         gradients=parameters.trainable * FLOAT32,
-        optimiser=optimiser_bytes(parameters.trainable, training.optim, FLOAT32),
+        optimizer=optimizer_bytes(parameters.trainable, training.optim, FLOAT32),
         activations=activation_bytes(
-            sizes, rows * longest, size, training.activation_checkpointing
+            sizes, rows * longest, item_size, training.activation_checkpointing
         ),
-        logits=logits_bytes(sizes, rows * logits_rows),
-        kv_cache=kv_cache_bytes(sizes, sampled * longest, size),
-        merged=parameters.merged * size,
+        logits=logits_bytes(sizes, rows * logits_per_row),
+        kv_cache=kv_cache_bytes(sizes, sampled * longest, item_size),
+        merged=parameters.merged * item_size,
     )
 
 
@@ -96,53 +100,58 @@ def evaluation_memory(
     arguments: Any,
     longest: int,
 ) -> Memory:
-    """The estimate for sampling, with the policy's and the reference's logits for the exact KL."""
+    """Estimate the memory of an evaluation.
+
+    The exact KL needs the logits of the policy and of the reference at once.
+    """
     sizes = architecture(base.config)
-    size = item_bytes(precision.dtype, base.config.dtype)
+    item_size = item_bytes(precision.dtype, base.config.dtype)
     tokens = arguments.batch_size * arguments.max_completion_length
     return Memory(
-        weights=weight_bytes(base, size, precision.bits),
+        weights=weight_bytes(base, item_size, precision.bits),
         adapters=parameters.adapters * FLOAT32,
         logits=2 * logits_bytes(sizes, tokens),
-        kv_cache=kv_cache_bytes(sizes, arguments.batch_size * longest, size),
+        kv_cache=kv_cache_bytes(sizes, arguments.batch_size * longest, item_size),
     )
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a decoder that its memory depends on."""
+    """The sizes of a decoder that determine its memory."""
 
-    layers: int
-    width: int
-    mlp_width: int
-    kv_width: int  # of the keys of one token in one layer; the values have as many
-    vocabulary: int
+    num_layers: int
+    hidden_size: int
+    mlp_size: int
+    key_size: int  # of all heads, for one token in one layer; values have the same size
+    vocab_size: int
 
 
 def architecture(config: Any) -> Architecture:
-    """The sizes in a causal language model's configuration, whatever its names for them are."""
+    """Read the sizes from a causal language model's configuration."""
     text = config.get_text_config()
     heads = text.num_attention_heads
-    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // heads
     return Architecture(
-        layers=text.num_hidden_layers,
-        width=text.hidden_size,
-        # GPT-2's `n_inner` and models without any such key: four times the width.
-        mlp_width=getattr(text, "intermediate_size", None)
+        num_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        # GPT-2 calls it `n_inner`; where neither is set it is four times the hidden size.
+        mlp_size=getattr(text, "intermediate_size", None)
         or getattr(text, "n_inner", None)
         or 4 * text.hidden_size,
-        kv_width=head_width * (getattr(text, "num_key_value_heads", None) or heads),
-        vocabulary=text.vocab_size,
+        key_size=head_size * (getattr(text, "num_key_value_heads", None) or heads),
+        vocab_size=text.vocab_size,
     )
 
 
-def weight_bytes(model: PreTrainedModel, size: int, bits: int | None) -> int:
-    """Memory of a model's weights of so many bytes each.
+def weight_bytes(model: PreTrainedModel, item_size: int, bits: int | None) -> int:
+    """Return the bytes of a model's weights.
 
-    With quantisation to so many bits, the linear layers but the LM head have that size and a scale
-    for every 64 weights; all else keeps its type.
+    Args:
+        item_size: Bytes per weight that is not quantized.
+        bits: Bits per quantized weight, or None. The linear layers are quantized except for the
+            language-model head, with one float32 scale for 64 weights.
     """
-    total = sum(p.numel() for p in model.parameters()) * size
+    total = sum(p.numel() for p in model.parameters()) * item_size
     if bits is None:
         return total
     head = model.get_output_embeddings()
@@ -151,46 +160,47 @@ def weight_bytes(model: PreTrainedModel, size: int, bits: int | None) -> int:
         for module in model.modules()
         if isinstance(module, nn.Linear) and module is not head
     )
-    return round(total - linear * (size - (bits + QUANTISED_BITS_OVERHEAD) / 8))
+    return round(total - linear * (item_size - (bits + SCALE_BITS) / 8))
 
 
-def optimiser_bytes(trainable: int, optimiser: str, size: int) -> int:
-    """State of the optimiser: two numbers a trainable parameter for Adam and its kin.
+def optimizer_bytes(trainable: int, optimizer: str, item_size: int) -> int:
+    """Return the bytes of the optimizer's state: two numbers per trainable parameter for Adam.
 
-    Two bytes for 8-bit Adam; none for plain SGD and next to none for Adafactor, which keeps row
-    and column sums.
+    8-bit Adam keeps two bytes per parameter. Plain SGD keeps nothing, and Adafactor next to
+    nothing: sums over rows and columns.
     """
-    if optimiser in ("sgd", "adafactor"):
+    if optimizer in ("sgd", "adafactor"):
         return 0
-    return trainable * 2 * (1 if "8bit" in optimiser else size)
+    return trainable * 2 * (1 if "8bit" in optimizer else item_size)
 
 
-def activation_bytes(sizes: Architecture, tokens: int, size: int, checkpointing: bool) -> int:
-    """What a forward pass over so many tokens keeps for the backward pass.
+def activation_bytes(sizes: Architecture, tokens: int, item_size: int, checkpointing: bool) -> int:
+    """Return the bytes that a forward pass over `tokens` tokens saves for the backward pass.
 
-    A layer keeps 6 w + 2 k + 4 m numbers a token (w: width, k: width of the keys, m: width of the
-    MLP): inputs of norms and projections, queries, keys, values, attention, and in the MLP the
-    gate, its activation, the other branch and their product. Attention matrices are not kept
-    (sdpa, flash). This counts a decoder of Llama's kind with LoRA on all linear layers; GPT-2 keeps
-    40% more. With gradient checkpointing only the input of each layer is kept, and one layer's
-    share is made again at a time.
+    A layer saves 6 h + 2 k + 4 m numbers per token (h: hidden size, k: size of the keys, m: size of
+    the MLP): inputs of norms and projections, queries, keys, values, attention output, and in the
+    MLP the gate, its activation, the up projection and their product. Attention matrices are not
+    saved (sdpa, flash). This holds for a decoder like Llama with LoRA on all linear layers; GPT-2
+    saves 40% more. With gradient checkpointing only the input of each layer is saved, and one
+    layer at a time is recomputed.
     """
-    layer = 6 * sizes.width + 2 * sizes.kv_width + 4 * sizes.mlp_width
-    kept = sizes.layers * sizes.width + layer if checkpointing else sizes.layers * layer
-    return tokens * kept * size
+    layer = 6 * sizes.hidden_size + 2 * sizes.key_size + 4 * sizes.mlp_size
+    if checkpointing:
+        return tokens * (sizes.num_layers * sizes.hidden_size + layer) * item_size
+    return tokens * sizes.num_layers * layer * item_size
 
 
 def logits_bytes(sizes: Architecture, tokens: int) -> int:
-    """Logits of so many tokens in float32, their log-softmax and their gradient."""
-    return tokens * sizes.vocabulary * FLOAT32 * LOGITS_COPIES
+    """Return the bytes of float32 logits of `tokens` tokens, their log-softmax and gradient."""
+    return tokens * sizes.vocab_size * FLOAT32 * LOGITS_COPIES
 
 
-def kv_cache_bytes(sizes: Architecture, tokens: int, size: int) -> int:
-    """Keys and values of so many tokens in all layers."""
-    return tokens * sizes.layers * 2 * sizes.kv_width * size
+def kv_cache_bytes(sizes: Architecture, tokens: int, item_size: int) -> int:
+    """Return the bytes of the keys and values of `tokens` tokens in all layers."""
+    return tokens * sizes.num_layers * 2 * sizes.key_size * item_size
 
 
-def item_bytes(dtype: str | None, own: Any) -> int:
-    """Bytes of one number of a recipe's `dtype`; `auto` and none stand for the model's own type."""
-    chosen = own if dtype in (None, "auto") else getattr(torch, dtype)
-    return int((chosen or torch.float32).itemsize)
+def item_bytes(dtype: str | None, model_dtype: Any) -> int:
+    """Return the bytes of one number of a recipe's `dtype`; None and `auto` mean the model's."""
+    torch_dtype = model_dtype if dtype in (None, "auto") else getattr(torch, dtype)
+    return int((torch_dtype or torch.float32).itemsize)

@@ -1,4 +1,4 @@
-"""How many parameters a stage has and trains, counted on a model without weights."""
+"""Count the parameters that a stage holds and trains, on a model without weights."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -21,10 +21,11 @@ from rlhf_recipes.models.lora import lora_config
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers of parameters; those of tied weights count once.
+    """Numbers of parameters; tied weights count once.
 
-    `adapters` are those of all roles with their heads, and `trainable` is a part of them. `merged`
-    are the base's weights that get a second copy while an adapter is merged into them for sampling.
+    `adapters` counts the adapters and heads of all roles, and `trainable` those of them that are
+    trained. `merged` counts the weights of the base that are copied while an adapter is merged into
+    them for sampling.
     """
 
     base: int
@@ -34,17 +35,23 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """Base and adapters."""
+        """Parameters of the base and the adapters."""
         return self.base + self.adapters
 
 
 def stage_parameters(
     stage: str, model: ModelConfig, reward_model: Adapter | None = None
 ) -> tuple[PreTrainedModel, Parameters]:
-    """A training stage's base without weights, and its counts.
+    """Return a training stage's base without weights, and its parameter counts.
 
-    PPO has the policy's LoRA, and the reward model's twice: as the frozen reward and as the start
-    of the trained value, whose head has a bias as well.
+    PPO holds the policy's LoRA adapter and the reward model's twice: as the frozen reward model and
+    as the initialization of the value model, whose head has a bias in addition.
+
+    Args:
+        reward_model: None, in PPO, for a reward model that is not trained yet. It is then assumed
+            to have the policy's LoRA configuration.
+
+    Raises RecipeError if the LoRA configuration does not fit the base.
     """
     base = meta_model(Base.of(model))
     if stage == "reward":
@@ -69,42 +76,42 @@ def stage_parameters(
 
 
 def evaluation_parameters(adapters: Sequence[Adapter]) -> tuple[PreTrainedModel, Parameters]:
-    """The base of the first, without weights, and the counts with all; nothing is trained."""
+    """Return the first adapter's base without weights, and the counts with all adapters."""
     base = meta_model(adapters[0].base)
-    sizes = sum(
+    adapter_parameters = sum(
         tensor.numel()
         for adapter in adapters
         for tensor in [*adapter.weights.values(), *adapter.head.values()]
     )
-    return base, Parameters(_count(base.parameters()), sizes, 0)
+    return base, Parameters(_count(base.parameters()), adapter_parameters, 0)
 
 
 def _with_lora(base: PreTrainedModel, lora: PeftConfig, name: str) -> PeftModel:
-    """Wrap a copy of a base in LoRA, without weights; RecipeError where they do not fit."""
+    """Return a copy of the base with LoRA, without weights; RecipeError if they do not fit."""
     try:
         with torch.device("meta"):
             return get_peft_model(copy.deepcopy(base), lora)
-    except ValueError as error:  # PEFT says what it did not find, or cannot adapt
+    except ValueError as error:  # its text says which layers PEFT did not find or cannot adapt
         remedy = "Name linear layers of the base in `lora_target_modules`, or `all-linear`."
         if "lora_dropout" in str(error):
             remedy = (
-                "This architecture keeps what `lora_target_modules` names, its experts, in one "
-                "tensor, which PEFT adapts without dropout alone. Set `lora_dropout: 0`, or name "
-                "other layers."
+                "This architecture stores its experts, which `lora_target_modules` names, in one "
+                "tensor, and PEFT adapts such a tensor only without dropout. Set `lora_dropout: "
+                "0`, or name other layers."
             )
         raise RecipeError(f"LoRA does not fit `{name}`: {error} {remedy}") from error
 
 
 def _merged(wrapped: PeftModel) -> int:
-    """Count the weights under an adapter, or 0 where it cannot be merged: see `merging`."""
+    """Count the weights that an adapter is merged into; 0 if it cannot be merged (`merging`)."""
     layers = [module for module in wrapped.modules() if isinstance(module, LoraLayer)]
     weights = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
-    found = [weight for weight in weights if isinstance(weight, torch.Tensor)]
-    return sum(weight.numel() for weight in found) if len(found) == len(weights) else 0
+    tensors = [weight for weight in weights if isinstance(weight, torch.Tensor)]
+    return sum(tensor.numel() for tensor in tensors) if len(tensors) == len(weights) else 0
 
 
 def _scorer(lora: PeftConfig, adapter: Adapter | None, width: int) -> tuple[PeftConfig, int]:
-    """The reward model's LoRA and the size of its head; those it would have if it is not there."""
+    """Return the LoRA configuration of the reward model and the number of its head's weights."""
     if adapter is None:
         return lora, width
     return copy.deepcopy(adapter.config), sum(t.numel() for t in adapter.head.values())

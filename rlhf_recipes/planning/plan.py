@@ -1,6 +1,6 @@
-"""What a stage would do, cost and produce, told before it does it. No weights are loaded.
+"""The plan of a stage: what it will do, cost and write. No weights are loaded.
 
-Counts of rows, steps and parameters are exact; memory is estimated by the formulas in `memory`.
+The numbers of rows, steps and parameters are exact; memory is estimated in `memory`.
 """
 
 import math
@@ -42,24 +42,24 @@ RUN_OUTPUTS = (
     "trainer_state.json, all_results.json, training_curves.png",
 )
 STAGE_OUTPUTS = {
-    "reward": ("results/reward_model_errors.json beside models/",),
+    "reward": ("results/reward_model_errors.json next to models/",),
     "grpo": ("completions/*.parquet",),
-    "ppo": ("completions/*.parquet, value/ (the value role's adapter)",),
+    "ppo": ("completions/*.parquet, value/ (the value model's adapter)",),
 }
 EVALUATION_OUTPUTS = ("samples/*_samples.json", "results/ with report.html", "ANALYSIS.md")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage comes to. Evaluation has no `batch` and no steps."""
+    """What a stage will do, cost and write. An evaluation has no `batch` and no steps."""
 
     stage: str
     base_model: str
     rows: Mapping[str, Rows]
-    batch: tuple[int, int, int] | None  # device, accumulation, processes
+    batch: tuple[int, int, int] | None  # per device, accumulation steps, processes
     steps: int
     completions: int
-    generated_tokens: int  # if no completion ends early
+    generated_tokens: int  # at most: if no completion ends early
     parameters: Parameters
     memory: Memory
     output_dir: str
@@ -78,9 +78,9 @@ class Plan:
 
 
 def training_plan(inputs: Inputs) -> Plan:
-    """Check what a training stage is given, and count what it comes to.
+    """Check a training stage's inputs and return its plan.
 
-    A run calls this too: what `--plan` refuses, the run refuses in the same words.
+    A run calls this too, so it refuses what `--plan` refuses, in the same words.
     """
     check_training(inputs)
     stage, training, model, rows = inputs.stage, inputs.training, inputs.model, inputs.rows
@@ -120,7 +120,7 @@ def training_plan(inputs: Inputs) -> Plan:
 
 
 def evaluation_plan(arguments: "EvaluationArguments", adapters: Adapters) -> Plan:
-    """Check what an evaluation is given, and count what it comes to; the run calls this too."""
+    """Check an evaluation's inputs and return its plan; the run calls this too."""
     check_replaceable(Path(arguments.output_dir), arguments.overwrite)
     if arguments.plan:
         check_free(Path(arguments.output_dir) / "samples")
@@ -129,12 +129,12 @@ def evaluation_plan(arguments: "EvaluationArguments", adapters: Adapters) -> Pla
     rows = prompt_rows(prompts, adapters.tokenizer, arguments.max_completion_length)
     samples = (len(adapters.evaluated) + arguments.control) * arguments.samples_per_prompt
     completions = rows.used * (arguments.base_samples + samples)
-    # A checkpoint takes the place of the adapter it became.
-    held = [
+    # A checkpoint is evaluated in the slot of the finished adapter of its run.
+    policies = [
         adapters.policies[policy.name] for policy in adapters.evaluated if policy.name == policy.run
     ]
     others = (adapters.start, *adapters.judges.values())
-    meta, parameters = evaluation_parameters([adapters.proxy, *held, *filter(None, others)])
+    meta, parameters = evaluation_parameters([adapters.proxy, *policies, *filter(None, others)])
     check_weight_files(meta, adapters.proxy.base)
     check_generation_config(adapters.proxy.base)
     check_context(meta.config, {"validation": rows})
@@ -156,22 +156,22 @@ def evaluation_plan(arguments: "EvaluationArguments", adapters: Adapters) -> Pla
 
 
 def format_plan(plan: Plan) -> str:
-    """The plan as a table of two columns, at most 80 characters wide."""
+    """Return the plan as a table of two columns, at most 80 characters wide."""
     lines = [("stage", plan.stage), ("base model", plan.base_model)]
     for split, rows in plan.rows.items():
         first, *others = rows.lines()
         lines += [(f"{split} rows", first), *(("", line) for line in others)]
     if plan.stage in ("grpo", "ppo"):
-        lines.append(("", "no prompt is cut or left out"))
+        lines.append(("", "no prompt is truncated or dropped"))
     if plan.batch is not None:
         device, accumulation, processes = plan.batch
         lines += [
             (
                 "effective batch",
-                f"{math.prod(plan.batch):,} = {device} a device x {accumulation} accumulated "
+                f"{math.prod(plan.batch):,} = {device} per device x {accumulation} accumulated "
                 f"x {processes} process" + "es" * (processes > 1),
             ),
-            ("optimiser steps", f"{plan.steps:,}"),
+            ("optimizer steps", f"{plan.steps:,}"),
         ]
     if plan.completions:
         lines += [
@@ -179,12 +179,12 @@ def format_plan(plan: Plan) -> str:
             ("generated tokens", f"at most {plan.generated_tokens:,}"),
         ]
     counts = plan.parameters
-    share = counts.trainable / counts.total
+    fraction = counts.trainable / counts.total
     lines.append(("parameters", f"{counts.total:,}, base {counts.base:,}"))
     if plan.batch is not None:
-        lines.append(("trainable", f"{counts.trainable:,} ({share:.2%})"))
-    lines.append(("memory", "an estimate, for each process, without sharding"))
-    lines += [(f"  {name}", _bytes(size)) for name, size in plan.memory.parts().items()]
+        lines.append(("trainable", f"{counts.trainable:,} ({fraction:.2%})"))
+    lines.append(("memory", "estimate per process, without sharding"))
+    lines += [(f"  {name}", _bytes(size)) for name, size in plan.memory.by_component().items()]
     lines.append(("outputs in", plan.output_dir))
     lines += [("", output) for output in plan.outputs]
     lines.append(("pushed", f"to {plan.pushed_to}" if plan.pushed_to else "nothing"))

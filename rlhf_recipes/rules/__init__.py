@@ -1,1 +1,1 @@
-"""Rules that the values of a recipe must keep."""
+"""Rules that refuse the values of a training recipe that have the right type and cannot work."""

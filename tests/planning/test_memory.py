@@ -11,7 +11,7 @@ from rlhf_recipes.planning.memory import (
     item_bytes,
     kv_cache_bytes,
     logits_bytes,
-    optimiser_bytes,
+    optimizer_bytes,
     weight_bytes,
 )
 
@@ -35,8 +35,8 @@ BATCH, LENGTH = 4, 32
 TOKENS = BATCH * LENGTH
 
 
-def kept_for_backward(config, checkpointing):
-    """Bytes that autograd keeps of a forward pass of the decoder, without parameters, each once."""
+def saved_for_backward(config, checkpointing):
+    """Bytes of distinct tensors, except parameters, that autograd saves in a forward pass."""
     base = AutoModelForCausalLM.from_config(config)
     model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
     if checkpointing:
@@ -44,10 +44,10 @@ def kept_for_backward(config, checkpointing):
         model.enable_input_require_grads()
     model.train()
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
+    saved = {}
 
     def keep(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
+        saved[tensor.untyped_storage().data_ptr()] = tensor  # referenced: no address is reused
         return tensor
 
     ids = torch.randint(0, 100, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -55,7 +55,7 @@ def kept_for_backward(config, checkpointing):
         base.base_model(ids, use_cache=False)
     return sum(
         tensor.untyped_storage().nbytes()
-        for address, tensor in kept.items()
+        for address, tensor in saved.items()
         if address not in parameters
     )
 
@@ -66,18 +66,18 @@ def test_the_sizes_of_a_decoder_are_read_from_its_configuration():
 
 
 @pytest.mark.parametrize(("config", "most"), [(LLAMA, 1.1), (GPT2, 1.6)], ids=["llama", "gpt2"])
-def test_activations_are_about_what_autograd_keeps(config, most):
+def test_activations_are_about_what_autograd_saves(config, most):
     estimate = activation_bytes(architecture(config), TOKENS, 4, checkpointing=False)
-    assert 1 <= kept_for_backward(config, checkpointing=False) / estimate <= most
+    assert 1 <= saved_for_backward(config, checkpointing=False) / estimate <= most
 
 
-def test_with_checkpointing_a_layer_keeps_its_input_alone():
-    """The estimate holds one layer more, which is computed again in the backward pass."""
+def test_with_checkpointing_only_the_input_of_a_layer_is_saved():
+    """The estimate includes one more layer, which the backward pass recomputes."""
     sizes = architecture(LLAMA)
-    one_layer = activation_bytes(sizes, TOKENS, 4, checkpointing=False) // sizes.layers
+    one_layer = activation_bytes(sizes, TOKENS, 4, checkpointing=False) // sizes.num_layers
     estimate = activation_bytes(sizes, TOKENS, 4, checkpointing=True) - one_layer
-    assert estimate == TOKENS * sizes.layers * sizes.width * 4
-    assert 1 <= kept_for_backward(LLAMA, checkpointing=True) / estimate <= 1.5
+    assert estimate == TOKENS * sizes.num_layers * sizes.hidden_size * 4
+    assert 1 <= saved_for_backward(LLAMA, checkpointing=True) / estimate <= 1.5
 
 
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
@@ -95,9 +95,9 @@ def test_weights_are_those_of_the_model(dtype):
     assert weight_bytes(model, dtype.itemsize, None) == size
 
 
-def test_quantisation_shrinks_the_linear_layers_but_not_the_lm_head():
-    # A layer: q and o 64x64, k and v 32x64, three of the MLP 192x64 -> 49,152 weights. Four bits
-    # and half a bit of scale make 27,648 bytes of them.
+def test_quantization_shrinks_the_linear_layers_but_not_the_lm_head():
+    # Weights per layer: q and o 64x64, k and v 32x64, three of the MLP 192x64: 49,152. At four bits
+    # and half a bit for the scales they take 27,648 bytes.
     model = AutoModelForCausalLM.from_config(LLAMA)
     linear = 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 192 * 64)
     assert linear == 4 * 49_152
@@ -105,27 +105,27 @@ def test_quantisation_shrinks_the_linear_layers_but_not_the_lm_head():
     assert weight_bytes(model, 2, 4) == 4 * 27_648 + 2 * others
 
 
-def test_the_optimiser_state_is_adams():
+def test_the_optimizer_state_has_the_size_of_adams():
     weight = torch.nn.Parameter(torch.zeros(1000))
     weight.grad = torch.ones(1000)
     adam = torch.optim.AdamW([weight])
     adam.step()
     state = adam.state[weight]
-    assert optimiser_bytes(1000, "adamw_torch", 4) == state["exp_avg"].nbytes * 2
-    assert optimiser_bytes(1000, "adamw_bnb_8bit", 4) == 2000
-    assert optimiser_bytes(1000, "sgd", 4) == 0
+    assert optimizer_bytes(1000, "adamw_torch", 4) == state["exp_avg"].nbytes * 2
+    assert optimizer_bytes(1000, "adamw_bnb_8bit", 4) == 2000
+    assert optimizer_bytes(1000, "sgd", 4) == 0
 
 
 def test_logits_are_counted_three_times_in_float32():
     assert logits_bytes(architecture(LLAMA), 10) == 10 * 101 * 4 * 3
 
 
-def test_the_type_auto_is_the_models_own():
+def test_the_dtype_auto_is_that_of_the_model():
     assert [item_bytes(d, torch.bfloat16) for d in ("float32", "auto", None)] == [4, 2, 2]
     assert item_bytes("auto", None) == 4
 
 
-def test_the_peak_is_what_lasts_and_the_larger_of_training_and_sampling():
+def test_the_peak_is_persistent_memory_and_the_larger_of_training_and_sampling():
     assert Memory(1, 2, 4, 8, activations=100, logits=10, kv_cache=50, merged=5).peak == 15 + 110
     assert Memory(1, 2, 4, 8, activations=10, logits=10, kv_cache=50, merged=5).peak == 15 + 55
-    assert Memory(weights=3, adapters=0).parts() == {"weights": 3, "peak": 3}
+    assert Memory(weights=3, adapters=0).by_component() == {"weights": 3, "peak": 3}

@@ -100,12 +100,12 @@ def test_the_weights_copied_for_merging_are_those_under_the_policy(base):
     assert stage_parameters("ppo", model)[1].merged == copied
 
 
-def test_a_reward_model_that_is_not_there_yet_is_taken_to_be_like_the_policy(base, tmp_path):
+def test_a_reward_model_that_is_not_trained_yet_is_assumed_to_be_like_the_policy(base, tmp_path):
     model = ModelConfig(
         model_name_or_path=base, use_peft=True, lora_r=3, lora_target_modules=["all-linear"]
     )
-    there = stage_parameters("ppo", model, read_adapter(save_reward(base, tmp_path, 3)))
-    assert stage_parameters("ppo", model)[1] == there[1]
+    trained = stage_parameters("ppo", model, read_adapter(save_reward(base, tmp_path, 3)))
+    assert stage_parameters("ppo", model)[1] == trained[1]
 
 
 def test_evaluation_trains_nothing_and_has_every_adapter(base, tmp_path):
@@ -124,19 +124,19 @@ def test_no_weights_are_made(base):
     assert numbers(meta)[0] == counted.base
 
 
-def test_lora_that_does_not_fit_is_told(base):
+def test_lora_that_does_not_fit_the_base_is_refused(base):
     model = ModelConfig(model_name_or_path=base, use_peft=True, lora_target_modules=["qq_proj"])
     with pytest.raises(RecipeError, match=r"LoRA does not fit .*qq_proj.*lora_target_modules"):
         stage_parameters("dpo", model)
 
 
-def test_a_base_that_is_not_there_is_told(tmp_path):
+def test_a_missing_base_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="cannot be opened"):
         meta_model(Base(str(tmp_path)))
 
 
 def save_reward(base, folder, rank):
-    """A reward adapter as RewardTrainer leaves it: a sequence classifier's, head included."""
+    """Save a reward adapter as RewardTrainer does: on a sequence classifier, with its head."""
     real = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     config = LoraConfig(task_type="SEQ_CLS", r=rank, target_modules="all-linear")
     get_peft_model(real, config).save_pretrained(folder)

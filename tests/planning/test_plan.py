@@ -44,13 +44,13 @@ def message(role, content):
     return [{"role": role, "content": content}]
 
 
-def planned(*given):
-    return training_plan(Inputs(*given))
+def planned(*inputs):
+    return training_plan(Inputs(*inputs))
 
 
 @pytest.fixture
 def data(tmp_path):
-    """Prompt i has i + 1 letters, its answers 10 and 5, but each tenth chosen one has 200."""
+    """Prompt i has i + 1 letters, its completions 10 and 5; every tenth chosen one has 200."""
     folder = tmp_path / "data"
     folder.mkdir()
     for split, count in (("train", 23), ("validation", 11)):
@@ -246,7 +246,7 @@ def test_completions_are_those_that_ppo_samples(
 
 @pytest.mark.parametrize("rows", [5, 6, 7, 12, 13, 24, 25])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_rows_are_shared_among_processes_as_accelerate_does(rows, drop_last):
+def test_rows_are_divided_among_processes_as_accelerate_does(rows, drop_last):
     training = SimpleNamespace(train_batch_size=3, world_size=2, dataloader_drop_last=drop_last)
     shard = BatchSamplerShard(BatchSampler(range(rows), 3, drop_last), num_processes=2)
     if len(shard) == 0:
@@ -256,8 +256,8 @@ def test_rows_are_shared_among_processes_as_accelerate_does(rows, drop_last):
         assert micro_batches("dpo", rows, training) == len(shard)
 
 
-def test_the_reward_stage_leaves_out_pairs_with_a_long_answer(data, tmp_path):
-    # An answer of 200 letters is in 2 of 23 training rows and 1 of 11 for validation.
+def test_the_reward_stage_drops_pairs_with_a_long_completion(data, tmp_path):
+    # A completion of 200 letters is in 2 of 23 training rows and 1 of 11 validation rows.
     training = arguments("reward", tmp_path, max_length=150)
     plan = planned("reward", RecipeArguments(), training, lora("reward"), data)
     assert {s: (r.used, r.too_long) for s, r in plan.rows.items()} == {
@@ -267,7 +267,7 @@ def test_the_reward_stage_leaves_out_pairs_with_a_long_answer(data, tmp_path):
     assert plan.rows["train"].longest <= 150
 
 
-def test_dpo_cuts_a_long_answer_and_keeps_the_pair(data, tmp_path):
+def test_dpo_truncates_a_long_completion_and_keeps_the_pair(data, tmp_path):
     training = arguments("dpo", tmp_path, max_length=150)
     rows = planned("dpo", RecipeArguments(), training, lora("dpo"), data).rows["train"]
     assert (rows.used, rows.cut, rows.too_long, rows.longest) == (23, 2, 0, 150)
@@ -282,13 +282,13 @@ def test_the_longest_row_of_ppo_is_a_prompt_and_a_whole_completion(data, tmp_pat
 
 
 def evaluating(data, tmp_path, **keywords):
-    """Inputs of PPO that evaluates on the two last prompts, those of 22 and 23 letters."""
+    """Inputs of PPO with evaluations on the last two prompts, those of 22 and 23 letters."""
     settings = {"per_device_train_batch_size": 2, "eval_strategy": "steps", "eval_steps": 1}
     training = arguments("ppo", tmp_path, num_eval_prompts=2, **settings, **keywords)
     return Inputs("ppo", RecipeArguments(), training, lora("ppo"), data)
 
 
-def test_prompts_that_ppo_evaluates_on_are_counted_apart(data, tmp_path):
+def test_prompts_that_ppo_evaluates_on_are_counted_separately(data, tmp_path):
     rows = training_plan(evaluating(data, tmp_path, max_completion_length=9)).rows
     counted = {split: (r.used, r.longest) for split, r in rows.items()}
     assert counted == {"train": (21, 21 + 28), "evaluation": (2, 23 + 28)}
@@ -301,11 +301,11 @@ def test_prompts_that_ppo_evaluates_on_must_fit_the_base_too(data, tmp_path):
 
 
 def test_every_process_needs_a_prompt_to_evaluate_on(data, tmp_path, monkeypatch):
-    given = evaluating(data, tmp_path)
+    inputs = evaluating(data, tmp_path)
     monkeypatch.setattr(PPOConfig, "world_size", 3)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(RecipeError, match="There are 2 prompts to evaluate on and 3 processes"):
-        training_plan(given)
+        training_plan(inputs)
 
 
 def test_a_repeated_prompt_is_sampled_on_once(data, tmp_path):
@@ -316,7 +316,7 @@ def test_a_repeated_prompt_is_sampled_on_once(data, tmp_path):
         assert plan.rows["train"].used == 23
 
 
-def test_nothing_left_to_train_on_is_told(data, tmp_path):
+def test_data_without_a_usable_row_is_refused(data, tmp_path):
     training = arguments("reward", tmp_path, max_length=5)
     with pytest.raises(
         RecipeError, match="`max_length` is 5 tokens, and none of 23 train pairs can be used"
@@ -357,11 +357,11 @@ def test_memory_grows_with_what_it_is_made_of(data, tmp_path):
     small, large = (memory("dpo", per_device_train_batch_size=n) for n in (2, 4))
     assert large.activations == 2 * small.activations
     assert large.logits == 2 * small.logits
-    assert (large.weights, large.optimiser) == (small.weights, small.optimiser)
+    assert (large.weights, large.optimizer) == (small.weights, small.optimizer)
     halved = memory("dpo", lora("dpo", dtype="bfloat16"), per_device_train_batch_size=2)
     assert 2 * halved.weights == small.weights
     assert memory("reward").logits == 0
-    # GRPO's reward model has a base of its own.
+    # GRPO loads the reward model on a second base.
     assert memory("grpo").weights == 2 * small.weights
     # 4 rows for 3 steps of accumulation are sampled together.
     sampled = memory("grpo", per_device_train_batch_size=4, gradient_accumulation_steps=4)
@@ -385,13 +385,13 @@ def test_the_text_fits_80_columns_and_calls_memory_an_estimate(data, tmp_path, m
     assert max(len(line) for line in lines) <= 80
     # The longest row: 23 letters with <|im_start|>, `user`, a line break, <|im_end|>, a line break
     # (8), and 10 letters with the same of `assistant` (13).
-    # 21 pairs of 6 a step: four steps an epoch, three epochs.
+    # 21 pairs, 6 per step: four steps per epoch, three epochs.
     for line in (
         "train rows        21, up to 54 tokens",
         "                  - 2 left out: too long for max_length",
-        "effective batch   6 = 2 a device x 3 accumulated x 1 process",
-        "optimiser steps   12",
-        "memory            an estimate, for each process, without sharding",
+        "effective batch   6 = 2 per device x 3 accumulated x 1 process",
+        "optimizer steps   12",
+        "memory            estimate per process, without sharding",
         "pushed            to out-reward",
     ):
         assert line in lines
@@ -416,9 +416,9 @@ def test_an_evaluation_samples_every_model_on_the_same_prompts(data, reward_mode
     assert plan.completions == 3 * 7 * 2
     assert plan.generated_tokens == 3 * 7 * 2 * 5
     assert (plan.batch, plan.steps, plan.parameters.trainable) == (None, 0, 0)
-    assert "optimiser steps" not in str(plan)
+    assert "optimizer steps" not in str(plan)
     assert "completions       42" in str(plan)
-    # Of base five samples each, of the other two models two.
+    # Five samples of the base per prompt, two of each of the other two models.
     arguments = EvaluationArguments(**settings, best_of_n=5)
     more = evaluation_plan(arguments, read_adapters(arguments))
     assert more.completions == 7 * (5 + 2 + 2)

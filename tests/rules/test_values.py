@@ -1,4 +1,4 @@
-"""Values that pass as types and cannot work are refused as a recipe is read, in every stage."""
+"""Values of the right type that cannot work are refused as a recipe is read, in every stage."""
 
 import importlib.util
 import re
@@ -7,14 +7,15 @@ import pytest
 
 from rlhf_recipes.arguments import parse_recipe
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.rules.values import RULES, package_problems
+from rlhf_recipes.rules.packages import package_problems
+from rlhf_recipes.rules.values import RULES
 
 STAGES = ("reward", "dpo", "grpo", "ppo")
 
-# Flags, the stages that refuse them, and what is said.
+# Flags, the stages that refuse them, and what the message says.
 REFUSED = [
     ("--max_steps 0", STAGES, "`max_steps` is 0"),
-    ("--max_steps -1 --num_train_epochs 0", STAGES, "`num_train_epochs` 0.0, so that no step"),
+    ("--max_steps -1 --num_train_epochs 0", STAGES, "`num_train_epochs` 0.0, so no step"),
     ("--learning_rate 0", STAGES, "`learning_rate` is 0.0, with which nothing is learned"),
     ("--learning_rate inf", STAGES, "`learning_rate` is inf"),
     ("--weight_decay -1", STAGES, "`weight_decay` is -1.0"),
@@ -23,7 +24,7 @@ REFUSED = [
     ("--adam_beta2 1", STAGES, "`adam_beta2` is 1.0"),
     ("--max_grad_norm -1", STAGES, "`max_grad_norm` is -1.0"),
     ("--optim_args fast", STAGES, "`optim_args` is fast"),
-    ("--train_sampling_strategy group_by_length", STAGES, "lengths that TRL's rows"),
+    ("--train_sampling_strategy group_by_length", STAGES, "a column of lengths that TRL's rows"),
     ("--train_sampling_strategy batch_rebalance", STAGES, "would count for more"),
     ("--ignore_data_skip true", ("reward", "dpo", "grpo"), "`ignore_data_skip` is true"),
     (
@@ -44,7 +45,7 @@ REFUSED = [
     (
         "--save_strategy best --eval_strategy steps --eval_steps 1",
         ("reward", "dpo"),
-        "there is no best",
+        "no checkpoint is the best",
     ),
     (
         "--load_best_model_at_end true --eval_strategy steps --eval_steps 1 --save_steps 1 "
@@ -79,32 +80,32 @@ REFUSED = [
     ("--dataloader_persistent_workers true", STAGES, "`dataloader_persistent_workers` is true"),
     ("--activation_offloading true --use_cpu true", ("reward", "dpo"), "`activation_offloading`"),
     ("--lora_alpha 0", STAGES, "`lora_alpha` is 0"),
-    ("--lora_dropout 0.1 --disable_dropout true", ("reward", "dpo", "grpo"), "dropout is off"),
-    ("--lora_dropout 0.1", ("ppo",), "dropout is off"),
-    ("--lora_dropout 1", STAGES, "`lora_dropout` is 1.0, which is no probability"),
+    ("--lora_dropout 0.1 --disable_dropout true", ("reward", "dpo", "grpo"), "turns dropout off"),
+    ("--lora_dropout 0.1", ("ppo",), "turns dropout off"),
+    ("--lora_dropout 1", STAGES, "`lora_dropout` is 1.0, which is not a probability"),
     ("--lora_task_type CAUSAL_LM", ("reward",), "head is not saved"),
-    ("--lora_task_type SEQ_CLS", ("dpo", "grpo", "ppo"), "a policy is a language model"),
+    ("--lora_task_type SEQ_CLS", ("dpo", "grpo", "ppo"), "a policy is a causal language model"),
     ("--pad_to_multiple_of 0", ("reward", "dpo", "grpo"), "`pad_to_multiple_of` is 0"),
     ("--dataset_num_proc -1", ("reward", "dpo"), "`dataset_num_proc` is -1"),
     ("--center_rewards_coefficient -1", ("reward",), "`center_rewards_coefficient` is -1.0"),
     ("--loss_type sigmoids", ("dpo", "grpo"), "`loss_type` is .*sigmoids.*, which is not known"),
-    ("--beta 0", ("dpo",), "`beta` is 0.0, with which the loss does not depend on the policy"),
+    ("--beta 0", ("dpo",), "`beta` is 0.0. At 0 the loss does not depend on the policy"),
     ("--beta -1", ("grpo",), "`beta` is -1.0"),
     ("--loss_weights 0", ("dpo",), "`loss_weights` is"),
-    ("--label_smoothing 0.1", ("dpo",), "does not look at it"),
-    ("--loss_type robust --label_smoothing 0.5", ("dpo",), "the wrong way round"),
+    ("--label_smoothing 0.1", ("dpo",), "the loss .* does not use it"),
+    ("--loss_type robust --label_smoothing 0.5", ("dpo",), "a pair is mislabeled"),
     ("--loss_type exo_pair", ("dpo",), "takes the logarithm"),
     ("--loss_type discopop --discopop_tau 0", ("dpo",), "`discopop_tau` is 0.0"),
     ("--f_divergence_type kl", ("dpo",), "`f_divergence_type` is kl"),
     ("--ld_alpha 2", ("dpo",), "`ld_alpha` is 2.0"),
     ("--sync_ref_model true", ("dpo", "grpo"), "`sync_ref_model` is true"),
-    ("--temperature 0", ("grpo",), "`temperature` is 0.0, at which all completions"),
-    ("--max_completion_length null", ("grpo",), "a completion has to end"),
+    ("--temperature 0", ("grpo",), "`temperature` is 0.0, with which all completions"),
+    ("--max_completion_length null", ("grpo",), "completions need a limit"),
     ("--top_p 0", ("grpo",), "`top_p` is 0.0"),
     ("--min_p 2", ("grpo",), "`min_p` is 2.0"),
     ("--top_k -1", ("grpo",), "`top_k` is -1"),
     ("--repetition_penalty 0", ("grpo",), "`repetition_penalty` is 0.0"),
-    ("--use_transformers_continuous_batching true", ("grpo",), "an attention of its own"),
+    ("--use_transformers_continuous_batching true", ("grpo",), "another attention implementation"),
     ("--log_completions_hub_repo me/it", ("grpo",), "publishes"),
     ("--num_iterations 0", ("grpo",), "`num_iterations` is 0"),
     ("--steps_per_generation 0", ("grpo",), "`steps_per_generation` is 0"),
@@ -132,10 +133,10 @@ def parse(root, stage, flags):
     return parse_recipe(*script.ARGUMENTS, argv=argv).arguments
 
 
-@pytest.mark.parametrize(("flags", "stages", "said"), REFUSED, ids=[case[0] for case in REFUSED])
-def test_what_cannot_work_is_refused_as_the_recipe_is_read(root, flags, stages, said):
+@pytest.mark.parametrize(("flags", "stages", "message"), REFUSED, ids=[case[0] for case in REFUSED])
+def test_what_cannot_work_is_refused_as_the_recipe_is_read(root, flags, stages, message):
     for stage in stages:
-        with pytest.raises(RecipeError, match=said):
+        with pytest.raises(RecipeError, match=message):
             parse(root, stage, flags)
 
 
@@ -143,30 +144,30 @@ def test_every_rule_is_broken_by_one_of_these(root, monkeypatch):
     """A rule that no example breaks might as well not be there."""
     broken = set()
 
-    def noting(index, rule):
-        def wrong(values):
-            found = rule.wrong(values)
-            if found:
+    def recording(index, rule):
+        def is_broken(values):
+            result = rule.is_broken(values)
+            if result:
                 broken.add(index)
-            return found
+            return result
 
-        return rule._replace(wrong=wrong)
+        return rule._replace(is_broken=is_broken)
 
-    noted = tuple(noting(index, rule) for index, rule in enumerate(RULES))
-    monkeypatch.setattr("rlhf_recipes.rules.values.RULES", noted)
+    recorded = tuple(recording(index, rule) for index, rule in enumerate(RULES))
+    monkeypatch.setattr("rlhf_recipes.rules.values.RULES", recorded)
     for flags, stages, _ in REFUSED:
         for stage in stages:
             with pytest.raises(RecipeError):
                 parse(root, stage, flags)
-    assert [rule.sentence for index, rule in enumerate(RULES) if index not in broken] == []
+    assert [rule.message for index, rule in enumerate(RULES) if index not in broken] == []
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize(
-    ("flags", "package", "said"),
+    ("flags", "package", "message"),
     [
-        ("--load_in_4bit true", "is_bitsandbytes_available", "bitsandbytes is needed"),
-        ("--load_in_8bit true", "is_bitsandbytes_available", "bitsandbytes is needed"),
+        ("--load_in_4bit true", "is_bitsandbytes_available", "needs the package bitsandbytes"),
+        ("--load_in_8bit true", "is_bitsandbytes_available", "needs the package bitsandbytes"),
         (
             "--attn_implementation flash_attention_2",
             "is_flash_attn_2_available",
@@ -177,18 +178,18 @@ def test_every_rule_is_broken_by_one_of_these(root, monkeypatch):
             "is_liger_kernel_available",
             "the package liger-kernel is not installed",
         ),
-        ("--report_to no_such_tracker", None, "`report_to` names .'no_such_tracker'."),
+        ("--report_to no_such_tracker", None, "`report_to` is .'no_such_tracker'."),
     ],
 )
-def test_a_package_that_is_missing_is_named(root, monkeypatch, stage, flags, package, said):
+def test_a_package_that_is_missing_is_named(root, monkeypatch, stage, flags, package, message):
     if package is not None:
         monkeypatch.setattr(f"transformers.utils.import_utils.{package}", lambda: False)
     (problem,) = package_problems(parse(root, stage, flags))
-    assert re.search(said, problem)
+    assert re.search(message, problem)
     assert list(package_problems(parse(root, stage, ""))) == []
 
 
-def test_all_problems_of_a_recipe_are_told_together(root):
+def test_all_problems_of_a_recipe_are_reported_together(root):
     with pytest.raises(RecipeError) as refused:
         parse(root, "dpo", "--beta 0 --seed -1 --lora_alpha 0 --do_predict true")
     text = str(refused.value)
@@ -202,7 +203,7 @@ def test_all_problems_of_a_recipe_are_told_together(root):
     "flags",
     ["--save_total_limit 1", "--do_train true", "--hub_strategy end", "--data_seed 7"],
 )
-def test_what_works_is_taken(root, stage, flags):
+def test_what_works_is_accepted(root, stage, flags):
     parse(root, stage, flags)
 
 
@@ -229,5 +230,5 @@ def test_what_works_is_taken(root, stage, flags):
         ("reward", "--pad_to_multiple_of 8 --center_rewards_coefficient 0.01"),
     ],
 )
-def test_a_methods_own_keys_are_taken(root, stage, flags):
+def test_the_keys_of_a_method_are_accepted(root, stage, flags):
     parse(root, stage, flags)

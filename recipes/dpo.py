@@ -38,8 +38,8 @@ def main() -> None:
     trainer = DPOTrainer(
         model=open_language_model(model, dropout=not training.disable_dropout),
         args=training,
-        train_dataset=dataset["train"].select(plan.rows["train"].kept),
-        eval_dataset=dataset["validation"].select(plan.rows["validation"].kept),
+        train_dataset=dataset["train"].select(plan.rows["train"].indices),
+        eval_dataset=dataset["validation"].select(plan.rows["validation"].indices),
         processing_class=inputs.tokenizer,
         peft_config=lora_config(model),
     )

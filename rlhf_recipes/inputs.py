@@ -14,7 +14,7 @@ from rlhf_recipes.models.adapters import Adapter, read_adapter
 from rlhf_recipes.models.architectures import meta_model
 from rlhf_recipes.models.loading import Base, Precision, open_tokenizer
 from rlhf_recipes.preferences import split_off, unique_prompts
-from rlhf_recipes.preferences.truncation import Rows, fit_pairs, prompt_rows
+from rlhf_recipes.preferences.truncation import Rows, pair_rows, prompt_rows
 from rlhf_recipes.reward_functions import RewardFunc, load_reward_func
 from rlhf_recipes.rules.kinds import PAIRS
 from rlhf_recipes.runs.fingerprints import run_inputs
@@ -115,7 +115,7 @@ class Inputs:
         stage, tokenizer, training = self.stage, self.tokenizer, self.training
         if stage in PAIRS:
             return {
-                split: fit_pairs(stage, split, self.dataset[split], tokenizer, training)
+                split: pair_rows(stage, split, self.dataset[split], tokenizer, training)
                 for split in ("train", "validation")
             }
         train, held_out = self.prompts

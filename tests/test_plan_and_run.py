@@ -368,8 +368,28 @@ def test_a_single_name_of_a_layer_is_a_name_and_a_pattern_a_pattern(
 @pytest.mark.parametrize(
     ("stage", "counts"),
     [
-        ("reward", {"used": 10, "cut": 0, "too_long": 6, "identical": 0, "longest": 42}),
-        ("dpo", {"used": 16, "cut": 6, "too_long": 0, "identical": 0, "longest": 42}),
+        (
+            "reward",
+            {
+                "used": 10,
+                "cut": 0,
+                "too_long": 6,
+                "identical": 0,
+                "longest": 42,
+                "special_tokens": 0,
+            },
+        ),
+        (
+            "dpo",
+            {
+                "used": 16,
+                "cut": 6,
+                "too_long": 0,
+                "identical": 0,
+                "longest": 42,
+                "special_tokens": 0,
+            },
+        ),
     ],
 )
 def test_the_record_of_a_run_counts_the_rows_that_were_used_cut_and_left_out(

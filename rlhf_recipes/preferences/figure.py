@@ -1,4 +1,4 @@
-"""The figure of a prepared dataset, drawn from dataset_stats.json alone."""
+"""Draw the figure of a prepared dataset from dataset_stats.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch
 
-# Colours of Okabe and Ito, told apart under every common form of colour blindness.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#5F6368"
+# Okabe and Ito's palette, which is safe for all common forms of color blindness.
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#E69F00", "#009E73", "#5F6368"
 SPLIT_COLORS = {"train": BLUE, "validation": ORANGE}
-MOST_TURNS = 8
+MAX_TURNS = 8
 
 
 def distribution_figure(statistics: Mapping[str, Any], path: Path) -> None:
-    """Draw lengths, length gaps, turns and rows left out; write it to path."""
+    """Draw lengths, length gaps, turns and dropped rows, and write the figure to `path`.
+
+    Args:
+        statistics: The contents of dataset_stats.json.
+    """
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.12)
     figure = Figure(figsize=(11, 7.6), dpi=150, layout=layout)
     FigureCanvasAgg(figure)
@@ -28,12 +32,12 @@ def distribution_figure(statistics: Mapping[str, Any], path: Path) -> None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", color="#E4E4E4", linewidth=0.8)
         ax.set_axisbelow(True)
-        ax.tick_params(length=0, colors=GREY)
+        ax.tick_params(length=0, colors=GRAY)
     _draw_lengths(axes[0, 0], splits, statistics["length_unit"], statistics["max_length"])
     _draw_gaps(axes[0, 1], splits["train"]["length_gap"], statistics["length_unit"])
     _draw_turns(axes[1, 0], splits)
     _draw_dropped(axes[1, 1], statistics)
-    sizes = ", ".join(f"{part['pairs']:,} {split}" for split, part in splits.items())
+    sizes = ", ".join(f"{stats['pairs']:,} {split}" for split, stats in splits.items())
     figure.suptitle(
         f"{Path(statistics['dataset_name']).name}: {sizes} pairs",
         fontsize=14,
@@ -52,19 +56,20 @@ def distribution_figure(statistics: Mapping[str, Any], path: Path) -> None:
 
 def _title(ax: Axes, title: str, xlabel: str, ylabel: str) -> None:
     ax.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    ax.set_xlabel(xlabel, color=GREY)
-    ax.set_ylabel(ylabel, color=GREY)
+    ax.set_xlabel(xlabel, color=GRAY)
+    ax.set_ylabel(ylabel, color=GRAY)
 
 
 def _draw_lengths(ax: Axes, splits: Mapping[str, Any], unit: str, limit: int | None) -> None:
-    for split, part in splits.items():
-        histogram = part["lengths"]["longest"]["histogram"]
-        share = 100 * np.array(histogram["counts"]) / part["pairs"]
+    for split, stats in splits.items():
+        longest = stats["lengths"]["longest"]
+        histogram = longest["histogram"]
+        percent = 100 * np.array(histogram["counts"]) / stats["pairs"]
         color = SPLIT_COLORS[split]
         if split == "train":
-            ax.stairs(share, histogram["edges"], color=color, fill=True, alpha=0.2)
-        ax.stairs(share, histogram["edges"], color=color, linewidth=1.8)
-        ax.axvline(part["lengths"]["longest"]["median"], color=color, linestyle=":", linewidth=1.4)
+            ax.stairs(percent, histogram["edges"], color=color, fill=True, alpha=0.2)
+        ax.stairs(percent, histogram["edges"], color=color, linewidth=1.8)
+        ax.axvline(longest["median"], color=color, linestyle=":", linewidth=1.4)
     if limit is not None:
         ax.axvline(limit, color="black", linewidth=1.2)
         ax.text(
@@ -77,12 +82,12 @@ def _draw_lengths(ax: Axes, splits: Mapping[str, Any], unit: str, limit: int | N
         )
     ax.set_xlim(left=0)
     ax.margins(y=0.15)
-    _title(ax, "Prompt with its longer answer (dotted: median)", unit, "% of pairs")
+    _title(ax, "Prompt plus longer completion (dotted: median)", unit, "% of pairs")
 
 
 def _draw_gaps(ax: Axes, gap: Mapping[str, Any], unit: str) -> None:
     edges, counts = np.array(gap["histogram"]["edges"]), gap["histogram"]["counts"]
-    colors = [GREEN if left >= 0 else GREY for left in edges[:-1]]
+    colors = [GREEN if left >= 0 else GRAY for left in edges[:-1]]
     ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colors, edgecolor="white")
     ax.axvline(0, color="black", linewidth=1.2)
     ax.text(
@@ -90,7 +95,7 @@ def _draw_gaps(ax: Axes, gap: Mapping[str, Any], unit: str) -> None:
         0.95,
         f"rejected longer\n{gap['rejected_longer']:.0%}",
         transform=ax.transAxes,
-        color=GREY,
+        color=GRAY,
         va="top",
         fontweight="bold",
     )
@@ -104,21 +109,20 @@ def _draw_gaps(ax: Axes, gap: Mapping[str, Any], unit: str) -> None:
         ha="right",
         fontweight="bold",
     )
-    title = f"Chosen minus rejected answer (train, median {gap['median']:+g})"
+    title = f"Length of chosen minus rejected (train, median {gap['median']:+g})"
     _title(ax, title, unit, "pairs")
 
 
 def _draw_turns(ax: Axes, splits: Mapping[str, Any]) -> None:
-    for offset, (split, part) in zip((-0.2, 0.2), splits.items(), strict=True):
-        counts = np.zeros(MOST_TURNS)
-        for turns, count in part["turns"].items():
-            counts[min(int(turns), MOST_TURNS) - 1] += count
-        share = 100 * counts / part["pairs"]
-        bars = np.arange(1, MOST_TURNS + 1) + offset
-        ax.bar(bars, share, 0.38, color=SPLIT_COLORS[split])
-    labels = [*map(str, range(1, MOST_TURNS)), f"{MOST_TURNS}+"]
-    ax.set_xticks(range(1, MOST_TURNS + 1), labels)
-    _title(ax, "Turns of the user", "turns in the prompt", "% of pairs")
+    for offset, (split, stats) in zip((-0.2, 0.2), splits.items(), strict=True):
+        counts = np.zeros(MAX_TURNS)
+        for turns, count in stats["turns"].items():
+            counts[min(int(turns), MAX_TURNS) - 1] += count
+        bars = np.arange(1, MAX_TURNS + 1) + offset
+        ax.bar(bars, 100 * counts / stats["pairs"], 0.38, color=SPLIT_COLORS[split])
+    labels = [*map(str, range(1, MAX_TURNS)), f"{MAX_TURNS}+"]
+    ax.set_xticks(range(1, MAX_TURNS + 1), labels)
+    _title(ax, "User turns", "user turns in the prompt", "% of pairs")
 
 
 def _draw_dropped(ax: Axes, statistics: Mapping[str, Any]) -> None:
@@ -131,12 +135,11 @@ def _draw_dropped(ax: Axes, statistics: Mapping[str, Any]) -> None:
         counts = np.array([reason["count"][split] for reason in dropped.values()])
         bars = ax.barh(names, counts, left=total, color=color, height=0.65)
         total += counts
-    ax.bar_label(bars, [f"{count:,.0f}" for count in total], padding=5, color=GREY)
+    ax.bar_label(bars, [f"{count:,.0f}" for count in total], padding=5, color=GRAY)
     ax.invert_yaxis()
     ax.grid(visible=False)
     ax.set_xticks([])
     ax.spines["bottom"].set_visible(False)
     ax.set_xlim(0, 1.15 * max(total.max(), 1))
     rows = sum(size["rows"] for size in statistics["sizes"].values())
-    share = total.sum() / rows
-    _title(ax, f"Rows left out: {total.sum():,.0f} of {rows:,} ({share:.1%})", "", "")
+    _title(ax, f"Dropped rows: {total.sum():,.0f} of {rows:,} ({total.sum() / rows:.1%})", "", "")

@@ -1,4 +1,4 @@
-"""What a run of prepare_data found out about a dataset, beside its pairs."""
+"""What prepare_data.py reports about a dataset in addition to its pairs and dropped rows."""
 
 from collections.abc import Hashable, Iterable
 from dataclasses import asdict, dataclass
@@ -10,11 +10,11 @@ from rlhf_recipes.prompts import completion_text
 
 @dataclass(frozen=True)
 class Findings:
-    """How the data were read, what was left unread, and which pairs say a thing twice or both ways.
+    """How a dataset was read, what was ignored, and repeated pairs.
 
-    `duplicates` counts the pairs that repeat an earlier one. `contradictions` counts the pairs of
-    answers to one prompt that stand in both orders. `cut` says that prompts are what plain answers
-    have in common.
+    `formats` counts rows by format. `duplicates` counts the pairs that repeat an earlier one.
+    `contradictions` counts the pairs of completions of one prompt of which each is preferred once.
+    `cut` tells that some prompts are the common beginning of two plain-text completions.
     """
 
     formats: dict[str, int]
@@ -26,17 +26,17 @@ class Findings:
     contradictions: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The findings as dataset_stats.json has them."""
+        """Return the findings with the keys of dataset_stats.json."""
         return asdict(self)
 
 
 def count_repeats(pairs: Iterable[Pair]) -> dict[str, int]:
-    """Count duplicate pairs, and pairs of answers of which each is preferred once."""
+    """Count duplicate pairs, and pairs of completions of which each is preferred once."""
     total = 0
     distinct: set[tuple[Hashable, str, str]] = set()
     for pair in pairs:
         total += 1
-        answers = completion_text(pair.chosen).strip(), completion_text(pair.rejected).strip()
-        distinct.add((prompt_key(pair.prompt), *answers))
+        texts = completion_text(pair.chosen).strip(), completion_text(pair.rejected).strip()
+        distinct.add((prompt_key(pair.prompt), *texts))
     both = sum((prompt, rejected, chosen) in distinct for prompt, chosen, rejected in distinct)
     return {"duplicates": total - len(distinct), "contradictions": both // 2}

@@ -1,4 +1,4 @@
-"""How long the texts of preference pairs are: in a model's tokens, or in words."""
+"""Count the lengths of preference pairs, in tokens of a model or in words."""
 
 import re
 from collections.abc import Sequence
@@ -20,36 +20,39 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BATCH = 1000
-PATIENCE = 3  # seconds before progress is shown
+PROGRESS_DELAY = 3  # seconds before a progress bar is shown
 
-# Scripts that write no spaces between words: Thai to Lao, Myanmar, Khmer, kana, Han.
+# Scripts without spaces between words: Thai to Lao, Myanmar, Khmer, kana, Han.
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
     "\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|[^\w\s]")
-# What `_WORD` tells apart, for each byte of a code that Western texts fit in: parts of words, marks
-# and spaces. Counting bytes is three times as fast.
+# The kind of each byte of Windows-1252 by `_WORD`: `w` for a word's character, `.` for a mark, or a
+# space. Western texts fit in that encoding, and counting bytes is three times as fast.
 _CODE = "cp1252"
 _CHARACTERS = bytes(range(256)).decode(_CODE, errors="replace")
 _KINDS = re.sub(r"\s", " ", re.sub(r"[^\w\s]", ".", re.sub(r"\w", "w", _CHARACTERS))).encode()
 
 
-class Ruler(Protocol):
-    """Measures pairs in its unit, and shows one as it measures it: prompt, chosen, rejected."""
+class LengthCounter(Protocol):
+    """Counts the lengths of pairs in its `unit`."""
 
     unit: str
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Lengths]: ...
-    def shown(self, pair: Pair) -> tuple[str, str, str]: ...
+
+    def example(self, pair: Pair) -> tuple[str, str, str]:
+        """Return prompt, chosen and rejected as the texts that are counted."""
+        ...
 
 
-class WordRuler:
-    """Counts words and punctuation marks, an estimate that needs no tokenizer.
+class WordCounter:
+    """Counts words and punctuation marks, an estimate of tokens that needs no tokenizer.
 
-    "I can't." has five: I, can, ', t and the full stop. Where a script writes no spaces, as Chinese
-    does, each character counts. English has somewhat more tokens than that; roles and other marks
-    of a chat template are not counted.
+    "I can't." has five: I, can, ', t and the period. In a script without spaces between words, such
+    as Chinese, each character counts. English has somewhat more tokens than that. What a chat
+    template adds is not counted.
     """
 
     unit = "words and punctuation marks"
@@ -64,19 +67,24 @@ class WordRuler:
             for pair in pairs
         ]
 
-    def shown(self, pair: Pair) -> tuple[str, str, str]:
-        """The texts, each turn with its role; what a chat template adds needs a model."""
+    def example(self, pair: Pair) -> tuple[str, str, str]:
+        """Return prompt, chosen and rejected, each turn after its role."""
         return _with_roles(pair.prompt), _with_roles(pair.chosen), _with_roles(pair.rejected)
 
 
-class TokenRuler:
-    """Counts tokens as TRL's trainers do: with the chat template, or with a closing EOS for text.
+class TokenCounter:
+    """Counts tokens as TRL's trainers do: with the chat template, or plain text with an EOS token.
 
-    The prompt's length includes the header of the answer, so prompt plus answer is the whole.
+    The prompt's length includes the header of the assistant's turn, so the lengths of prompt and
+    completion add up to that of the whole.
+
+    Args:
+        name: Model whose tokenizer is used: a Hub id, a folder, or an embedded model.
+        chat_template: Path of a Jinja file, or None.
     """
 
     def __init__(self, name: str, chat_template: str | None, revision: str | None = None) -> None:
-        # Imported here because torch comes with it, which only this way of measuring needs.
+        # Imported here because it imports torch, which nothing else in this room needs.
         from rlhf_recipes.models.loading import open_tokenizer
 
         self.unit = f"tokens of {name}"
@@ -88,12 +96,12 @@ class TokenRuler:
     def __call__(self, pairs: Sequence[Pair]) -> list[Lengths]:
         lengths: list[Lengths] = []
         starts = range(0, len(pairs), BATCH)
-        for start in tqdm(starts, desc="Counting tokens", unit=" batches", delay=PATIENCE):
+        for start in tqdm(starts, desc="Counting tokens", unit=" batches", delay=PROGRESS_DELAY):
             lengths += self._batch(pairs[start : start + BATCH])
         return lengths
 
-    def shown(self, pair: Pair) -> tuple[str, str, str]:
-        """The texts with all that the chat template or, for plain text, the trainer adds."""
+    def example(self, pair: Pair) -> tuple[str, str, str]:
+        """Return prompt, chosen and rejected with what the chat template or the trainer adds."""
         prompt, chosen, rejected = (texts[0] for texts in self._texts([pair]))
         if isinstance(pair.prompt, str):
             eos = str(self._tokenizer.eos_token or "")
@@ -103,41 +111,46 @@ class TokenRuler:
     def _batch(self, pairs: Sequence[Pair]) -> list[Lengths]:
         prompts, chosen, rejected = self._texts(pairs)
         plain = isinstance(pairs[0].prompt, str)
-        heads = [0] * len(pairs)
+        prefix_counts = [0] * len(pairs)
         if not plain:
-            # A special token splits text for good, so what is before the last one is counted once.
+            # No token spans a special token, so the text before the last one is counted only once.
             cuts = [
                 self._last_special(*texts) for texts in zip(prompts, chosen, rejected, strict=True)
             ]
-            heads = self._count([p[:cut] for p, cut in zip(prompts, cuts, strict=True)], plain)
+            prefixes = [prompt[:cut] for prompt, cut in zip(prompts, cuts, strict=True)]
+            prefix_counts = self._count(prefixes, plain)
             prompts, chosen, rejected = (
                 [text[cut:] for text, cut in zip(texts, cuts, strict=True)]
                 for texts in (prompts, chosen, rejected)
             )
         counts = [self._count(texts, plain) for texts in (prompts, chosen, rejected)]
         return [
-            Lengths(head + p, c - p + plain, r - p + plain)
-            for head, p, c, r in zip(heads, *counts, strict=True)
+            Lengths(prefix + p, c - p + plain, r - p + plain)
+            for prefix, p, c, r in zip(prefix_counts, *counts, strict=True)
         ]
 
     def _texts(self, pairs: Sequence[Pair]) -> tuple[list[str], list[str], list[str]]:
-        """Prompts, and prompts with each answer, as they are tokenized."""
+        """Return prompts, and prompts with either completion, as the texts to tokenize."""
         prompts = self._rendered([p.prompt for p in pairs], answered=False)
         chosen = self._rendered([_joined(p.prompt, p.chosen) for p in pairs], answered=True)
         rejected = self._rendered([_joined(p.prompt, p.rejected) for p in pairs], answered=True)
         return prompts, chosen, rejected
 
     def _last_special(self, prompt: str, *texts: str) -> int:
-        """Where the last special token of a prompt stands that all the texts begin with; or 0."""
+        """Return the start of the prompt's last special token, or 0 where it is not safe to cut.
+
+        All texts must have the prompt's text up to there.
+        """
         start = 0
-        for found in self._special.finditer(prompt, max(0, len(prompt) - 200)):
-            start = found.start()
-        # A token that takes in the spaces before it would take those of the other side.
-        apart = start == 0 or not prompt[start - 1].isspace()
-        return start if apart and all(t.startswith(prompt[:start]) for t in texts) else 0
+        for match in self._special.finditer(prompt, max(0, len(prompt) - 200)):
+            start = match.start()
+        # A special token may strip the spaces before it, which would then be on the other side.
+        after_space = start > 0 and prompt[start - 1].isspace()
+        shared = all(text.startswith(prompt[:start]) for text in texts)
+        return start if shared and not after_space else 0
 
     def _count(self, texts: Sequence[str], plain: bool) -> list[int]:
-        # A chat template writes its special tokens itself; in plain text the tokenizer adds them.
+        # A chat template writes its special tokens; the tokenizer adds them to plain text.
         encoded = self._tokenizer(
             text=list(texts),
             add_special_tokens=plain,
@@ -153,8 +166,8 @@ class TokenRuler:
             return [text for text in texts if isinstance(text, str)]
         if self._tokenizer.chat_template is None:
             raise RecipeError(
-                f"The data are conversations and `{self._name}` has no chat template, so their "
-                "tokens cannot be counted. Set `chat_template` to a Jinja file."
+                f"The data is conversations and `{self._name}` has no chat template, so their "
+                "tokens cannot be counted. Set `chat_template` to the path of a Jinja file."
             )
         try:
             return self._render(conversations, answered)
@@ -191,8 +204,8 @@ def _with_roles(text: Text) -> str:
     )
 
 
-def _joined(prompt: Text, answer: Text) -> Text:
+def _joined(prompt: Text, completion: Text) -> Text:
     if isinstance(prompt, str):
-        return prompt + completion_text(answer)
-    assert not isinstance(answer, str)
-    return [*prompt, *answer]
+        return prompt + completion_text(completion)
+    assert not isinstance(completion, str)
+    return [*prompt, *completion]

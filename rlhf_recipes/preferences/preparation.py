@@ -1,4 +1,4 @@
-"""From a dataset as found to prepared data: parse, filter, measure, split, write."""
+"""Prepare preference data: read, filter, split and sample a dataset, and write the pairs."""
 
 import hashlib
 import json
@@ -13,29 +13,34 @@ from rlhf_recipes.collector import no_collection
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.arguments import DataArguments
 from rlhf_recipes.preferences.files import Splits, read_splits
-from rlhf_recipes.preferences.filtering import Dropped, Sieve
+from rlhf_recipes.preferences.filtering import Dropped, RowFilter
 from rlhf_recipes.preferences.findings import Findings, count_repeats
-from rlhf_recipes.preferences.formats import Reader
-from rlhf_recipes.preferences.lengths import Ruler, TokenRuler, WordRuler
+from rlhf_recipes.preferences.lengths import LengthCounter, TokenCounter, WordCounter
+from rlhf_recipes.preferences.reader import Reader
 from rlhf_recipes.preferences.shapes import NOT_MEASURED, REASONS, REMEDIES, Pair, Reason
-from rlhf_recipes.preferences.splits import hold_out, in_balanced_order
+from rlhf_recipes.preferences.splits import hold_out, in_stratified_order
 from rlhf_recipes.preferences.statistics import first_turn_counts, pair_statistics
 from rlhf_recipes.records import run_record, write_json
 
 SPLITS = ("train", "validation")
 SPLIT_FILES = ("train.jsonl", "validation.jsonl")
-FOLDERS = ("data", "judge/data")  # finished once they hold a run.json
+FOLDERS = ("data", "judge/data")  # finished once they contain run.json
 STATISTICS, FIGURE = "dataset_stats.json", "dataset_distribution.png"
 
 
 @dataclass
 class Prepared:
-    """Pairs ready to be written, what was left out on the way, and how long it took.
+    """Pairs ready to be written, with the counts and findings of their preparation.
 
-    `rows` and `usable` are the sizes of the splits before and after filtering; `pairs` may be
-    fewer by `judge_fraction`, `max_train_samples` and `max_eval_samples`. `judge` has the pairs of
-    the training prompts that are kept for a judge. `not_measured` counts the usable pairs that a
-    sample needed no lengths of, so that some of them may be too long.
+    Args:
+        pairs: The pairs of each split, in stratified order.
+        judge: The training pairs that are reserved for a judge.
+        rows: Number of rows read, by split.
+        usable: Number of pairs after filtering, by split. `pairs` may have fewer because of
+            `judge_fraction`, `max_train_samples` and `max_eval_samples`.
+        not_measured: Number of the usable pairs whose length was not counted because a sample did
+            not need them. Some of them may be too long.
+        example: Prompt, chosen and rejected of one pair as the model will see them.
     """
 
     pairs: dict[str, list[Pair]]
@@ -52,108 +57,116 @@ class Prepared:
 
 @no_collection()
 def prepare(arguments: DataArguments) -> Prepared:
-    """Balanced training and validation pairs of a dataset; nothing is written.
+    """Return the training and validation pairs of a dataset, and write nothing.
 
-    A test split is the pool of validation, less the pairs whose first user turn is in the training
-    pool too: the training pool loses none. Without one, a part of the training pairs is held out.
+    Validation pairs come from the test split, without those whose first user turn is in a training
+    pair. If there is no test split, a fraction of the training pairs is held out.
+
+    Raises RecipeError if the dataset cannot be read or a split is left without pairs.
     """
     start = time.perf_counter()
-    found = read_splits(
+    splits = read_splits(
         arguments.dataset_name,
         arguments.dataset_config,
         arguments.dataset_train_split,
         arguments.dataset_test_split,
     )
-    ruler: Ruler = WordRuler()
+    count_lengths: LengthCounter = WordCounter()
     if arguments.model_name_or_path is not None:
-        ruler = TokenRuler(
+        count_lengths = TokenCounter(
             arguments.model_name_or_path, arguments.chat_template, arguments.model_revision
         )
     reader = Reader(arguments.columns)
-    sieve = Sieve(reader, ruler, arguments.max_length)
-    pool = _pool(found, sieve, arguments)
+    row_filter = RowFilter(reader, count_lengths, arguments.max_length)
+    pool = _pool(splits, row_filter, arguments)
     reader.check_mapping()
-    _check_pool(arguments.dataset_name, pool, sieve)
+    _check_pool(arguments.dataset_name, pool, row_filter)
     repeats = count_repeats(pair for pairs in pool.values() for pair in pairs)
-    too_long = sieve.dropped["too_long"].count
+    too_long = row_filter.dropped["too_long"].count
     usable = {split: len(pool[split]) + too_long[split] for split in SPLITS}
     judge: list[Pair] = []
     if arguments.judge_fraction is not None:
         pool["train"], judge = hold_out(pool["train"], arguments.judge_fraction, arguments.seed)
-        _check_pool(arguments.dataset_name, {**pool, "a judge": judge}, sieve)
-    cut = next((p for pairs in pool.values() for p in pairs if p.cut), None)
-    pairs, not_measured = _samples(pool, sieve, arguments)
-    judged, _ = _sample(judge, "train", arguments.max_train_samples, sieve, arguments.seed)
-    _check_pool(arguments.dataset_name, pairs, sieve)
+        _check_pool(arguments.dataset_name, {**pool, "a judge": judge}, row_filter)
+    cut = any(pair.cut for pairs in pool.values() for pair in pairs)
+    pairs, not_measured = _samples(pool, row_filter, arguments)
+    judge, _ = _sample(judge, "train", arguments.max_train_samples, row_filter, arguments.seed)
+    _check_pool(arguments.dataset_name, pairs, row_filter)
     return Prepared(
         pairs=pairs,
-        judge=judged,
-        rows=sieve.rows,
+        judge=judge,
+        rows=row_filter.rows,
         usable={split: usable[split] - too_long[split] for split in SPLITS},
         not_measured=not_measured,
-        dropped=sieve.dropped,
+        dropped=row_filter.dropped,
         findings=Findings(
             formats=reader.formats,
             ignored_columns=sorted(reader.ignored),
-            unread_files=list(found.unread),
-            notes=sieve.notes,
-            cut=cut is not None,
+            unread_files=list(splits.unread),
+            notes=row_filter.notes,
+            cut=cut,
             **repeats,
         ),
-        example=ruler.shown(pairs["train"][0]),
-        length_unit=ruler.unit,
+        example=count_lengths.example(pairs["train"][0]),
+        length_unit=count_lengths.unit,
         duration_seconds=time.perf_counter() - start,
     )
 
 
-def _pool(found: Splits, sieve: Sieve, arguments: DataArguments) -> dict[str, list[Pair]]:
-    """The pairs of each split. They are measured here only if no sample is to be drawn."""
-    train = sieve.parsed(found.train, "train")
+def _pool(splits: Splits, row_filter: RowFilter, arguments: DataArguments) -> dict[str, list[Pair]]:
+    """Return the usable pairs of each split; lengths are counted here unless a sample is drawn."""
+    train = row_filter.parse(splits.train, "train")
     if arguments.max_train_samples is None:
-        train = sieve.fitting(train, "train")
-    if found.test is None:
-        splits = hold_out(train, arguments.validation_fraction, arguments.seed)
-        return dict(zip(SPLITS, splits, strict=True))
-    test = sieve.parsed(found.test, "validation")
+        train = row_filter.within_max_length(train, "train")
+    if splits.test is None:
+        sides = hold_out(train, arguments.validation_fraction, arguments.seed)
+        return dict(zip(SPLITS, sides, strict=True))
+    test = row_filter.parse(splits.test, "validation")
     if arguments.max_eval_samples is None:
-        test = sieve.fitting(test, "validation")
-    return {"train": train, "validation": sieve.unseen(test, train)}
+        test = row_filter.within_max_length(test, "validation")
+    return {"train": train, "validation": row_filter.without_train_prompts(test, train)}
 
 
 def _samples(
-    pool: Mapping[str, list[Pair]], sieve: Sieve, arguments: DataArguments
+    pool: Mapping[str, list[Pair]], row_filter: RowFilter, arguments: DataArguments
 ) -> tuple[dict[str, list[Pair]], dict[str, int]]:
+    """Return the pairs to write, and the number of unmeasured pairs, of each split."""
     counts = {"train": arguments.max_train_samples, "validation": arguments.max_eval_samples}
-    drawn = {
-        split: _sample(pool[split], split, counts[split], sieve, arguments.seed) for split in SPLITS
-    }
-    pairs, not_measured = ({split: part[i] for split, part in drawn.items()} for i in (0, 1))
-    return pairs, not_measured  # type: ignore[return-value]
+    pairs: dict[str, list[Pair]] = {}
+    not_measured: dict[str, int] = {}
+    for split in SPLITS:
+        pairs[split], not_measured[split] = _sample(
+            pool[split], split, counts[split], row_filter, arguments.seed
+        )
+    return pairs, not_measured
 
 
 def _sample(
-    pairs: Sequence[Pair], split: str, count: int | None, sieve: Sieve, seed: int
+    pairs: Sequence[Pair], split: str, count: int | None, row_filter: RowFilter, seed: int
 ) -> tuple[list[Pair], int]:
-    """The first pairs in balanced order that fit, and how many were not measured for them.
+    """Return the first `count` pairs in stratified order within `max_length`.
 
-    The order is drawn before lengths are known, so pairs that are too long drop out of a random
-    order: each stratum keeps the fraction of its pairs that fit, as if all had been measured.
+    The second result is the number of pairs whose length was not counted. The order is drawn before
+    lengths are known, so pairs that are too long are dropped from a random order: each stratum
+    keeps the fraction of its pairs that fit, as if the length of all had been counted.
     """
-    ordered = in_balanced_order(pairs, seed)
+    ordered = in_stratified_order(pairs, seed)
     if count is None:
         if any(pair.lengths is NOT_MEASURED for pair in ordered):
-            ordered = sieve.fitting(ordered, split)
+            ordered = row_filter.within_max_length(ordered, split)
         return ordered, 0
-    return sieve.first_fitting(ordered, count, split)
+    return row_filter.first_within_max_length(ordered, count, split)
 
 
 @no_collection()
 def write_prepared(prepared: Prepared, arguments: DataArguments) -> None:
-    """Write OUT/data, OUT/dataset_stats.json, OUT/dataset_distribution.png, perhaps OUT/judge/data.
+    """Write data/, judge/data/ if there is a judge, dataset_stats.json and the figure.
 
-    Each file is first written under another name beside its own. When all are there they are moved
-    to their names, data/run.json last. So finished data stays until all that replaces it is
-    written, and a run that is killed at any point goes on with the same command.
+    Each file is first written under a temporary name in its folder. When all are complete they are
+    renamed, data/run.json last. So finished data stays until its replacement is complete, and a
+    run that is killed at any point continues with the same command.
+
+    Raises RecipeError if something that must not be replaced is in the way, or if writing fails.
     """
     check_writable(arguments)
     out = Path(arguments.output_dir)
@@ -166,9 +179,9 @@ def write_prepared(prepared: Prepared, arguments: DataArguments) -> None:
             _stage(prepared, arguments, folders)
         except OSError:
             for file in filter(Path.is_file, map(_staged, files)):
-                file.unlink()  # a full disk gets its room back
+                file.unlink()  # frees the space on a full disk
             raise
-        # Neither counts as finished beside the other's old pairs, which may be its own now.
+        # A pair may move from one folder to the other: neither is finished until both are replaced.
         (out / "data/run.json").unlink(missing_ok=True)
         if prepared.judge:
             (out / "judge/data/run.json").unlink(missing_ok=True)
@@ -184,18 +197,18 @@ def write_prepared(prepared: Prepared, arguments: DataArguments) -> None:
 
 
 def check_writable(arguments: DataArguments) -> None:
-    """Raise RecipeError if something that is not to be replaced is in the way."""
+    """Raise RecipeError if something that must not be replaced is in the way."""
     out = Path(arguments.output_dir)
     if (out / "data/run.json").exists() and not arguments.overwrite:
         raise RecipeError(
-            f"{out / 'data'} holds finished data, which is not replaced without being told to. "
-            "Add `--overwrite`, or set `output_dir` to another folder."
+            f"{out / 'data'} already contains finished data. Pass `--overwrite` to replace it, or "
+            "set `output_dir` to another folder."
         )
     foreign = _foreign_files(out)
     if foreign:
         raise RecipeError(
-            f"{out} holds {' and '.join(foreign)}, not known to be written by this script, and "
-            "prepared data would replace them. Set `output_dir` to another folder."
+            f"{out} holds {' and '.join(foreign)}, not written by this script (or changed since), "
+            "which prepared data would replace. Set `output_dir` to another folder."
         )
     source = Path(arguments.dataset_name).expanduser().resolve()
     for name in FOLDERS:
@@ -207,7 +220,7 @@ def check_writable(arguments: DataArguments) -> None:
 
 
 def dataset_statistics(prepared: Prepared, arguments: DataArguments) -> dict[str, object]:
-    """What dataset_stats.json holds: sizes, rows left out, and the statistics of each split."""
+    """Return the contents of dataset_stats.json: sizes, dropped rows, statistics of each split."""
     return {
         "dataset_name": arguments.dataset_name,
         "length_unit": prepared.length_unit,
@@ -233,8 +246,8 @@ def dataset_statistics(prepared: Prepared, arguments: DataArguments) -> dict[str
 
 
 def size_table(prepared: Prepared) -> str:
-    """Rows found, left out by reason, usable and written, for each split."""
-    lines = [("rows found", prepared.rows)]
+    """Return a table of the rows read, dropped by reason, usable and written, for each split."""
+    lines = [("rows", prepared.rows)]
     lines += [
         (f"- {reason}", d.count) for reason, d in prepared.dropped.items() if any(d.count.values())
     ]
@@ -257,12 +270,12 @@ def _staged(file: Path) -> Path:
 
 
 def _stage(prepared: Prepared, arguments: DataArguments, folders: Mapping[str, list[Pair]]) -> None:
-    """Write every file under its staged name; data/run.json, which says that all are there, last.
+    """Write every file under its temporary name, data/run.json last: it tells that all are there.
 
     Args:
         folders: The training pairs of each folder, those of data/ last.
     """
-    # Imported here: matplotlib is slow to start, and a plan or an error needs no figure.
+    # Imported here because matplotlib starts slowly, and a plan or an error needs no figure.
     from rlhf_recipes.preferences.figure import distribution_figure
 
     out = Path(arguments.output_dir)
@@ -298,65 +311,65 @@ def _stage(prepared: Prepared, arguments: DataArguments, folders: Mapping[str, l
 
 
 def _remove_judge(folder: Path) -> None:
-    """Remove the pairs of an earlier judge, some of which may be training pairs now."""
+    """Remove the pairs of an earlier judge, because some of them may now be training pairs."""
     if (folder / "run.json").exists():
         for name in (*SPLIT_FILES, "run.json"):
             (folder / name).unlink(missing_ok=True)
 
 
 def _foreign_files(out: Path) -> list[str]:
-    """Names of files in the way that no run of this script is known to have written.
+    """Return the names of files in the way that this script did not write.
 
-    Known are finished data, what a killed run was moving to its name, and files whose hash is in
-    dataset_stats.json: those whose run.json was deleted, as make does on an interrupt.
+    It wrote finished data, files that a killed run was renaming, and files whose hash is in
+    dataset_stats.json: their run.json may have been deleted, as make does on an interrupt.
     """
-    moving = _staged(out / "data/run.json").exists()
-    statistics = _statistics_at(out / STATISTICS)
+    renaming = _staged(out / "data/run.json").exists()
+    statistics = _read_statistics(out / STATISTICS)
     hashes = statistics.get("sha256", {})
-    known = {STATISTICS: bool(statistics), FIGURE: bool(statistics)}
+    written = {STATISTICS: bool(statistics), FIGURE: bool(statistics)}
     for folder in FOLDERS:
         finished = (out / folder / "run.json").is_file()
         for name in (f"{folder}/{file}" for file in SPLIT_FILES):
-            known[name] = finished or hashes.get(name) == _sha256(out / name)
+            written[name] = finished or hashes.get(name) == _sha256(out / name)
     return [
         name
-        for name, ours in known.items()
-        if (out / name).is_dir() or ((out / name).exists() and not (ours or moving))
+        for name, by_us in written.items()
+        if (out / name).is_dir() or ((out / name).exists() and not (by_us or renaming))
     ]
 
 
-def _statistics_at(file: Path) -> dict[str, Any]:
-    """What a run of this script wrote there; empty where it is another's file or none."""
+def _read_statistics(file: Path) -> dict[str, Any]:
+    """Return the statistics that this script wrote; empty if the file is missing or another's."""
     try:
         statistics = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    ours = isinstance(statistics, dict) and statistics.keys() >= {"length_unit", "dropped"}
-    return statistics if ours else {}
+    by_us = isinstance(statistics, dict) and statistics.keys() >= {"length_unit", "dropped"}
+    return statistics if by_us else {}
 
 
 def _sha256(file: Path) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
-def _check_pool(name: str, pool: Mapping[str, list[Pair]], sieve: Sieve) -> None:
-    """Raise RecipeError unless every split has pairs and all pairs are of one shape."""
+def _check_pool(name: str, pool: Mapping[str, list[Pair]], row_filter: RowFilter) -> None:
+    """Raise RecipeError unless every split has pairs and all are messages, or all plain text."""
     empty = [split for split, pairs in pool.items() if not pairs]
     if empty:
         reasons = [
             f"- {reason}: {sum(d.count.values()):,} ({REASONS[reason]}). {REMEDIES.get(reason, '')}"
-            for reason, d in sieve.dropped.items()
+            for reason, d in row_filter.dropped.items()
             if any(d.count.values())
         ]
         raise RecipeError(
-            f"`{name}` leaves nothing for {' and '.join(empty)}. Rows left out:\n"
-            + "\n".join(reasons or ["- none: there were too few rows to begin with"])
+            f"`{name}` leaves no pairs for {' and '.join(empty)}. Dropped rows:\n"
+            + "\n".join(reasons or ["- none: the dataset has too few rows"])
         )
     plain = [p for pairs in pool.values() for p in pairs if isinstance(p.prompt, str)]
     total = sum(len(pairs) for pairs in pool.values())
     if 0 < len(plain) < total:
         raise RecipeError(
-            f"`{name}` mixes plain text ({len(plain):,} rows, such as {plain[0].place}) with "
-            f"conversations ({total - len(plain):,} rows). A model is trained on one "
-            "of them: give the parts as separate datasets."
+            f"`{name}` mixes plain text ({len(plain):,} rows, such as {plain[0].location}) with "
+            f"conversations ({total - len(plain):,} rows), and a model is trained on one of them. "
+            "Prepare them as separate datasets."
         )

@@ -1,4 +1,4 @@
-"""What a preference pair is, why a row may not be one, and its texts for people to read."""
+"""A preference pair, the reasons why a row is not one, and keys that tell prompts apart."""
 
 import unicodedata
 from collections.abc import Hashable
@@ -24,34 +24,35 @@ Reason = Literal[
 ]
 
 REASONS: dict[Reason, str] = {
-    "empty": "the prompt, one of its turns, or an answer has no text",
-    "identical": "chosen and rejected are the same answer",
-    "no_common_prompt": "chosen and rejected do not answer the same prompt",
-    "broken_roles": "the turns do not alternate from user to assistant and end with an answer",
-    "no_prompt": "the prompt is missing, and the answers do not hold one",
-    "prompt_differs": "the prompt or system column differs from the answers' own first turns",
+    "empty": "the prompt, one of its turns, or a completion has no text",
+    "identical": "chosen and rejected are the same text",
+    "no_common_prompt": "chosen and rejected do not have the same prompt",
+    "broken_roles": "the turns do not alternate between user and assistant, ending with assistant",
+    "no_prompt": "the prompt is missing, and the completions do not contain one",
+    "prompt_differs": "the prompt or system column differs from the turns before the completion",
     "not_text": "a turn is not text, or more than text: tool calls, reasoning, images, numbers, "
     "lists, half a character (a lone surrogate)",
-    "no_preference": "the row prefers neither answer",
-    "too_long": "the prompt with its longer answer is over max_length",
-    "prompt_in_train": "a held-out row whose first user turn is also in a training row",
+    "no_preference": "the row prefers neither completion",
+    "too_long": "the prompt plus the longer completion exceeds max_length",
+    "prompt_in_train": "a validation row whose first user turn is also in a training row",
 }
+"""The meaning of each reason for which a row is dropped."""
 
 REMEDIES: dict[Reason, str] = {
-    "no_common_prompt": "Give the prompt a column of its own, called `prompt`.",
-    "broken_roles": "Write each row as turns that alternate from user to assistant.",
-    "no_prompt": "Fill the prompt in, or give the rows that have none as a dataset of their own.",
-    "prompt_differs": "If that column is not the prompt, leave it out: `columns: {prompt: null}`.",
+    "no_common_prompt": "Put the prompt in a column named `prompt`.",
+    "broken_roles": "Write each row as turns that alternate between user and assistant.",
+    "no_prompt": "Fill in the prompt, or give the rows without one as a separate dataset.",
+    "prompt_differs": "If that column is not the prompt, drop it: `columns: {prompt: null}`.",
     "not_text": "Write numbers as text, and remove from the turns what the model should not see.",
     "too_long": "Raise `max_length`.",
-    "prompt_in_train": "Set `dataset_test_split` to null to hold out training prompts instead, "
-    "and make an instruction that stands in every row a system message.",
+    "prompt_in_train": "Set `dataset_test_split` to null to hold out training pairs instead. "
+    "Make an instruction that is in every row a system message.",
 }
-"""What to do if rows are left out for a reason, where something can be done."""
+"""What a user can do about a reason, where something can be done."""
 
 
 class Lengths(NamedTuple):
-    """Sizes of a prompt and its two answers, in the unit that `max_length` is given in."""
+    """Lengths of a prompt and its two completions, in the unit of `max_length`."""
 
     prompt: int
     chosen: int
@@ -59,7 +60,7 @@ class Lengths(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """The prompt with the longer answer: what `max_length` is a limit of."""
+        """Length of the prompt plus the longer completion, which `max_length` limits."""
         return self.prompt + max(self.chosen, self.rejected)
 
 
@@ -68,11 +69,14 @@ NOT_MEASURED = Lengths(0, 0, 0)
 
 @dataclass
 class Pair:
-    """Two answers to one prompt, messages or plain text, of which the first was preferred.
+    """A prompt with a chosen and a rejected completion, all messages or all plain text.
 
-    `turns` counts the user's turns in the prompt, 1 for plain text. `place` is where the row
-    stands in the dataset as it was found. `cut` says that the prompt is what plain answers have in
-    common, for want of a prompt of its own.
+    Args:
+        turns: Number of user turns in the prompt; 1 for plain text.
+        source: Name of the subset of the dataset.
+        location: File and line of the row.
+        cut: Whether the row had no prompt, so that the common beginning of its plain-text
+            completions was cut off as the prompt.
     """
 
     prompt: Text
@@ -80,17 +84,17 @@ class Pair:
     rejected: Text
     turns: int
     source: str
-    place: str
+    location: str
     lengths: Lengths = NOT_MEASURED
     cut: bool = False
 
     @cached_property
     def first_turn_key(self) -> str:
-        """The key of the prompt's first user turn: pairs that share it stay in one split."""
+        """Key of the prompt's first user turn; pairs with the same key stay in one split."""
         return first_turn_key(self.prompt)
 
     def as_row(self) -> dict[str, object]:
-        """The pair as a line of a prepared file."""
+        """Return the pair with the columns of a prepared file."""
         return {
             "prompt": self.prompt,
             "chosen": self.chosen,
@@ -101,7 +105,7 @@ class Pair:
 
 
 class UnusableRow(ValueError):
-    """A row that cannot be used, for the reason it carries."""
+    """Raised for a row that cannot be used, with the reason."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(REASONS[reason])
@@ -109,27 +113,27 @@ class UnusableRow(ValueError):
 
 
 def prompt_key(prompt: Text) -> Hashable:
-    """Return what two prompts share exactly when they are the same prompt, outer spaces aside."""
+    """Return a key that is equal for equal prompts, leading and trailing spaces ignored."""
     if isinstance(prompt, str):
         return prompt.strip()
     return tuple([(message["role"], message["content"].strip()) for message in prompt])
 
 
 def first_turn(prompt: Text) -> str:
-    """Return what the user said first; plain text is one turn."""
+    """Return the text of the first user turn; plain text is one turn."""
     if isinstance(prompt, str):
         return prompt
     return next((m["content"] for m in prompt if m["role"] == "user"), "")
 
 
 def first_turn_key(prompt: Text) -> str:
-    """Return a key that first user turns share if they differ in case, spaces or Unicode form only.
+    """Return a key of the first user turn that ignores its case, spaces and Unicode form.
 
-    Conversations that begin with the same turn often continue alike, so a prompt counts as seen in
+    Conversations that begin with the same turn often continue alike. So a prompt counts as seen in
     training if its first user turn is.
     """
     turn = first_turn(prompt)
-    if turn.isascii():  # which has one Unicode form
+    if turn.isascii():  # ASCII has a single Unicode form
         return " ".join(turn.lower().split())
     folded = unicodedata.normalize("NFKC", turn).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())

@@ -1,4 +1,4 @@
-"""Which pairs train and which validate: balanced, seeded, and no first user turn in both."""
+"""Split pairs into training and validation: stratified, seeded, no first user turn in both."""
 
 import random
 from collections import Counter
@@ -10,13 +10,13 @@ from rlhf_recipes.preferences.shapes import Pair, first_turn
 LINE_CHARACTERS = 80
 
 
-def balanced_order(strata: Sequence[Hashable], seed: int) -> list[int]:
-    """A random order of the items in which every beginning holds each stratum in proportion.
+def stratified_order(strata: Sequence[Hashable], seed: int) -> list[int]:
+    """Return a random order of the items in which every prefix is stratified.
 
-    Systematic sampling: the j-th of a stratum's n shuffled items stands at (j + u) / n, where u is
-    uniform on [0, 1) and drawn once for the stratum; items are sorted by where they stand. Up to
-    any point t a stratum has given n t items, to within one. So a smaller sample is a beginning of
-    a larger one, and both look like the whole.
+    Systematic sampling: the j-th of a stratum's n shuffled items gets the position (j + u) / n,
+    where u is uniform on [0, 1) and drawn once per stratum. The items are sorted by position. Below
+    any position t there are n t items of the stratum, to within one. So a smaller sample is a
+    prefix of a larger one, and both have the proportions of the whole.
 
     Args:
         strata: The stratum of each item.
@@ -25,57 +25,62 @@ def balanced_order(strata: Sequence[Hashable], seed: int) -> list[int]:
     members: dict[Hashable, list[int]] = {}
     for item, stratum in enumerate(strata):
         members.setdefault(stratum, []).append(item)
-    stands: list[tuple[float, int]] = []
+    positions: list[tuple[float, int]] = []
     for items in members.values():
         generator.shuffle(items)
         offset = generator.random()
-        stands += [((j + offset) / len(items), item) for j, item in enumerate(items)]
-    return [item for _, item in sorted(stands)]
+        positions += [((j + offset) / len(items), item) for j, item in enumerate(items)]
+    return [item for _, item in sorted(positions)]
 
 
-def in_balanced_order(pairs: Sequence[Pair], seed: int) -> list[Pair]:
-    """The pairs in an order whose every beginning is balanced by source and number of turns."""
-    return [pairs[i] for i in balanced_order([(p.source, p.turns) for p in pairs], seed)]
+def in_stratified_order(pairs: Sequence[Pair], seed: int) -> list[Pair]:
+    """Return the pairs in an order of which every prefix is stratified by source and turns."""
+    return [pairs[i] for i in stratified_order([(p.source, p.turns) for p in pairs], seed)]
 
 
 def hold_out(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Training and validation pairs: about that fraction of the pairs, at least one, is held out.
+    """Split pairs into training and validation; about `fraction`, at least one pair, is held out.
 
-    All pairs that share a first user turn go to the same side. The turns are drawn in balance by
-    the source and the number of turns of their first pair. Raises RecipeError if all share one.
+    All pairs with the same first user turn are on one side. The held-out turns are drawn stratified
+    by the source and the number of turns of their first pair.
+
+    Raises RecipeError if all pairs have the same first user turn.
     """
     keys = [pair.first_turn_key for pair in pairs]
     if len(pairs) > 1 and len(set(keys)) == 1:
         raise RecipeError(
             f"All {len(pairs):,} usable training pairs have the same first user turn, "
-            f"{_opening(first_turn(pairs[0].prompt))!r}. Pairs that share it stay on one side of "
-            "a split, so none can be held out. If it is an instruction that stands in every row, "
-            "make it a system message; else give data with more than one prompt."
+            f"{_opening(first_turn(pairs[0].prompt))!r}. Pairs with the same first turn stay on "
+            "one side of a split, so none can be held out. If it is an instruction that is in "
+            "every row, make it a system message; else give data with more than one prompt."
         )
-    sizes, first = Counter(keys), dict(zip(reversed(keys), reversed(pairs), strict=True))
+    sizes, first_pair = Counter(keys), dict(zip(reversed(keys), reversed(pairs), strict=True))
     turns = list(sizes)
-    strata = [(first[key].source, first[key].turns) for key in turns]
-    order = [turns[i] for i in balanced_order(strata, seed)]
+    strata = [(first_pair[key].source, first_pair[key].turns) for key in turns]
+    order = [turns[i] for i in stratified_order(strata, seed)]
     held_out = whole_groups({key: sizes[key] for key in order}, round(fraction * len(pairs)))
     train = [pair for pair, key in zip(pairs, keys, strict=True) if key not in held_out]
     return train, [pair for pair, key in zip(pairs, keys, strict=True) if key in held_out]
 
 
 def whole_groups(sizes: Mapping[str, int], count: int) -> set[str]:
-    """The groups, taken in their order, that hold `count` items together or as near as they can.
+    """Choose whole groups, in their order, that have `count` items together or slightly fewer.
 
-    A group that would exceed the count is passed over, and one item at least is left outside. If
-    every group is too large, it is the smallest one; of a single group, none.
+    A group that would exceed the count is skipped, and at least one item is not chosen. If every
+    group is too large, the smallest is chosen; a single group never is.
+
+    Args:
+        sizes: Number of items of each group.
     """
     count = min(max(count, 1), sum(sizes.values()) - 1)
-    taken: set[str] = set()
+    chosen: set[str] = set()
     for group, size in sizes.items():
         if size <= count:
-            taken.add(group)
+            chosen.add(group)
             count -= size
-    if not taken and len(sizes) > 1:
-        taken.add(min(sizes, key=sizes.__getitem__))
-    return taken
+    if not chosen and len(sizes) > 1:
+        chosen.add(min(sizes, key=sizes.__getitem__))
+    return chosen
 
 
 def _opening(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What prepared preference pairs look like: the numbers of dataset_stats.json."""
+"""Compute the statistics of prepared preference pairs for dataset_stats.json."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,15 +25,15 @@ OPENINGS = 5
 
 
 def pair_statistics(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, dict[str, Any]]:
-    """Statistics of each split; histograms have the same bins in all of them.
+    """Return the statistics of each split; a histogram has the same bins in all splits.
 
-    Lengths are those of the pairs (`prompt`, `chosen`, `rejected`, and `longest`: the prompt with
-    its longer answer). `length_gap` is chosen minus rejected.
+    Lengths are `prompt`, `chosen`, `rejected`, and `longest`: the prompt plus the longer
+    completion. `length_gap` is the length of chosen minus that of rejected.
     """
-    measured = {split: _measurements(members) for split, members in pairs.items()}
+    lengths = {split: _lengths(members) for split, members in pairs.items()}
     edges = {
-        name: _bin_edges(np.concatenate([values[name] for values in measured.values()]))
-        for name in next(iter(measured.values()))
+        name: _bin_edges(np.concatenate([values[name] for values in lengths.values()]))
+        for name in next(iter(lengths.values()))
     }
     return {
         split: {
@@ -42,11 +42,11 @@ def pair_statistics(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, dict[str, 
             "turns": _counts(pair.turns for pair in members),
             "lengths": {
                 name: _summary(values, edges[name])
-                for name, values in measured[split].items()
+                for name, values in lengths[split].items()
                 if name != "length_gap"
             },
-            "length_gap": _summary(measured[split]["length_gap"], edges["length_gap"])
-            | _longer_side(measured[split]["length_gap"]),
+            "length_gap": _summary(lengths[split]["length_gap"], edges["length_gap"])
+            | _longer_side(lengths[split]["length_gap"]),
             "repeated_prompts": _repeated_prompts(members),
             "openings": {
                 "prompt": _openings(_last_turn(pair) for pair in members),
@@ -59,13 +59,13 @@ def pair_statistics(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, dict[str, 
 
 
 def first_turn_counts(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
-    """How many different first user turns each part has, and how many of them another part has too.
+    """Count the distinct first user turns of each split, and those that two splits share.
 
-    Turns that differ in case, spaces or Unicode form alone are the same.
+    Turns that differ only in case, spaces or Unicode form count as one.
     """
-    turns = {part: {p.first_turn_key for p in members} for part, members in pairs.items()}
+    turns = {split: {p.first_turn_key for p in members} for split, members in pairs.items()}
     return {
-        "different": {part: len(keys) for part, keys in turns.items()},
+        "different": {split: len(keys) for split, keys in turns.items()},
         "shared": {
             f"{one} and {other}": len(turns[one] & turns[other])
             for one, other in combinations(turns, 2)
@@ -73,7 +73,7 @@ def first_turn_counts(pairs: Mapping[str, Sequence[Pair]]) -> dict[str, Any]:
     }
 
 
-def _measurements(pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+def _lengths(pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
     prompt, chosen, rejected = np.array([pair.lengths for pair in pairs]).T
     return {
         "prompt": prompt,
@@ -85,7 +85,7 @@ def _measurements(pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
 
 
 def _bin_edges(values: np.ndarray) -> list[int]:
-    """At most BINS round bins that hold all but the outermost percent of each side."""
+    """Return the edges of at most BINS bins with round widths, for all values but the outer 1%."""
     low, high = np.quantile(values, [0.01, 0.99])
     low = min(low, 0) if values.min() < 0 else 0
     span = max(high - low, 1)
@@ -100,7 +100,7 @@ def _summary(values: np.ndarray, edges: list[int]) -> dict[str, Any]:
         "mean": round(float(values.mean()), 2),
         **{name: round(float(np.quantile(values, q)), 2) for name, q in QUANTILES.items()},
         "histogram": {
-            "edges": edges,  # a bin holds its lower edge; the outermost values are counted apart
+            "edges": edges,  # a bin includes its lower edge; outer values are counted separately
             "counts": np.histogram(values[values < edges[-1]], edges)[0].tolist(),
             "below": int((values < edges[0]).sum()),
             "above": int((values >= edges[-1]).sum()),
@@ -117,7 +117,7 @@ def _longer_side(gap: np.ndarray) -> dict[str, float]:
 
 
 def _repeated_prompts(pairs: Sequence[Pair]) -> dict[str, int]:
-    """How many prompts occur more than once, in how many pairs, and how often the first of them."""
+    """Count the distinct prompts, those in more than one pair, and the most pairs of one prompt."""
     counts = Counter(prompt_key(pair.prompt) for pair in pairs)
     repeated = [count for count in counts.values() if count > 1]
     return {

@@ -1,7 +1,7 @@
-r"""Conversations written into one string, as HH-RLHF, ChatML or `User:`/`Assistant:` texts are.
+r"""Split transcripts, conversations in one string: HH-RLHF, ChatML, `User:`/`Assistant:`.
 
-A string is a transcript only if it begins with the header of a turn. It is then split by turns, or
-not used at all: never inside a turn.
+A string is a transcript only if it begins with the header of a turn. It is then split between
+turns, or not used at all.
 """
 
 import re
@@ -31,7 +31,7 @@ ROLES = {
     "response": "assistant",
     "[/inst]": "assistant",
 }
-"""Roles of a chat template by the names that datasets and transcripts give them."""
+"""Roles of a chat template by the names that datasets and transcripts use."""
 
 _SPEAKERS = (
     *(("Human", "Assistant"), ("User", "Assistant"), ("USER", "ASSISTANT")),
@@ -44,13 +44,13 @@ _QUESTIONS = (("Question", "Answer"), ("Q", "A"))
 class Style(NamedTuple):
     """One way of writing turns."""
 
-    turn: re.Pattern[str]  # the header of a turn; its group is the speaker
-    answer: re.Pattern[str]  # the header of an answer
-    ends: tuple[str, ...] = ()  # what may close a turn
+    turn: re.Pattern[str]  # header of a turn; its group is the speaker
+    answer: re.Pattern[str]  # header of an assistant turn
+    ends: tuple[str, ...] = ()  # tokens that may end a turn
 
 
 def _spoken(names: tuple[str, str], gap: str, mark: str = "") -> Style:
-    """Turns such as `Human: ...`, each after a gap; only the first may be the system's."""
+    """Return the style of turns such as `Human: ...`; only the first may be a system turn."""
     system = "SYSTEM" if names[0] == "USER" else "System"
     turn = rf"(?:\A\s*|{gap}(?!{mark}{system})){mark}({'|'.join(names)}|{system}):"
     ends = ("</s>", "<|endoftext|>")
@@ -58,13 +58,13 @@ def _spoken(names: tuple[str, str], gap: str, mark: str = "") -> Style:
 
 
 def _marked(before: str, names: str, after: str, *ends: str) -> Style:
-    """Turns between the special tokens of a chat template; spaces around them are no text."""
+    """Return the style of turns between special tokens; spaces around the tokens are ignored."""
     turn = rf"(?:<s>|<bos>|<\|begin_of_text\|>)?\s*{before}({names}){after}"
     answer = re.compile(rf"{before}(?:assistant|model|\[/INST\]){after}")
     return Style(re.compile(turn), answer, ends)
 
 
-# Paragraphs come before lines: in HH-RLHF a name after a single newline is part of a turn.
+# Paragraphs come before lines: in HH-RLHF a name after a single newline belongs to the turn.
 _DIALOGUES = (
     *(_spoken(names, r"\n\n") for names in _SPEAKERS),
     *(_spoken(names, r"\n\n", "### ?") for names in _HEADINGS),
@@ -92,29 +92,33 @@ _ANYWHERE = re.compile(
 
 
 def begins_a_turn(text: str) -> bool:
-    """Whether a text begins with the header of a turn of a dialogue."""
+    """Whether a text begins with the header of a turn."""
     return _FIRST.match(text) is not None
 
 
 def holds_a_turn(text: str) -> bool:
-    """Whether the header of a turn, or of a question or its answer, is anywhere in a text."""
+    """Whether a text contains the header of a turn, or of a question or an answer."""
     return _ANYWHERE.search(text) is not None
 
 
 def style_of_pair(chosen: str, rejected: str) -> Style | None:
-    """The style of two transcripts that hold their own prompt, if they are such."""
+    """Return the style of two transcripts that include their prompt, or None."""
     return next((s for s in _ALL if _is_whole(s, chosen) or _is_whole(s, rejected)), None)
 
 
 def style_of_prompt(prompt: str, *answers: str) -> Style | None:
-    """The style of a prompt that is a transcript, perhaps without the header of its answer."""
-    begun = [style for style in _DIALOGUES if style.turn.match(prompt)]
-    headed = (s for s in begun if any(s.answer.search(text) for text in (prompt, *answers)))
-    return next(headed, begun[0] if begun else None)
+    """Return the style of a prompt that is a transcript, or None.
+
+    Args:
+        *answers: The completions, which may begin with the header that the prompt lacks.
+    """
+    matching = [style for style in _DIALOGUES if style.turn.match(prompt)]
+    answered = (s for s in matching if any(s.answer.search(text) for text in (prompt, *answers)))
+    return next(answered, matching[0] if matching else None)
 
 
 def split_turns(text: str, style: Style) -> Messages:
-    """The messages of a transcript, or UnusableRow if it does not begin with a turn."""
+    """Return the messages of a transcript; UnusableRow if it does not begin with a turn."""
     before, *turns = style.turn.split(text)
     if before.strip():
         raise UnusableRow("broken_roles")
@@ -125,7 +129,7 @@ def split_turns(text: str, style: Style) -> Messages:
 
 
 def complete(prompt: str, answer: str, style: Style) -> Messages:
-    """The messages of a transcript and of the answer that goes on from it."""
+    """Return the messages of a transcript followed by its completion."""
     turns = split_turns(prompt, style)
     if turns[-1]["role"] == "assistant":
         return split_turns(prompt + answer, style)
@@ -137,7 +141,7 @@ def complete(prompt: str, answer: str, style: Style) -> Messages:
 
 @cache
 def role_of(speaker: str) -> str:
-    """The role that a speaker has in a chat template; a name that is not known stays as it is."""
+    """Return the role of a speaker in a chat template; an unknown name is returned unchanged."""
     return ROLES.get(speaker.lower(), speaker)
 
 

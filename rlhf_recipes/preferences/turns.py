@@ -1,4 +1,4 @@
-"""The values of a row -> a pair: prompt, chosen and rejected as messages or plain text."""
+"""Make a pair of the values of a row: prompt, chosen and rejected as messages or plain text."""
 
 import ast
 import json
@@ -23,17 +23,19 @@ NOT_TEXT = {
     *("tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "thinking"),
     *("images", "image", "videos", "audio", "audios"),
 }
-"""Fields of a message without which it means something else."""
+"""Fields of a message that a pair cannot hold and its meaning depends on."""
 
 _READ = {"role", "content", "from", "value"}
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[?\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 
 
-class Values(NamedTuple):
-    """What a row's format found in it, each value as it stands in the row.
+class RowValues(NamedTuple):
+    """The values of a row, unchanged, by what its format says they are.
 
-    `chat`: texts are turns of a conversation, not plain text that goes on from the prompt.
-    `implicit`: the format has no prompt but what both answers begin with.
+    Args:
+        chat: Whether texts are turns of a conversation. Otherwise completions are plain text that
+            continues the prompt.
+        implicit: Whether the format has no prompt except what both completions begin with.
     """
 
     prompt: object
@@ -44,41 +46,45 @@ class Values(NamedTuple):
     implicit: bool = False
 
 
-class _Parts(NamedTuple):
+class _Texts(NamedTuple):
     prompt: Text
     chosen: Text
     rejected: Text
     cut: bool = False
 
 
-def parse_pair(values: Values, source: str, place: str, ignored: set[str]) -> Pair:
-    """The values as a pair, or UnusableRow with the reason why not.
+def parse_pair(values: RowValues, source: str, location: str, ignored: set[str]) -> Pair:
+    """Return the pair of a row; raise UnusableRow with the reason if there is none.
 
     Transcripts and conversations are split between turns: the prompt is every turn before the last
-    one, and both answers must agree on it. Only plain text without a prompt is split inside: before
-    the first word in which the two differ.
+    one, and it must be the same for chosen and rejected. Only plain text without a prompt is split
+    inside: before the first word in which the two differ.
 
     Args:
-        ignored: Gets the fields of messages that are in no pair.
+        ignored: The names of unused fields of messages are added to it.
     """
     prompt, chosen, rejected = map(_decoded, (values.prompt, values.chosen, values.rejected))
     if not chosen or not rejected:
         raise UnusableRow("empty")
     if isinstance(prompt, str) and isinstance(chosen, str) and isinstance(rejected, str):
-        parts = _from_texts(prompt, chosen, rejected, values)
+        texts = _from_texts(prompt, chosen, rejected, values)
     else:
-        given = _given(prompt, ignored)
-        first, second = (_whole(given, _messages(text, ignored)) for text in (chosen, rejected))
-        parts = _conversation(first, second, values.system)
-    turns = 1 if isinstance(parts.prompt, str) else sum(m["role"] == "user" for m in parts.prompt)
-    return Pair(*parts[:3], turns, source, place, cut=parts.cut)
+        prompt_turns = _prompt_turns(prompt, ignored)
+        first, second = (
+            _all_turns(prompt_turns, _messages(text, ignored)) for text in (chosen, rejected)
+        )
+        texts = _conversation(first, second, values.system)
+    turns = 1 if isinstance(texts.prompt, str) else sum(m["role"] == "user" for m in texts.prompt)
+    return Pair(*texts[:3], turns, source, location, cut=texts.cut)
 
 
-def _from_texts(prompt: str, chosen: str, rejected: str, values: Values) -> _Parts:
-    whole = style_of_pair(chosen, rejected)
-    if whole and (not prompt.strip() or (begins_a_turn(chosen) and begins_a_turn(rejected))):
-        given = _given(prompt, set())
-        first, second = (_whole(given, split_turns(text, whole)) for text in (chosen, rejected))
+def _from_texts(prompt: str, chosen: str, rejected: str, values: RowValues) -> _Texts:
+    pair_style = style_of_pair(chosen, rejected)
+    if pair_style and (not prompt.strip() or (begins_a_turn(chosen) and begins_a_turn(rejected))):
+        prompt_turns = _prompt_turns(prompt, set())
+        first, second = (
+            _all_turns(prompt_turns, split_turns(text, pair_style)) for text in (chosen, rejected)
+        )
         return _conversation(first, second, values.system)
     style = style_of_prompt(prompt, chosen, rejected) if begins_a_turn(prompt) else None
     if style:
@@ -98,12 +104,12 @@ def _from_texts(prompt: str, chosen: str, rejected: str, values: Values) -> _Par
 
 
 def _decoded(value: object) -> str | list[object]:
-    """Text or a list of messages, which may be written as JSON or as Python writes them."""
+    """Return text or a list of messages, decoding messages written as JSON or Python literals."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
         value = value[0]
     if isinstance(value, str):
         return _messages_in_text(value) if _MESSAGES_AS_TEXT.match(value) else value
-    if value is None or value != value:  # NaN, which tables have for what is missing
+    if value is None or value != value:  # NaN, a missing value in a table
         return ""
     if isinstance(value, dict):
         return [value]
@@ -126,8 +132,8 @@ def _messages_in_text(text: str) -> str | list[object]:
     raise UnusableRow("not_text")
 
 
-def _given(prompt: str | list[object], ignored: set[str]) -> Messages:
-    """The turns of a prompt that stands apart; none if there is no prompt."""
+def _prompt_turns(prompt: str | list[object], ignored: set[str]) -> Messages:
+    """Return the turns of the prompt column; none if it is empty."""
     if not isinstance(prompt, str):
         return _messages(prompt, ignored) if prompt else []
     style = style_of_prompt(prompt) if begins_a_turn(prompt) else None
@@ -137,36 +143,37 @@ def _given(prompt: str | list[object], ignored: set[str]) -> Messages:
     return turns if turns[-1]["content"] else turns[:-1]
 
 
-def _whole(given: Messages, answer: Messages) -> Messages:
-    """All turns of one side: the prompt's and the answer's, which may begin with its own prompt."""
-    if not given or not answer:
-        return answer
-    if answer[0]["role"] == "assistant":
-        return [*given, *answer]
-    return [*_agreed(given, answer[:-1]), answer[-1]]
+def _all_turns(prompt_turns: Messages, side: Messages) -> Messages:
+    """Return all turns of chosen or rejected, which may begin with the prompt's turns itself."""
+    if not prompt_turns or not side:
+        return side
+    if side[0]["role"] == "assistant":
+        return [*prompt_turns, *side]
+    return [*_merged_prompt(prompt_turns, side[:-1]), side[-1]]
 
 
-def _agreed(given: Messages, own: Messages) -> Messages:
-    """An answer's own prompt with the system turn of either; UnusableRow if they do not agree.
+def _merged_prompt(prompt_turns: Messages, side_turns: Messages) -> Messages:
+    """Return the turns before a completion with the system turn of either; UnusableRow otherwise.
 
-    The prompt that stands apart may be all the turns, the first ones, the last one, or a whole
-    conversation with an answer.
+    The prompt column may hold all the turns before the completion, the first ones, the last one,
+    or a whole conversation with a completion.
     """
-    system, turns = _system_apart(given)
-    own_system, own_turns = _system_apart(own)
-    if system and own_system and not _same(system, own_system):
+    system, turns = _split_system(prompt_turns)
+    side_system, before = _split_system(side_turns)
+    if system and side_system and not _same(system, side_system):
         raise UnusableRow("prompt_differs")
     agree = (
-        _same(turns, own_turns[: len(turns)])
-        or _same(turns, own_turns[-1:])
-        or (_same(turns[:-1], own_turns) and turns[-1]["role"] == "assistant")
+        _same(turns, before[: len(turns)])
+        or _same(turns, before[-1:])
+        or (_same(turns[:-1], before) and turns[-1]["role"] == "assistant")
     )
     if not agree:
         raise UnusableRow("prompt_differs")
-    return [*(own_system or system), *own_turns]
+    return [*(side_system or system), *before]
 
 
-def _system_apart(messages: Messages) -> tuple[Messages, Messages]:
+def _split_system(messages: Messages) -> tuple[Messages, Messages]:
+    """Return the system turn, if there is one, and the other turns."""
     count = 1 if messages and messages[0]["role"] == "system" else 0
     return messages[:count], messages[count:]
 
@@ -191,7 +198,7 @@ def _messages(value: str | list[object], ignored: set[str]) -> Messages:
         if len(message) > 2:
             _check_fields(message, ignored)
         content, role = _content(message.get("content", message.get("value"))), role_of(role)
-        if role != "system" or content.strip():  # an empty system turn says nothing
+        if role != "system" or content.strip():  # an empty system turn is dropped
             messages.append({"role": role, "content": content})
     return messages
 
@@ -205,7 +212,7 @@ def _check_fields(message: Mapping[str, object], ignored: set[str]) -> None:
 
 
 def _content(content: object) -> str:
-    """The text of a turn, which may come in parts of type text."""
+    """Return the text of a turn, which may be a list of content parts of type text."""
     if isinstance(content, str):
         return content
     if content is None:
@@ -217,7 +224,7 @@ def _content(content: object) -> str:
     return "".join(str(text) for text in texts)
 
 
-def _conversation(chosen: Messages, rejected: Messages, system: str) -> _Parts:
+def _conversation(chosen: Messages, rejected: Messages, system: str) -> _Texts:
     if system:
         chosen, rejected = (_with_system(system, messages) for messages in (chosen, rejected))
     if any(m["role"] in ("tool", "function", "observation") for m in chosen):
@@ -228,13 +235,13 @@ def _conversation(chosen: Messages, rejected: Messages, system: str) -> _Parts:
     if prompt != rejected[:-1]:
         raise UnusableRow("no_common_prompt")
     _check_texts([m["content"] for m in [*prompt, chosen[-1], rejected[-1]]])
-    return _Parts(prompt, chosen[-1:], rejected[-1:])
+    return _Texts(prompt, chosen[-1:], rejected[-1:])
 
 
 def _with_system(system: str, messages: Messages) -> Messages:
     turn = {"role": "system", "content": system}
-    own, turns = _system_apart(messages)
-    if own and not _same(own, [turn]):
+    system_turn, turns = _split_system(messages)
+    if system_turn and not _same(system_turn, [turn]):
         raise UnusableRow("prompt_differs")
     return [turn, *turns]
 
@@ -245,7 +252,7 @@ def _roles_alternate(messages: Messages) -> bool:
     return len(roles) >= 2 and roles == ["user", "assistant"] * (len(roles) // 2)
 
 
-def _plain(prompt: str, chosen: str, rejected: str) -> _Parts:
+def _plain(prompt: str, chosen: str, rejected: str) -> _Texts:
     cut = not prompt.strip()
     _check_texts([chosen, rejected])
     if cut:
@@ -254,11 +261,11 @@ def _plain(prompt: str, chosen: str, rejected: str) -> _Parts:
         if not prompt.strip():
             raise UnusableRow("no_common_prompt")
     _check_texts([prompt, chosen, rejected])
-    return _Parts(prompt, chosen, rejected, cut)
+    return _Texts(prompt, chosen, rejected, cut)
 
 
 def _check_texts(texts: Sequence[str]) -> None:
-    """Raise UnusableRow unless all have text that can be encoded and the last two differ."""
+    """Raise UnusableRow unless all texts can be encoded, none is empty, and the last two differ."""
     if not all(text.strip() for text in texts):
         raise UnusableRow("empty")
     if texts[-1].strip() == texts[-2].strip():
@@ -271,7 +278,7 @@ def _check_texts(texts: Sequence[str]) -> None:
 
 
 def _common_words(first: str, second: str) -> int:
-    """Characters of the longest common beginning that ends at a space in both texts."""
+    """Return the length of the longest common prefix that ends before a space in both texts."""
     size = 0
     for index, (a, b) in enumerate(zip(first, second, strict=False)):
         if a != b:

@@ -31,7 +31,7 @@ from rlhf_recipes.models.loading import (
 )
 from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.models.vocabulary import check_same_tokenizer
-from rlhf_recipes.preferences.lengths import TokenRuler
+from rlhf_recipes.preferences.lengths import TokenCounter
 from rlhf_recipes.preferences.shapes import Pair
 from rlhf_recipes.rewards import RewardModel
 from rlhf_recipes.roles import Roles
@@ -81,7 +81,7 @@ def test_a_revision_is_used_for_weights_tokenizer_and_adapter(hub):
         assert lora_config(model).revision == commit
         marks = int(name == "v2")
         assert open_tokenizer(HUB_ID, None, name).chat_template.count("!") == marks
-        assert TokenRuler(HUB_ID, None, name)([PAIR])[0].prompt == 22 + marks
+        assert TokenCounter(HUB_ID, None, name)([PAIR])[0].prompt == 22 + marks
         norm = open_base(HUB_ID, revision=name).model.norm.weight
         assert norm.mean() == 1 + marks
 

@@ -102,7 +102,7 @@ def test_what_save_to_disk_writes_is_read(tmp_path: Path) -> None:
     assert test is None
     train, test, _ = read_splits(str(tmp_path / "two"))
     assert [row.fields for row in train] == ROWS
-    assert [row.place for row in test or ()] == ["test:1"]
+    assert [row.location for row in test or ()] == ["test:1"]
 
 
 def test_the_remedy_for_another_encoding_works(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_the_remedy_for_another_encoding_works(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (lines()[:-1] + ",\n", r"line 2: is not JSON \(Extra data.*one JSON object and nothing"),
+        (lines()[:-1] + ",\n", r"line 2: is not JSON \(Extra data.*exactly one JSON object"),
         (lines() + f'{{"prompt": {"9" * 5000}}}\n', r"line 3: holds a number that cannot be read"),
         (lines() + "[" * 100_000 + "\n", r"line 3: is nested too deeply"),
         (lines() + "[1]\n", r"line 3: holds '\[1\]', which is not a JSON object"),
@@ -155,7 +155,7 @@ def test_an_archive_of_several_files_is_an_error(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "rows.csv.zip", "w") as archive:
         archive.writestr("a.csv", "x")
         archive.writestr("b.csv", "x")
-    with pytest.raises(RecipeError, match=r"holds a\.csv, b\.csv.*Unpack it"):
+    with pytest.raises(RecipeError, match=r"contains a\.csv, b\.csv.*Unpack it"):
         list(read_rows(tmp_path / "rows.csv.zip"))
 
 
@@ -168,7 +168,7 @@ def write(folder: Path, *names: str) -> Path:
 
 def test_one_name_in_two_formats_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "train.jsonl", "train.json")
-    with pytest.raises(RecipeError, match=r"train\.json beside train\.jsonl.*same rows twice"):
+    with pytest.raises(RecipeError, match=r"train\.json and train\.jsonl.*same rows twice"):
         read_splits(str(tmp_path))
     (tmp_path / "train.json").unlink()
     assert len(list(read_splits(str(tmp_path)).train)) == 2
@@ -180,7 +180,7 @@ def test_splits_of_two_names_are_not_merged(tmp_path: Path) -> None:
         read_splits(str(folder))
     assert "`dataset_train_split: train_prefs`" in str(error.value)
     splits = read_splits(str(folder), train_split="train_prefs")
-    assert {row.place for row in splits.train} == {f"data/train_prefs.jsonl:{i}" for i in (1, 2)}
+    assert {row.location for row in splits.train} == {f"data/train_prefs.jsonl:{i}" for i in (1, 2)}
     assert splits.unread == ("data/train_sft.jsonl",)
     apart = write(tmp_path / "apart", "a/train_sft.jsonl", "b/train_prefs.jsonl")
     assert {row.source for row in read_splits(str(apart)).train} == {"a", "b"}
@@ -199,7 +199,7 @@ def test_numbered_files_are_one_split_and_other_files_are_named(tmp_path: Path) 
 
 def test_files_lie_at_any_depth(tmp_path: Path) -> None:
     write(tmp_path, "a/b/c/train.jsonl", ".cache/huggingface/train.jsonl")
-    assert [row.place for row in read_splits(str(tmp_path)).train] == [
+    assert [row.location for row in read_splits(str(tmp_path)).train] == [
         "a/b/c/train.jsonl:1",
         "a/b/c/train.jsonl:2",
     ]

@@ -37,7 +37,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str) -> 
     assert test is None
     assert [row.fields for row in train] == [{**ROW, "id": i} for i in range(3)]
     assert {row.source for row in train} == {"pairs"}
-    assert [row.place for row in train] == [f"pairs{suffix}:{i}" for i in (1, 2, 3)]
+    assert [row.location for row in train] == [f"pairs{suffix}:{i}" for i in (1, 2, 3)]
 
 
 def test_sub_folders_are_sources(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_sub_folders_are_sources(tmp_path: Path) -> None:
     write_rows(tmp_path / "red-team" / "attempts.jsonl.gz", 5)  # in no split, so nobody's
     train, test = read(str(tmp_path))
     assert [row.source for row in train] == ["harmless-base"] * 2 + ["helpful-base"] * 3
-    assert train[0].place == "harmless-base/train.jsonl.gz:1"
+    assert train[0].location == "harmless-base/train.jsonl.gz:1"
     assert test is not None
     assert [row.source for row in test] == ["harmless-base"]
     only, _ = read(str(tmp_path), config="helpful-base")

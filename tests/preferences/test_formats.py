@@ -1,4 +1,4 @@
-"""Every format of the table gives the same pair, and what is in none is refused with a remedy."""
+"""Every format gives the same pair, and any other layout is refused with a remedy."""
 
 import json
 import re
@@ -10,8 +10,8 @@ import yaml
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences import DataArguments
-from rlhf_recipes.preferences.formats import Reader
 from rlhf_recipes.preferences.preparation import Prepared, prepare
+from rlhf_recipes.preferences.reader import Reader
 from rlhf_recipes.preferences.shapes import Pair, UnusableRow
 from rlhf_recipes.preferences.turns import parse_pair
 
@@ -42,7 +42,7 @@ def reason(row: dict[str, Any]) -> str:
     return unusable.value.reason
 
 
-ANSWERS = {"chosen": CHOSEN, "rejected": REJECTED}
+COMPLETIONS = {"chosen": CHOSEN, "rejected": REJECTED}
 CONVERSATIONS: dict[str, dict[str, Any]] = {
     "TRL explicit": {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
     "TRL implicit, OpenRLHF": {"chosen": [USER, GOOD], "rejected": [USER, BAD], "tools": None},
@@ -61,7 +61,7 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
         "chosen": f" {CHOSEN}",
         "rejected": f" {REJECTED}",
     },
-    "prompt of one line per turn": {"prompt": f"Human: {PROMPT}\nAssistant:", **ANSWERS},
+    "prompt of one line per turn": {"prompt": f"Human: {PROMPT}\nAssistant:", **COMPLETIONS},
     "User and Assistant": {
         "chosen": f"User: {PROMPT}\n\nAssistant: {CHOSEN}",
         "rejected": f"User: {PROMPT}\n\nAssistant: {REJECTED}",
@@ -72,7 +72,7 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
     },
     "ChatML": {
         side: f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n{text}<|im_end|>\n"
-        for side, text in ANSWERS.items()
+        for side, text in COMPLETIONS.items()
     },
     "ChatML, prompt apart": {
         "prompt": f"<|im_start|>user\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n",
@@ -82,7 +82,7 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
     "Llama 3": {
         side: "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
         f"{PROMPT}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{text}<|eot_id|>"
-        for side, text in ANSWERS.items()
+        for side, text in COMPLETIONS.items()
     },
     "questions and answers": {
         "chosen": f"Question: {PROMPT}\nAnswer: {CHOSEN}",
@@ -96,7 +96,7 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
         "messages": [USER, GOOD],
         "score_chosen": 8.0,
     },
-    "LLaMA-Factory, Alpaca": {"instruction": PROMPT, "input": "", **ANSWERS},
+    "LLaMA-Factory, Alpaca": {"instruction": PROMPT, "input": "", **COMPLETIONS},
     "LLaMA-Factory, ShareGPT": {
         "conversations": [sharegpt(USER)],
         "chosen": sharegpt(GOOD),
@@ -108,9 +108,9 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
     },
     "ms-swift": {"messages": [USER, GOOD], "rejected_response": REJECTED},
     "ms-swift, messages": {"messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
-    "messages beside texts": {"messages": [USER], **ANSWERS},
-    "Orca": {"system": "", "question": PROMPT, **ANSWERS},
-    "distilabel": {"system": "", "input": PROMPT, **ANSWERS, "rating": [5, 2]},
+    "messages beside texts": {"messages": [USER], **COMPLETIONS},
+    "Orca": {"system": "", "question": PROMPT, **COMPLETIONS},
+    "distilabel": {"system": "", "input": PROMPT, **COMPLETIONS, "rating": [5, 2]},
     "Argilla": {"instruction": PROMPT, "chosen_response": CHOSEN, "rejected_response": REJECTED},
     "PKU-SafeRLHF": {
         "prompt": PROMPT,
@@ -177,7 +177,7 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("row", CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_every_format_gives_the_same_pair(row: dict[str, Any]) -> None:
-    assert parse(row) == Pair([USER], [GOOD], [BAD], turns=1, source="rows", place="rows:1")
+    assert parse(row) == Pair([USER], [GOOD], [BAD], turns=1, source="rows", location="rows:1")
 
 
 @pytest.mark.parametrize(
@@ -185,10 +185,10 @@ def test_every_format_gives_the_same_pair(row: dict[str, Any]) -> None:
     [
         {"prompt": [SYSTEM, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]},
         {"prompt": [USER], "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
-        {"system": "Be brief.", "question": PROMPT, **ANSWERS},
-        {"system": "Be brief.", "prompt": PROMPT, **ANSWERS},
+        {"system": "Be brief.", "question": PROMPT, **COMPLETIONS},
+        {"system": "Be brief.", "prompt": PROMPT, **COMPLETIONS},
         {"system": "Be brief.", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
-        {"system_prompt": "Be brief.", "messages": [USER], **ANSWERS},
+        {"system_prompt": "Be brief.", "messages": [USER], **COMPLETIONS},
         {"prompt": [SYSTEM | {"role": "developer"}, USER], "chosen": [GOOD], "rejected": [BAD]},
         {
             "chosen": f"System: Be brief.\n\nHuman: {PROMPT}\n\nAssistant: {CHOSEN}",
@@ -196,21 +196,26 @@ def test_every_format_gives_the_same_pair(row: dict[str, Any]) -> None:
         },
     ],
 )
-def test_a_system_turn_is_kept_wherever_it_stands(row: dict[str, Any]) -> None:
+def test_a_system_turn_is_kept_wherever_it_is_given(row: dict[str, Any]) -> None:
     pair = parse(row)
     assert (pair.prompt, pair.chosen, pair.rejected) == ([SYSTEM, USER], [GOOD], [BAD])
 
 
 def test_input_and_history_are_part_of_the_prompt() -> None:
-    row = {"instruction": "Translate.", "input": "Hund", "history": [["Hi", "Hello"]], **ANSWERS}
-    assert parse(row).prompt == [
+    row = {
+        "instruction": "Translate.",
+        "input": "Hund",
+        "history": [["Hi", "Hello"]],
+        **COMPLETIONS,
+    }
+    assert parse(row | COMPLETIONS).prompt == [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Hello"},
         {"role": "user", "content": "Translate.\nHund"},
     ]
 
 
-def test_a_post_is_given_as_its_summaries_were_asked_for() -> None:
+def test_the_prompt_of_a_summary_has_the_format_of_openai() -> None:
     row = {
         "info": {"subreddit": "dogs", "title": "Mine", "post": "He barks."},
         "summaries": [{"text": " Loud."}, {"text": " Dog barks."}],
@@ -224,9 +229,9 @@ def test_a_post_is_given_as_its_summaries_were_asked_for() -> None:
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"prompt": None, **ANSWERS}, "no_prompt"),
-        ({"prompt": float("nan"), **ANSWERS}, "no_prompt"),
-        ({"question": "", **ANSWERS}, "no_prompt"),
+        ({"prompt": None, **COMPLETIONS}, "no_prompt"),
+        ({"prompt": float("nan"), **COMPLETIONS}, "no_prompt"),
+        ({"question": "", **COMPLETIONS}, "no_prompt"),
         ({"prompt": "Another?", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "prompt_differs"),
         (
             {"prompt": [SYSTEM | {"content": "Be long."}, USER]}
@@ -247,7 +252,7 @@ def test_a_post_is_given_as_its_summaries_were_asked_for() -> None:
             | {"chosen": [GOOD], "rejected": [BAD]},
             "not_text",
         ),
-        ({"prompt": [USER, GOOD, {"role": "tool", "content": "x"}], **ANSWERS}, "not_text"),
+        ({"prompt": [USER, GOOD, {"role": "tool", "content": "x"}], **COMPLETIONS}, "not_text"),
         ({"prompt": PROMPT, "chosen": CHOSEN, "rejected": [REJECTED, "Dunno."]}, "not_text"),
         ({"prompt": PROMPT, "chosen": "Half: \ud83d", "rejected": REJECTED}, "not_text"),
         ({"prompt": PROMPT, "chosen": "[{'role': 'user'} {'role'", "rejected": "x"}, "not_text"),
@@ -268,13 +273,13 @@ def test_a_post_is_given_as_its_summaries_were_asked_for() -> None:
         ),
     ],
 )
-def test_rows_that_would_be_misread_are_left_out(row: dict[str, Any], expected: str) -> None:
+def test_rows_that_would_be_misread_are_dropped(row: dict[str, Any], expected: str) -> None:
     assert reason(row) == expected
 
 
 @pytest.mark.parametrize("name", ["tools", "images", "context", "documents"])
-def test_a_column_that_changes_the_meaning_is_refused_until_it_is_left_out(name: str) -> None:
-    row = {"prompt": PROMPT, **ANSWERS, name: [{"name": "look"}]}
+def test_a_column_that_changes_the_meaning_is_refused_until_it_is_dropped(name: str) -> None:
+    row = {"prompt": PROMPT, **COMPLETIONS, name: [{"name": "look"}]}
     with pytest.raises(RecipeError, match=rf"rows:1 has a value in '{name}'") as error:
         parse(row)
     assert parse(row, remedy(error.value)).prompt == PROMPT
@@ -287,13 +292,13 @@ def remedy(error: RecipeError, which: int = 0) -> dict[str, str | None]:
     return dict(yaml.safe_load(mappings[which]))
 
 
-def test_plain_answers_beside_a_column_that_could_be_the_prompt_are_refused() -> None:
-    row = {"vraag": PROMPT, **ANSWERS}
+def test_plain_text_with_a_column_that_could_be_the_prompt_is_refused() -> None:
+    row = {"vraag": PROMPT, **COMPLETIONS}
     with pytest.raises(RecipeError, match="'vraag' could hold the prompt") as error:
         parse(row)
     assert parse(row, remedy(error.value)).prompt == [USER]
     assert parse(row, remedy(error.value, 1)).prompt == "It has"
-    assert parse({"source": "web", "chosen_model": "m 1", "score": 3, **ANSWERS}).cut
+    assert parse({"source": "web", "chosen_model": "m 1", "score": 3, **COMPLETIONS}).cut
 
 
 @pytest.mark.parametrize(
@@ -307,7 +312,7 @@ def test_plain_answers_beside_a_column_that_could_be_the_prompt_are_refused() ->
         ({"step": 1, "loss": 2.0}, "TRL, explicit prompt"),
     ],
 )
-def test_other_shapes_are_refused_with_the_nearest_format(
+def test_other_layouts_are_refused_with_the_nearest_format(
     row: dict[str, Any], nearest: str
 ) -> None:
     with pytest.raises(RecipeError, match="The nearest format is") as error:
@@ -342,7 +347,7 @@ def prepared(folder: Path, rows: list[dict[str, Any]], **keys: Any) -> Prepared:
 
 
 def numbered(number: int) -> dict[str, Any]:
-    return {"prompt": f"{PROMPT} ({number})", **ANSWERS}
+    return {"prompt": f"{PROMPT} ({number})", **COMPLETIONS}
 
 
 def dropped(result: Prepared) -> dict[str, int]:
@@ -351,20 +356,22 @@ def dropped(result: Prepared) -> dict[str, int]:
 
 
 def test_rows_without_their_prompt_are_never_cut(tmp_path: Path) -> None:
-    rows = [*map(numbered, range(8)), {"prompt": None, **ANSWERS}, ANSWERS]
+    rows = [*map(numbered, range(8)), {"prompt": None, **COMPLETIONS}, COMPLETIONS]
     result = prepared(tmp_path, rows)
     assert dropped(result) == {"no_prompt": 2}
     assert not result.findings.cut
 
 
-def test_a_prompt_that_all_answers_repeat_is_taken_off_them(tmp_path: Path) -> None:
+def test_a_prompt_that_all_completions_repeat_is_removed_from_them(tmp_path: Path) -> None:
     rows = [numbered(i) for i in range(6)]
-    repeated = [row | {side: f"{row['prompt']} {row[side]}" for side in ANSWERS} for row in rows]
+    repeated = [
+        row | {side: f"{row['prompt']} {row[side]}" for side in COMPLETIONS} for row in rows
+    ]
     result = prepared(tmp_path, repeated)
     assert {pair.chosen for pair in result.pairs["train"]} == {f" {CHOSEN}"}
-    assert "begin with their own prompt" in result.findings.notes[0]
-    kept = prepared(tmp_path, [*repeated[:5], rows[5]])  # one that does not shows an accident
-    assert not kept.findings.notes
+    assert "begin with their prompt" in result.findings.notes[0]
+    mixed = prepared(tmp_path, [*repeated[:5], rows[5]])  # one does not: it was chance
+    assert not mixed.findings.notes
 
 
 def test_columns_are_mapped_by_name_and_by_path(tmp_path: Path) -> None:
@@ -383,9 +390,9 @@ def test_columns_are_mapped_by_name_and_by_path(tmp_path: Path) -> None:
 def test_ignored_columns_duplicates_and_contradictions_are_counted(tmp_path: Path) -> None:
     rows = [numbered(i) | {"margin": 0.5} for i in range(6)]
     rows += [rows[0], rows[1] | {"chosen": REJECTED, "rejected": CHOSEN}]
-    found = prepared(tmp_path, rows).findings
-    assert found.ignored_columns == ["margin"]
-    assert (found.duplicates, found.contradictions) == (1, 1)
+    findings = prepared(tmp_path, rows).findings
+    assert findings.ignored_columns == ["margin"]
+    assert (findings.duplicates, findings.contradictions) == (1, 1)
 
 
 def test_a_row_of_other_columns_is_named_with_those_before_it(tmp_path: Path) -> None:
@@ -394,7 +401,7 @@ def test_a_row_of_other_columns_is_named_with_those_before_it(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), "", "  "], ids=str)
-def test_of_instruction_and_input_the_one_that_is_there_is_the_prompt(missing: Any) -> None:
+def test_if_instruction_or_input_is_missing_the_other_is_the_prompt(missing: Any) -> None:
     answers = {"chosen": CHOSEN, "rejected": REJECTED}
     for row in (
         {"instruction": missing, "input": PROMPT},
@@ -403,12 +410,12 @@ def test_of_instruction_and_input_the_one_that_is_there_is_the_prompt(missing: A
         assert parse({**row, **answers}).prompt == [USER]
 
 
-def test_material_that_is_no_text_is_not_written_as_python_writes_it() -> None:
+def test_an_input_that_is_not_text_is_not_turned_into_a_string() -> None:
     row = {"instruction": "Add.", "input": ["2", "3"], "chosen": CHOSEN, "rejected": REJECTED}
     assert reason(row) == "not_text"
 
 
 @pytest.mark.parametrize("system", [["Be brief."], {"role": "system", "content": "Be brief."}])
-def test_a_system_column_that_is_no_text_is_not_dropped_from_the_prompt(system: Any) -> None:
+def test_a_row_with_a_system_column_that_is_not_text_is_dropped(system: Any) -> None:
     row = {"system": system, "question": PROMPT, "chosen": CHOSEN, "rejected": REJECTED}
     assert reason(row) == "not_text"

@@ -1,4 +1,4 @@
-"""prepare_data killed between any two of its changes to files goes on with the same command."""
+"""prepare_data.py, killed between any two of its changes to files, continues when run again."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def prepared(out: Path, word: str, judge: bool) -> dict[str, object]:
 
 
 def contents(out: Path) -> dict[str, object]:
-    """Every file by name; of run.json what depends neither on the clock nor on the folder."""
+    """Every file by name; of run.json only what does not depend on the time or the folder."""
     files: dict[str, object] = {}
     for file in (file for file in out.rglob("*") if file.is_file()):
         name = str(file.relative_to(out))
@@ -51,7 +51,7 @@ def contents(out: Path) -> dict[str, object]:
 def left_by_kills(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[Path, DataArguments], list[Path]]:
-    """What a run leaves if it is killed before each change that it makes, one copy per change."""
+    """Copies of what a run leaves if it is killed before each of its changes."""
 
     def run(out: Path, arguments: DataArguments) -> list[Path]:
         copies: list[Path] = []
@@ -86,7 +86,7 @@ def in_place(files: dict[str, object]) -> dict[str, object]:
     [(None, False, 6), (True, True, 11), (True, False, 10)],
     ids=["new", "other data for policy and judge", "no judge any more"],
 )
-def test_a_killed_run_goes_on_and_gives_the_same_bytes(
+def test_a_killed_run_continues_and_writes_the_same_bytes(
     tmp_path: Path,
     left_by_kills: Callable[[Path, DataArguments], list[Path]],
     judge_before: bool | None,
@@ -117,15 +117,15 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(
         assert prepared(copy, "new", judge) == new
 
 
-def test_data_whose_run_json_was_deleted_are_prepared_anew(tmp_path: Path) -> None:
-    """As make deletes the target of what is interrupted."""
+def test_data_whose_run_json_was_deleted_are_prepared_again(tmp_path: Path) -> None:
+    """make deletes the target of an interrupted command."""
     out = tmp_path / "out"
     whole = prepared(out, "new", judge=True)
     (out / "data" / "run.json").unlink()
     assert prepared(out, "new", judge=True) == whole
     (out / "data" / "run.json").unlink()
     (out / "data" / "validation.jsonl").write_text("changed by hand")
-    with pytest.raises(RecipeError, match=r"holds data/validation\.jsonl, not known"):
+    with pytest.raises(RecipeError, match=r"data/validation\.jsonl, not written by this script"):
         prepared(out, "new", judge=True)
 
 
@@ -138,11 +138,11 @@ def test_data_whose_run_json_was_deleted_are_prepared_anew(tmp_path: Path) -> No
         "dataset_distribution.png",
     ],
 )
-def test_files_of_others_are_never_replaced(tmp_path: Path, name: str) -> None:
+def test_foreign_files_are_never_replaced(tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     (out / name).parent.mkdir(parents=True)
     (out / name).write_text("{}")
-    with pytest.raises(RecipeError, match=f"holds {re.escape(name)}, not known"):
+    with pytest.raises(RecipeError, match=f"holds {re.escape(name)}, not written by this script"):
         prepared(out, "new", judge=True)
     assert contents(out) == {name: b"{}"}
 

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.preferences.lengths import TokenRuler, WordRuler
+from rlhf_recipes.preferences.lengths import TokenCounter, WordCounter
 from rlhf_recipes.preferences.shapes import Lengths, Pair
 
 TEMPLATE = (
@@ -19,14 +19,14 @@ CONVERSATION = Pair(
     [{"role": "assistant", "content": "I can't."}],
     turns=1,
     source="chat",
-    place="",
+    location="",
 )
-TEXT = Pair("Hi there", " Hello", " I can't.", turns=1, source="chat", place="")
+TEXT = Pair("Hi there", " Hello", " I can't.", turns=1, source="chat", location="")
 
 
 @pytest.fixture
 def word_model(tmp_path: Path) -> Path:
-    """One token for every word between spaces, and a special one in front of plain text."""
+    """A model with one token per word, and a special token in front of plain text."""
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "end": 1, "start": 2}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -42,41 +42,41 @@ def word_model(tmp_path: Path) -> Path:
 
 
 def test_words_and_marks_are_counted_without_a_tokenizer() -> None:
-    """Hi, there | Hello | I, can, ', t, full stop."""
-    assert WordRuler()([CONVERSATION, TEXT]) == [Lengths(2, 1, 5)] * 2
+    """Hi, there | Hello | I, can, ', t, period."""
+    assert WordCounter()([CONVERSATION, TEXT]) == [Lengths(2, 1, 5)] * 2
     assert Lengths(2, 1, 5).longest == 7
 
 
-def test_western_text_is_counted_as_every_other_text() -> None:
-    """A letter outside of Windows-1252 sends a text through the regular expression."""
+def test_both_ways_of_counting_words_agree() -> None:
+    """A text with a letter outside of Windows-1252 is counted by the regular expression."""
     characters = bytes(range(256)).decode("cp1252", errors="ignore")
     draw = random.Random(0)
     for _ in range(500):
         text = "".join(draw.choices(characters, k=40))
         (western,), (mixed,) = (
-            WordRuler()([Pair(t, "a", "b", turns=1, source="", place="")])
+            WordCounter()([Pair(t, "a", "b", turns=1, source="", location="")])
             for t in (text, f"{text} \u0101")
         )
         assert mixed.prompt == western.prompt + 1
 
 
 def test_tokens_of_a_conversation_include_its_template(word_model: Path, tmp_path: Path) -> None:
-    """Prompt: user Hi there end assistant. Answers: Hello end; I can't. end."""
+    """Prompt: user Hi there end assistant. Completions: Hello end; I can't. end."""
     template = tmp_path / "chat.jinja"
     template.write_text(TEMPLATE)
-    ruler = TokenRuler(str(word_model), str(template))
-    assert ruler([CONVERSATION]) == [Lengths(5, 2, 3)]
-    assert ruler.unit == f"tokens of {word_model}"
+    counter = TokenCounter(str(word_model), str(template))
+    assert counter([CONVERSATION]) == [Lengths(5, 2, 3)]
+    assert counter.unit == f"tokens of {word_model}"
 
 
 def test_tokens_of_plain_text_include_the_closing_eos(word_model: Path) -> None:
-    """Prompt: start Hi there. Answers: Hello eos; I can't. eos."""
-    assert TokenRuler(str(word_model), None)([TEXT]) == [Lengths(3, 2, 3)]
+    """Prompt: start Hi there. Completions: Hello eos; I can't. eos."""
+    assert TokenCounter(str(word_model), None)([TEXT]) == [Lengths(3, 2, 3)]
 
 
 def test_a_conversation_without_a_template_is_an_error(word_model: Path) -> None:
     with pytest.raises(RecipeError, match="has no chat template"):
-        TokenRuler(str(word_model), None)([CONVERSATION])
+        TokenCounter(str(word_model), None)([CONVERSATION])
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_a_template_that_refuses_the_roles_is_an_error(
     template = tmp_path / "strict.jinja"
     template.write_text(text)
     with pytest.raises(RecipeError, match=rf"refuses a conversation .*{reason}"):
-        TokenRuler(str(word_model), str(template))([CONVERSATION])
+        TokenCounter(str(word_model), str(template))([CONVERSATION])

@@ -54,7 +54,7 @@ def counts(prepared: Prepared) -> dict[str, dict[str, int]]:
     }
 
 
-def test_every_row_is_written_or_left_out_for_a_counted_reason(tmp_path: Path) -> None:
+def test_every_row_is_written_or_dropped_for_a_counted_reason(tmp_path: Path) -> None:
     rows = rows_of(10)
     rows[0]["chosen"] = ""
     rows[1]["chosen"] = rows[1]["rejected"]
@@ -79,7 +79,7 @@ def test_every_row_is_written_or_left_out_for_a_counted_reason(tmp_path: Path) -
 
 
 def test_max_length_is_a_limit_that_may_be_reached(tmp_path: Path) -> None:
-    """Prompt `q 0` has 2 words and the chosen answer `yes 0 of course` 4: 6 in all."""
+    """The prompt `q 0` has 2 words and the chosen completion `yes 0 of course` 4: 6 in all."""
     source = dataset(tmp_path / "raw", train=rows_of(6))
     assert prepare(DataArguments(str(source), max_length=6)).usable == {
         "train": 5,
@@ -89,7 +89,7 @@ def test_max_length_is_a_limit_that_may_be_reached(tmp_path: Path) -> None:
         prepare(DataArguments(str(source), max_length=5))
 
 
-def test_a_part_of_the_training_prompts_is_held_out_where_there_is_no_test(tmp_path: Path) -> None:
+def test_training_prompts_are_held_out_if_there_is_no_test_split(tmp_path: Path) -> None:
     source = dataset(tmp_path / "raw", train=[*rows_of(40), *rows_of(10)])
     prepared = prepare(DataArguments(str(source), validation_fraction=0.25))
     keys = [{prompt_key(pair.prompt) for pair in pairs} for pairs in prepared.pairs.values()]
@@ -117,7 +117,7 @@ def test_prepared_data_reads_back_and_is_the_same_for_the_same_seed(tmp_path: Pa
     assert set(loaded["train"].column_names) == {"prompt", "chosen", "rejected", "source", "turns"}
 
 
-def test_a_judge_has_prompts_of_its_own(tmp_path: Path) -> None:
+def test_a_judge_shares_no_prompts_with_the_training_data(tmp_path: Path) -> None:
     """Half of the training prompts with all their pairs; validation is the same for both."""
     source = dataset(tmp_path / "raw", train=[*rows_of(40), *rows_of(40)], test=rows_of(6, "t"))
     arguments = DataArguments(
@@ -125,11 +125,11 @@ def test_a_judge_has_prompts_of_its_own(tmp_path: Path) -> None:
     )
     prepared = prepare(arguments)
     write_prepared(prepared, arguments)
-    own, judge = (load_prepared(tmp_path / name) for name in ("data", "judge/data"))
-    assert len(set(own["train"]["prompt"])) == len(set(judge["train"]["prompt"])) == 20
-    assert len(own["train"]) == len(judge["train"]) == 40
-    assert not set(own["train"]["prompt"]) & set(judge["train"]["prompt"])
-    assert own["validation"].to_list() == judge["validation"].to_list()
+    data, judge = (load_prepared(tmp_path / name) for name in ("data", "judge/data"))
+    assert len(set(data["train"]["prompt"])) == len(set(judge["train"]["prompt"])) == 20
+    assert len(data["train"]) == len(judge["train"]) == 40
+    assert not set(data["train"]["prompt"]) & set(judge["train"]["prompt"])
+    assert data["validation"].to_list() == judge["validation"].to_list()
     fingerprints = {
         json.loads((tmp_path / name / "run.json").read_text())["dataset_fingerprint"]
         for name in ("data", "judge/data")
@@ -142,7 +142,7 @@ def test_a_judge_has_prompts_of_its_own(tmp_path: Path) -> None:
         load_prepared(tmp_path / "judge" / "data")
 
 
-def test_finished_data_is_replaced_only_when_told(tmp_path: Path) -> None:
+def test_finished_data_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     source = dataset(tmp_path / "raw", train=rows_of(10))
     arguments = DataArguments(str(source), output_dir=str(tmp_path))
     check_writable(arguments)
@@ -157,7 +157,7 @@ def test_raw_data_in_the_way_is_never_replaced(tmp_path: Path) -> None:
     source = dataset(tmp_path / "data", train=rows_of(10))
     before = (source / "train.jsonl").read_bytes()
     arguments = DataArguments(str(source), output_dir=str(tmp_path), overwrite=True)
-    with pytest.raises(RecipeError, match=r"holds data/train\.jsonl, not known to be written"):
+    with pytest.raises(RecipeError, match=r"holds data/train\.jsonl, not written by this script"):
         write_prepared(prepare(arguments), arguments)
     assert (source / "train.jsonl").read_bytes() == before
 
@@ -179,22 +179,22 @@ def test_finished_data_survives_a_failed_replacement(tmp_path: Path) -> None:
     (tmp_path / "out" / ".staged.dataset_stats.json").rmdir()
     (tmp_path / "out" / "dataset_distribution.png").unlink()
     (tmp_path / "out" / "dataset_distribution.png").mkdir()
-    with pytest.raises(RecipeError, match=r"holds dataset_distribution\.png, not known"):
+    with pytest.raises(RecipeError, match=r"holds dataset_distribution\.png, not written"):
         write_prepared(prepare(arguments), arguments)
 
 
-def test_a_test_split_of_training_prompts_alone_leaves_nothing(tmp_path: Path) -> None:
+def test_a_test_split_with_only_training_prompts_is_refused(tmp_path: Path) -> None:
     source = dataset(tmp_path / "raw", train=rows_of(10), test=rows_of(4, "Q "))
     with pytest.raises(
-        RecipeError, match=r"nothing for validation.*\n- prompt_in_train: 4 "
+        RecipeError, match=r"no pairs for validation.*\n- prompt_in_train: 4 "
     ) as error:
         prepare(DataArguments(str(source)))
     assert "`dataset_test_split` to null" in str(error.value)
 
 
-def test_a_judge_needs_prompts_of_its_own(tmp_path: Path) -> None:
+def test_too_few_prompts_for_a_judge_are_refused(tmp_path: Path) -> None:
     source = dataset(tmp_path / "raw", train=rows_of(2))
-    with pytest.raises(RecipeError, match="leaves nothing for a judge"):
+    with pytest.raises(RecipeError, match="leaves no pairs for a judge"):
         prepare(DataArguments(str(source), judge_fraction=0.5))
 
 
@@ -206,10 +206,10 @@ def test_wrong_columns_are_named(tmp_path: Path) -> None:
         prepare(DataArguments(str(source)))
 
 
-def test_nothing_left_gives_reasons_and_counts(tmp_path: Path) -> None:
+def test_data_without_a_usable_pair_is_refused_with_reasons_and_counts(tmp_path: Path) -> None:
     rows = [row | {"rejected": row["chosen"]} for row in rows_of(5)]
     source = dataset(tmp_path / "raw", train=[*rows, {"chosen": "", "rejected": ""}])
-    with pytest.raises(RecipeError, match=r"nothing for train and validation") as error:
+    with pytest.raises(RecipeError, match=r"no pairs for train and validation") as error:
         prepare(DataArguments(str(source)))
     assert "- identical: 5" in str(error.value)
     assert "- empty: 1" in str(error.value)
@@ -228,7 +228,7 @@ def test_text_and_conversations_in_one_dataset_are_an_error(tmp_path: Path) -> N
 
 @needs_hh
 def test_real_hh_rows_are_counted_by_reason() -> None:
-    """Counted by hand: 4 empty answers, and 5 rows with two assistant turns in a row."""
+    """Counted by hand: 4 empty completions, and 5 rows with two consecutive assistant turns."""
     prepared = prepare(DataArguments(str(HH)))
     assert prepared.rows == {"train": 1500, "validation": 300}
     assert counts(prepared) == {

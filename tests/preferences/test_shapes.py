@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_recipes.preferences.formats import Reader
+from rlhf_recipes.preferences.reader import Reader
 from rlhf_recipes.preferences.shapes import Pair, UnusableRow
 from rlhf_recipes.preferences.turns import parse_pair
 from rlhf_recipes.prompts import completion_text
@@ -13,7 +13,7 @@ BAD = {"role": "assistant", "content": "What?"}
 
 
 def parse(row: dict[str, Any]) -> Pair:
-    return parse_pair(Reader()(row, "train:1"), source="chat", place="train:1", ignored=set())
+    return parse_pair(Reader()(row, "train:1"), source="chat", location="train:1", ignored=set())
 
 
 def reason(row: dict[str, Any]) -> str:
@@ -41,7 +41,7 @@ def test_hh_is_split_at_the_last_assistant_turn_and_not_at_the_common_characters
     assert pair.chosen == [{"role": "assistant", "content": "I would say so"}]
     assert pair.rejected == [{"role": "assistant", "content": "I wouldn't"}]
     assert pair.turns == 2
-    assert (pair.source, pair.place) == ("chat", "train:1")
+    assert (pair.source, pair.location) == ("chat", "train:1")
 
 
 def test_a_name_with_colon_inside_a_paragraph_is_not_a_turn() -> None:
@@ -92,7 +92,7 @@ def test_each_row_tells_by_itself_whether_it_is_a_transcript() -> None:
     ],
 )
 def test_all_conversational_shapes_give_the_same_pair(row: dict[str, Any]) -> None:
-    assert parse(row) == Pair([USER], [GOOD], [BAD], turns=1, source="chat", place="train:1")
+    assert parse(row) == Pair([USER], [GOOD], [BAD], turns=1, source="chat", location="train:1")
 
 
 def test_a_system_message_stays_in_the_prompt_and_is_no_turn() -> None:

@@ -6,9 +6,9 @@ import pytest
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.shapes import Pair, Text, first_turn_key, prompt_key
 from rlhf_recipes.preferences.splits import (
-    balanced_order,
     hold_out,
-    in_balanced_order,
+    in_stratified_order,
+    stratified_order,
     whole_groups,
 )
 
@@ -22,34 +22,34 @@ def pairs_of(sizes: dict[tuple[str, int], int]) -> list[Pair]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_every_beginning_of_a_balanced_order_holds_each_stratum_in_proportion(seed: int) -> None:
-    """At any point t a stratum of n has given n t items within one.
+def test_every_prefix_of_a_stratified_order_has_each_stratum_in_proportion(seed: int) -> None:
+    """Below any position t there are n t items of a stratum of n, to within one.
 
-    A beginning of k items out of N reaches some t with k = N t + d, |d| <= the number of strata
+    A prefix of k items out of N reaches some t with k = N t + d, |d| <= the number of strata
     S, so a stratum's count differs from n k / N by at most 1 + n S / N.
     """
     sizes = {"a": 60, "b": 30, "c": 9, "d": 1}
     strata = [name for name, size in sizes.items() for _ in range(size)]
     random.Random(seed).shuffle(strata)
-    order = balanced_order(strata, seed)
+    order = stratified_order(strata, seed)
     assert sorted(order) == list(range(100))
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for k, item in enumerate(order, start=1):
-        seen[strata[item]] += 1
+        counts[strata[item]] += 1
         for name, size in sizes.items():
-            assert abs(seen[name] - size * k / 100) <= 1 + size * len(sizes) / 100
+            assert abs(counts[name] - size * k / 100) <= 1 + size * len(sizes) / 100
 
 
-def test_a_single_item_of_its_kind_may_stand_anywhere() -> None:
-    """Its place is uniform on 0..100: the mean of 400 draws is 50 +- 1.5 (one deviation)."""
-    places = [balanced_order(["many"] * 100 + ["one"], seed).index(100) for seed in range(400)]
-    assert abs(sum(places) / 400 - 50) < 6
+def test_the_only_item_of_a_stratum_may_be_anywhere() -> None:
+    """Its index is uniform on 0..100: the mean of 400 draws has the standard error 1.5."""
+    indices = [stratified_order(["many"] * 100 + ["one"], seed).index(100) for seed in range(400)]
+    assert abs(sum(indices) / 400 - 50) < 6
 
 
 def test_an_order_depends_on_the_seed_alone() -> None:
     strata = ["a", "b"] * 20
-    assert balanced_order(strata, 1) == balanced_order(strata, 1)
-    assert balanced_order(strata, 1) != balanced_order(strata, 2)
+    assert stratified_order(strata, 1) == stratified_order(strata, 1)
+    assert stratified_order(strata, 1) != stratified_order(strata, 2)
 
 
 def test_hold_out_keeps_all_pairs_and_no_prompt_on_both_sides() -> None:
@@ -63,7 +63,7 @@ def test_hold_out_keeps_all_pairs_and_no_prompt_on_both_sides() -> None:
     assert len(validation) == 16  # a fifth of 80 pairs
 
 
-def test_hold_out_is_balanced_by_source_and_turns() -> None:
+def test_hold_out_is_stratified_by_source_and_turns() -> None:
     _, validation = hold_out(pairs_of({("a", 1): 600, ("a", 2): 300, ("b", 1): 100}), 0.1, seed=3)
     counts = Counter((pair.source, pair.turns) for pair in validation)
     assert abs(counts["a", 1] - 60) <= 2
@@ -77,7 +77,7 @@ def test_hold_out_takes_at_least_one_prompt() -> None:
 
 
 def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
-    ordered = in_balanced_order(pairs_of({("a", 1): 50, ("b", 4): 10}), seed=0)
+    ordered = in_stratified_order(pairs_of({("a", 1): 50, ("b", 4): 10}), seed=0)
     assert Counter(p.source for p in ordered[:30]) == pytest.approx({"a": 25, "b": 5}, abs=2)
 
 
@@ -97,7 +97,7 @@ def conversation(*turns: str) -> Text:
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
 def test_conversations_with_one_first_turn_stay_on_one_side(fraction: float) -> None:
-    """Five conversations have each of ten openings, written in different ways, and go on apart."""
+    """Each of ten openings, written in different ways, begins five different conversations."""
     openings = [f"How do I bake bread number {i}?" for i in range(10)]
     variants = [str.upper, str.title, lambda s: f"  {s.replace(' ', chr(160) * 2)}\n", str]
     pairs = [
@@ -138,15 +138,15 @@ def test_one_first_turn_in_every_pair_cannot_be_split() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "count", "taken"),
+    ("sizes", "count", "chosen"),
     [
         ({"a": 1, "b": 1, "c": 1}, 2, {"a", "b"}),
         ({"a": 3, "b": 1, "c": 1, "d": 5}, 2, {"b", "c"}),
-        ({"a": 4, "b": 3}, 1, {"b"}),  # every group is too large: the smallest
-        ({"a": 2, "b": 2}, 4, {"a"}),  # something is left outside
+        ({"a": 4, "b": 3}, 1, {"b"}),  # every group is too large: the smallest one
+        ({"a": 2, "b": 2}, 4, {"a"}),  # at least one item is not chosen
         ({"a": 9}, 3, set()),
         ({}, 3, set()),
     ],
 )
-def test_whole_groups_are_taken(sizes: dict[str, int], count: int, taken: set[str]) -> None:
-    assert whole_groups(sizes, count) == taken
+def test_whole_groups_are_chosen(sizes: dict[str, int], count: int, chosen: set[str]) -> None:
+    assert whole_groups(sizes, count) == chosen

@@ -39,17 +39,17 @@ def test_a_run_shows_one_pair_with_its_chat_template(tmp_path: Path) -> None:
     assert statistics["duplicates"] == statistics["contradictions"] == 0
 
 
-def test_most_rows_gone_for_one_reason_is_a_warning(tmp_path: Path) -> None:
+def test_dropping_most_rows_for_one_reason_is_a_warning(tmp_path: Path) -> None:
     rows = [row | {"rejected": row["chosen"]} for row in rows_of(6)] + rows_of(5)
     text = summary(prepare(arguments_for(tmp_path, rows)))
-    assert "Warning: 6 of 11 rows were left out for one reason, identical" in text
+    assert "Warning: 6 of 11 rows were dropped for one reason, identical" in text
     assert "Warning" not in summary(prepare(arguments_for(tmp_path, rows[1:])))
 
 
 def test_a_cut_prompt_is_a_warning(tmp_path: Path) -> None:
     rows = [{"chosen": f"The sky {i} is blue", "rejected": f"The sky {i} is red"} for i in range(4)]
     text = summary(prepare(arguments_for(tmp_path, rows)))
-    assert "Warning: the data have no prompt" in text
+    assert "Warning: the data has no prompt" in text
     assert "--- chosen\n blue" in text
 
 

@@ -13,7 +13,7 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models.loading import base_path, open_tokenizer
 from rlhf_recipes.preferences.truncation import (
     Rows,
-    fit_pairs,
+    pair_rows,
     plain_text_notes,
     prompt_rows,
     rows_text,
@@ -80,9 +80,9 @@ def trainer_of(stage: str, split: Dataset, folder: Any, **settings: Any) -> Any:
 )
 def test_counts_are_those_of_the_batches_of_trl(tmp_path, stage, settings, expected):
     stock = trainer_of(stage, ROWS, tmp_path, **settings)
-    rows = fit_pairs(stage, "train", ROWS, open_tokenizer("tiny"), stock.args)
+    rows = pair_rows(stage, "train", ROWS, open_tokenizer("tiny"), stock.args)
     assert (rows.cut, rows.too_long, rows.identical) == expected
-    assert rows.used == len(ROWS) - rows.too_long - rows.identical == len(rows.kept)
+    assert rows.used == len(ROWS) - rows.too_long - rows.identical == len(rows.indices)
     assert len(stock.train_dataset) == rows.used + rows.identical
 
     # What the stock trainer is fed: each pair as the two rows of a batch, without the padding.
@@ -93,11 +93,11 @@ def test_counts_are_those_of_the_batches_of_trl(tmp_path, stage, settings, expec
         same += equal(batch["input_ids"][0], batch["input_ids"][1])
     assert (same, longest) == (rows.identical, rows.longest)
 
-    ours = trainer_of(stage, ROWS.select(rows.kept), tmp_path, **settings)
+    ours = trainer_of(stage, ROWS.select(rows.indices), tmp_path, **settings)
     assert len(ours.train_dataset) == rows.used
 
 
-def test_plain_text_ends_as_trl_ends_it(tmp_path):
+def test_plain_text_gets_the_eos_token_as_in_trl(tmp_path):
     split = Dataset.from_list(
         [
             {"prompt": "p" * 10, "chosen": "y" * 20, "rejected": "n<|im_end|>"},
@@ -105,7 +105,7 @@ def test_plain_text_ends_as_trl_ends_it(tmp_path):
         ]
     )
     stock = trainer_of("dpo", split, tmp_path, max_length=25)
-    rows = fit_pairs("dpo", "train", split, open_tokenizer("tiny"), stock.args)
+    rows = pair_rows("dpo", "train", split, open_tokenizer("tiny"), stock.args)
     assert (rows.used, rows.cut, rows.identical) == (1, 1, 1)
     batch = stock.data_collator([stock.train_dataset[1]])
     assert equal(batch["input_ids"][0], batch["input_ids"][1])
@@ -117,25 +117,25 @@ def test_plain_text_ends_as_trl_ends_it(tmp_path):
     assert plain_text_notes(split, tokenizer) == ()
 
 
-def test_nothing_left_says_how_much_is_needed(tmp_path):
+def test_the_message_without_a_usable_pair_gives_the_length_that_is_needed(tmp_path):
     tokenizer = open_tokenizer("tiny")
     training = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_length=LIMIT)
-    with pytest.raises(RecipeError, match="1 are too long for it and 1 have two answers") as error:
-        fit_pairs("dpo", "train", ROWS.select([2, 3]), tokenizer, training)
+    with pytest.raises(RecipeError, match="1 are too long for it and 1 have two") as error:
+        pair_rows("dpo", "train", ROWS.select([2, 3]), tokenizer, training)
     assert "Raise `max_length`: half of the pairs fit in" in str(error.value)
     twins = Dataset.from_list([chat(4, "yes", "yes")])
     with pytest.raises(RecipeError, match="the same tokens to this model"):
-        fit_pairs("dpo", "train", twins, tokenizer, training)
+        pair_rows("dpo", "train", twins, tokenizer, training)
 
 
-def test_a_run_says_its_rows_in_words_and_numbers():
-    rows = Rows(used=5, longest=60, cut=2, too_long=1, identical=3, kept=(0, 1, 2, 3, 4))
+def test_a_run_prints_and_records_its_rows():
+    rows = Rows(used=5, longest=60, cut=2, too_long=1, identical=3, indices=(0, 1, 2, 3, 4))
     text = rows_text({"train": rows, "validation": Rows(4, 9)}, ["A note."])
     assert text.splitlines() == [
         "train rows        5, up to 60 tokens",
-        "                  - 2 cut at max_length",
-        "                  - 1 left out: too long for max_length",
-        "                  - 3 left out: both answers are the same tokens",
+        "                  - 2 truncated at max_length",
+        "                  - 1 dropped: too long for max_length",
+        "                  - 3 dropped: both completions are the same tokens",
         "validation rows   4, up to 9 tokens",
         "A note.",
     ]
@@ -154,32 +154,32 @@ def test_rows_whose_texts_hold_a_special_token_are_counted_and_shown(tmp_path):
     end = tokenizer.eos_token
     split = Dataset.from_list([chat(4, "good", "bad"), chat(4, f"good{end} and more", "bad")] * 2)
     training = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
-    rows = fit_pairs("dpo", "train", split, tokenizer, training)
+    rows = pair_rows("dpo", "train", split, tokenizer, training)
     assert rows.counts()["special_tokens"] == 2
     (note,) = special_token_notes({"train": rows})
-    assert "2 train rows hold a special token" in note
+    assert "2 train rows contain a special token" in note
     assert f"{end} in row 2: 'good{end} and more'" in note
-    clean = fit_pairs("dpo", "train", ROWS, tokenizer, training)
+    clean = pair_rows("dpo", "train", ROWS, tokenizer, training)
     assert special_token_notes({"train": clean}) == ()
     prompts = [[{"role": "user", "content": text}] for text in ("a", f"{end}b")]
     assert prompt_rows(prompts, tokenizer, 4).example == f"{end} in row 2: '{end}b'"
 
 
-def test_the_token_that_ends_a_plain_answer_belongs_there(tmp_path):
+def test_the_eos_token_that_ends_plain_text_is_not_reported(tmp_path):
     tokenizer = open_tokenizer("tiny")
     end = tokenizer.eos_token
     split = Dataset.from_list([{"prompt": "p", "chosen": f"yes{end}", "rejected": f"no{end}{end}"}])
     training = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
-    rows = fit_pairs("dpo", "train", split, tokenizer, training)
+    rows = pair_rows("dpo", "train", split, tokenizer, training)
     assert rows.example == f"{end} in row 1: 'no{end}'"
 
 
 @pytest.mark.parametrize(("rank", "shown"), [("0", True), ("1", False)])
-def test_the_first_process_shows_how_far_tokenizing_is(tmp_path, monkeypatch, capsys, rank, shown):
+def test_only_the_first_process_shows_a_progress_bar(tmp_path, monkeypatch, capsys, rank, shown):
     training = DPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
-    monkeypatch.setattr("rlhf_recipes.preferences.truncation.PATIENCE", 0)
+    monkeypatch.setattr("rlhf_recipes.preferences.truncation.PROGRESS_DELAY", 0)
     monkeypatch.setenv("RANK", rank)
-    fit_pairs("dpo", "train", ROWS, open_tokenizer("tiny"), training)
+    pair_rows("dpo", "train", ROWS, open_tokenizer("tiny"), training)
     prompt_rows(ROWS["prompt"], open_tokenizer("tiny"), 4)
-    told = capsys.readouterr().err
-    assert ("Tokenizing train pairs" in told) == ("Tokenizing prompts" in told) == shown
+    output = capsys.readouterr().err
+    assert ("Tokenizing train pairs" in output) == ("Tokenizing prompts" in output) == shown

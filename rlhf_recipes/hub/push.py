@@ -275,7 +275,7 @@ def _hub_errors(run_folder: Path, repo_id: str) -> Iterator[None]:
     except (httpx2.TransportError, OSError, RuntimeError) as error:
         # Uploads of large files raise OSError or RuntimeError for a broken connection.
         raise RecipeError(
-            f"{repo_id} cannot be pushed: the Hub does not answer ({error}). Check the network, "
+            f"{repo_id} cannot be pushed: the Hub does not respond ({error}). Check the network, "
             f"and HF_ENDPOINT if it is set. {remedy}"
         ) from error
 

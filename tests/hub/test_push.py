@@ -334,7 +334,7 @@ def test_a_token_without_write_access_is_reported_with_a_remedy(
 
 def test_a_hub_that_does_not_respond_is_reported(hub, tmp_path):
     hub.close()
-    with pytest.raises(RecipeError, match=r"the Hub does not answer .*network.*Nothing is lost"):
+    with pytest.raises(RecipeError, match=r"the Hub does not respond .*network.*Nothing is lost"):
         push(make_run(tmp_path), "jane/mine")
 
 

@@ -1,4 +1,4 @@
-"""What cannot work is refused at the start, by `--plan` and by the run in the same words."""
+"""Checks at the start refuse what cannot work, for `--plan` and for the run alike."""
 
 import json
 import logging
@@ -70,16 +70,14 @@ def test_full_fine_tuning_is_refused_in_every_stage(stage, data, tmp_path):
         check_training(inputs(stage, data, tmp_path, model={"use_peft": False}))
 
 
-def test_processes_that_do_not_find_each_other_are_refused(data, tmp_path, monkeypatch):
-    given = inputs("dpo", data, tmp_path)
+def test_processes_that_are_not_connected_are_refused(data, tmp_path, monkeypatch):
+    stage_inputs = inputs("dpo", data, tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="2 processes were started, but the world size"):
-        check_training(given)
+        check_training(stage_inputs)
 
 
-def test_problems_are_told_together_and_files_are_not_opened_before_values_are_right(
-    data, tmp_path
-):
+def test_files_are_not_opened_before_the_values_are_right(data, tmp_path):
     wrong = inputs("dpo", data, tmp_path, model={"use_peft": False, "model_name_or_path": "none"})
     with pytest.raises(RecipeError) as refused:
         check_training(wrong)
@@ -88,7 +86,7 @@ def test_problems_are_told_together_and_files_are_not_opened_before_values_are_r
 
 @pytest.fixture
 def adapters(tmp_path):
-    """A policy's and a reward model's folder, as runs leave them."""
+    """Folder with a policy adapter and a reward adapter, as runs leave them."""
     roles = Roles(open_base("tiny"))
     for name in ("sft", "reward"):
         roles.attach(name, LoraConfig(r=2, target_modules=["q_proj"]), trainable=False)
@@ -101,16 +99,16 @@ def adapters(tmp_path):
 
 def with_adapters(data, folder, stage="ppo", sft="sft", reward="reward", **recipe):
     training = {"sft_model_path": str(folder / sft)} if stage == "ppo" else {}
-    given = inputs(stage, data, folder, max_completion_length=8, **training)
+    stage_inputs = inputs(stage, data, folder, max_completion_length=8, **training)
     return replace(
-        given,
+        stage_inputs,
         recipe=RecipeArguments(**recipe),
         reward=RewardArguments(reward_model_path=str(folder / reward)),
     )
 
 
 def test_adapters_are_read_once_on_the_way_to_ppo(data, adapters, monkeypatch):
-    """Plan, checks and trainer share what was read: the files may be gone before it is built."""
+    """Plan, checks and trainer share what was read, so the files may be deleted in between."""
     reads = []
 
     def counted(path):
@@ -119,18 +117,18 @@ def test_adapters_are_read_once_on_the_way_to_ppo(data, adapters, monkeypatch):
             return file.read()
 
     monkeypatch.setattr(Path, "read_bytes", counted)
-    given = with_adapters(data, adapters)
-    training_plan(given)
+    stage_inputs = with_adapters(data, adapters)
+    training_plan(stage_inputs)
     for name in ("sft", "reward"):
         shutil.rmtree(adapters / name)
     trainer = PPOTrainer(
         model=open_base("tiny"),
-        args=given.training,
+        args=stage_inputs.training,
         train_dataset=unique_prompts(data["train"]),
-        processing_class=given.tokenizer,
-        peft_config=lora_config(given.model),
-        reward_model_path=given.reward_model,
-        sft_model=given.start,
+        processing_class=stage_inputs.tokenizer,
+        peft_config=lora_config(stage_inputs.model),
+        reward_model_path=stage_inputs.reward_model,
+        sft_model=stage_inputs.start,
     )
     for role in ("policy", "reference", "reward", "value"):
         assert trainer.roles.adapter_config(role).r == 2
@@ -162,7 +160,7 @@ def test_a_template_that_ppo_s_roles_do_not_share_is_refused(data, adapters):
     check_training(with_adapters(data, adapters, stage="grpo", chat_template=str(template)))
 
 
-def test_a_base_held_in_another_way_than_the_reward_model_s_is_told(data, adapters, caplog):
+def test_a_base_in_another_precision_than_the_reward_model_s_is_reported(data, adapters, caplog):
     (adapters / "reward" / "recipe.yaml").write_text("dtype: bfloat16\nload_in_4bit: true\n")
     with caplog.at_level(logging.WARNING):
         check_training(with_adapters(data, adapters))
@@ -170,33 +168,33 @@ def test_a_base_held_in_another_way_than_the_reward_model_s_is_told(data, adapte
     assert "trained on one in bfloat16, quantized to 4 bits (nf4)" in caplog.text
 
 
-def test_grpo_holds_the_reward_model_s_base_as_it_was_trained_or_as_the_policy_s(data, adapters):
+def test_the_precision_of_grpo_s_reward_model_is_as_trained_or_the_policy_s(data, adapters):
     (adapters / "reward" / "recipe.yaml").write_text("dtype: bfloat16\nload_in_8bit: true\n")
-    given = with_adapters(data, adapters, stage="grpo")
-    assert given.reward_precision == Precision("bfloat16", load_in_8bit=True)
-    small = training_plan(given).memory.weights
-    asked = replace(given.reward, reward_precision="policy")
-    as_policy = replace(given, reward=asked)
+    stage_inputs = with_adapters(data, adapters, stage="grpo")
+    assert stage_inputs.reward_precision == Precision("bfloat16", load_in_8bit=True)
+    small = training_plan(stage_inputs).memory.weights
+    asked = replace(stage_inputs.reward, reward_precision="policy")
+    as_policy = replace(stage_inputs, reward=asked)
     assert as_policy.reward_precision == Precision()
     assert training_plan(as_policy).memory.weights > small
 
 
 def test_a_plan_may_come_before_the_reward_model(data, adapters):
-    given = with_adapters(data, adapters, reward="none", plan=True)
-    training_plan(given)
-    assert given.reward_model is None
+    stage_inputs = with_adapters(data, adapters, reward="none", plan=True)
+    training_plan(stage_inputs)
+    assert stage_inputs.reward_model is None
     with pytest.raises(RecipeError, match="holds no adapter"):
         training_plan(with_adapters(data, adapters, reward="none"))
 
 
 @pytest.mark.parametrize("stage", ["grpo", "ppo"])
-def test_reward_functions_are_opened_and_weighed_before_training(stage, data, tmp_path):
+def test_reward_functions_are_imported_and_weighted_before_training(stage, data, tmp_path):
     once = reward_function(tmp_path)
-    for funcs, weights, found in (
+    for funcs, weights, message in (
         ([once, once], None, "Two reward functions have one name: brevity, brevity"),
         ([once], [1.0, 2.0], "`reward_weights` has 2 weights"),
         (["nowhere.py:brevity"], None, "there is no file `nowhere.py`"),
     ):
-        given = inputs(stage, data, tmp_path, reward_weights=weights)
-        with pytest.raises(RecipeError, match=found):
-            check_training(replace(given, reward=RewardArguments(reward_funcs=funcs)))
+        stage_inputs = inputs(stage, data, tmp_path, reward_weights=weights)
+        with pytest.raises(RecipeError, match=message):
+            check_training(replace(stage_inputs, reward=RewardArguments(reward_funcs=funcs)))

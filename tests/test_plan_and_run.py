@@ -1,4 +1,4 @@
-"""What `--plan` refuses, the run refuses in the same words, before any weights are loaded."""
+"""The run refuses what `--plan` refuses, with the same message, before weights are loaded."""
 
 import importlib.util
 import json
@@ -31,14 +31,14 @@ from rlhf_recipes.roles import Roles
 from rlhf_recipes.rules.values import EVALUATION_METRICS
 from rlhf_recipes.runs.checkpoints import write_manifest
 
-# TRL says which of its keys will go.
+# TRL announces which of its keys will be removed.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 TRAINING = ("reward", "dpo", "grpo", "ppo")
 ONLINE = ("grpo", "ppo")
 OWN_TOKENIZER = ("reward", "dpo", "grpo")  # PPO shares the reward model's
 
-# Flags in which {tmp} is a folder of broken inputs, the stages that refuse them, and what is said.
+# Flags ({tmp} is a folder of broken inputs), the stages that refuse them, and their message.
 REFUSED = [
     ("--use_peft false", TRAINING, "`use_peft` is false"),
     ("--learning_rate 0", TRAINING, "nothing is learned"),
@@ -119,7 +119,7 @@ REFUSED = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Prepared data, two adapters and, beside them, what is broken."""
+    """Prepared data, two adapters, and broken inputs of every kind."""
     tmp = tmp_path_factory.mktemp("inputs")
     (tmp / "data").mkdir()
     rows = [
@@ -170,10 +170,10 @@ def folder(tmp_path_factory):
 
 
 def break_weights(tmp):
-    """Copies of the base whose files are whole and do not hold what a base does."""
+    """Write copies of the base whose files can be read but lack what a base needs."""
     weights = load_file(Path(base_path("tiny")) / "model.safetensors")
     queries = "model.layers.0.self_attn.q_proj.weight"
-    for name, held in (
+    for name, tensors in (
         ("no_weights", {}),
         ("broken_index", {}),
         ("list_tokenizer", weights),
@@ -182,8 +182,8 @@ def break_weights(tmp):
     ):
         shutil.copytree(base_path("tiny"), tmp / name)
         (tmp / name / "model.safetensors").unlink()
-        if held:
-            save_file(held, tmp / name / "model.safetensors", {"format": "pt"})
+        if tensors:
+            save_file(tensors, tmp / name / "model.safetensors", {"format": "pt"})
     (tmp / "broken_index" / "model.safetensors.index.json").write_text("{")
     (tmp / "list_tokenizer" / "tokenizer.json").write_text("[1, 2]")
     shutil.copytree(base_path("tiny"), tmp / "cut_generation")
@@ -227,27 +227,27 @@ def no_weights(monkeypatch, root):
 
 
 @pytest.mark.usefixtures("no_weights")
-@pytest.mark.parametrize(("flags", "stages", "said"), REFUSED, ids=[case[0] for case in REFUSED])
-def test_plan_and_run_refuse_in_the_same_words(
-    root, folder, tmp_path, monkeypatch, flags, stages, said
+@pytest.mark.parametrize(("flags", "stages", "message"), REFUSED, ids=[case[0] for case in REFUSED])
+def test_plan_and_run_refuse_with_the_same_message(
+    root, folder, tmp_path, monkeypatch, flags, stages, message
 ):
-    given = flags.format(tmp=folder).split()
+    arguments = flags.format(tmp=folder).split()
     for stage in stages:
         sentences = []
         for plan in ([], ["--plan"]):
-            with pytest.raises(RecipeError, match=said.format(tmp=folder)) as refused:
-                start(root, folder, tmp_path, stage, [*given, *plan], monkeypatch)
+            with pytest.raises(RecipeError, match=message.format(tmp=folder)) as refused:
+                start(root, folder, tmp_path, stage, [*arguments, *plan], monkeypatch)
             sentences.append(str(refused.value))
         assert sentences[0] == sentences[1]
         assert not (tmp_path / "out").exists()
 
 
-def refused_alike(said, root, folder, tmp_path, stage, flags, monkeypatch):
-    """Plan and run refuse in the same words, and change nothing in the folder they would write."""
+def check_both_refuse(message, root, folder, tmp_path, stage, flags, monkeypatch):
+    """Check that plan and run refuse with the same message and change nothing in the folder."""
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     sentences = []
     for plan in (["--plan"], []):
-        with pytest.raises(RecipeError, match=said) as refused:
+        with pytest.raises(RecipeError, match=message) as refused:
             start(root, folder, tmp_path, stage, [*flags, *plan], monkeypatch)
         sentences.append(str(refused.value))
         if plan:
@@ -268,8 +268,8 @@ def test_plan_and_run_refuse_a_folder_that_is_finished(root, folder, tmp_path, m
     record = tmp_path / "out" / RECORDS[stage]
     record.parent.mkdir(parents=True)
     record.write_text("{}")
-    said = "finished (run|data|evaluation)"
-    refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
+    message = "finished (run|data|evaluation)"
+    check_both_refuse(message, root, folder, tmp_path, stage, [], monkeypatch)
     start(root, folder, tmp_path, stage, ["--overwrite", "--plan"], monkeypatch)
 
 
@@ -286,13 +286,13 @@ sys.stdin.read()
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("stage", RECORDS)
 def test_plan_and_run_refuse_a_folder_that_is_written(root, folder, tmp_path, monkeypatch, stage):
-    held = tmp_path / "out" / ("samples" if stage == "evaluate" else "")
+    written = tmp_path / "out" / ("samples" if stage == "evaluate" else "")
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(held)], stdin=PIPE, stdout=PIPE, text=True
+        [sys.executable, "-c", HOLD, str(written)], stdin=PIPE, stdout=PIPE, text=True
     ) as holder:
         assert holder.stdout.readline() == "held\n"
-        said = rf"is being written by process {holder.pid} on "
-        refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
+        message = rf"is being written by process {holder.pid} on "
+        check_both_refuse(message, root, folder, tmp_path, stage, [], monkeypatch)
         holder.stdin.close()
     start(root, folder, tmp_path, stage, ["--plan"], monkeypatch)
 
@@ -308,8 +308,8 @@ def test_plan_and_run_refuse_checkpoints_of_other_settings(
     (checkpoint / "optimizer.pt").write_bytes(b"")
     write_manifest(checkpoint)
     (tmp_path / "out" / "recipe.yaml").write_text("learning_rate: 0.5")
-    said = "`learning_rate`: 0.5 there"
-    refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
+    message = "`learning_rate`: 0.5 there"
+    check_both_refuse(message, root, folder, tmp_path, stage, [], monkeypatch)
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -321,8 +321,8 @@ def test_plan_and_run_refuse_a_finished_run_that_was_cut_off_while_it_was_put_in
     new.mkdir(parents=True)
     (new / "run.json").write_text("{}")
     (new / "recipe.yaml").write_text("learning_rate: 0.5")
-    said = "already contains a finished run"
-    refused_alike(said, root, folder, tmp_path, stage, [], monkeypatch)
+    message = "already contains a finished run"
+    check_both_refuse(message, root, folder, tmp_path, stage, [], monkeypatch)
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -338,13 +338,13 @@ def test_a_plan_may_come_before_its_reward_model_and_a_run_may_not(
 
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("stage", [*TRAINING, "evaluate"])
-def test_what_is_right_is_planned(root, folder, tmp_path, monkeypatch, capsys, stage):
+def test_a_recipe_that_works_is_planned(root, folder, tmp_path, monkeypatch, capsys, stage):
     start(root, folder, tmp_path, stage, ["--plan"], monkeypatch)
     assert f"stage             {stage}" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_weights")
-def test_the_weights_would_be_missed():
+def test_loading_weights_would_be_noticed():
     with pytest.raises(AssertionError, match="weights are loaded"):
         open_base("tiny")
 
@@ -392,10 +392,10 @@ def test_a_single_name_of_a_layer_is_a_name_and_a_pattern_a_pattern(
         ),
     ],
 )
-def test_the_record_of_a_run_counts_the_rows_that_were_used_cut_and_left_out(
+def test_the_record_of_a_run_counts_the_rows_that_were_used_truncated_and_dropped(
     root, folder, tmp_path, monkeypatch, stage, counts
 ):
-    """Six of the questions have a number of two digits, which are two tokens, and 43 in all."""
+    """Six of the questions have a number of two digits, two tokens, and so 43 tokens in all."""
     monkeypatch.chdir(root)
     start(root, folder, tmp_path, stage, ["--use_cpu", "--max_length", "42"], monkeypatch)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -420,7 +420,7 @@ def test_a_reward_function_that_gives_no_number_ends_the_training(
     ("stage", "trainer", "config"),
     [("reward", RewardTrainer, RewardConfig), ("dpo", DPOTrainer, DPOConfig)],
 )
-def test_the_metrics_a_best_checkpoint_is_told_by_are_measured(
+def test_the_metrics_that_can_select_a_checkpoint_are_measured(
     folder, tmp_path, stage, trainer, config
 ):
     model = ModelConfig(
@@ -441,9 +441,9 @@ def test_the_metrics_a_best_checkpoint_is_told_by_are_measured(
     assert {f"eval_{name}" for name in EVALUATION_METRICS[stage]} <= evaluated.evaluate().keys()
 
 
-def test_the_metrics_ppo_s_best_checkpoint_is_told_by_are_measured():
+def test_the_metrics_that_can_select_a_checkpoint_of_ppo_are_measured():
     columns = ("kl", "entropy", "effective_score", "score", "length", "finished")
     functions = {"rewards/a": [1.0], "rewards/b": [2.0]}
-    found = rollout_metrics({name: [1.0] for name in columns} | functions, 0.1)
-    assert {*EVALUATION_METRICS["ppo"]} - {"rewards/..."} <= found.keys()
-    assert functions.keys() <= found.keys()
+    metrics = rollout_metrics({name: [1.0] for name in columns} | functions, 0.1)
+    assert {*EVALUATION_METRICS["ppo"]} - {"rewards/..."} <= metrics.keys()
+    assert functions.keys() <= metrics.keys()

@@ -90,9 +90,9 @@ FORMATS = (
     Format("Orca, SPIN: question", _pair("question")),
     Format("LLaMA-Factory, Alpaca: instruction, input", _pair("instruction")),
     Format("LLaMA-Factory, ShareGPT: conversations", _pair("conversations")),
-    Format("messages beside two answers", _pair("messages")),
+    Format("messages, chosen, rejected", _pair("messages")),
     Format("distilabel: input", _pair("input"), optional=("history",)),
-    Format("query beside two answers", _pair("query")),
+    Format("query, chosen, rejected", _pair("query")),
     Format(
         "Argilla: instruction, chosen_response, rejected_response",
         _pair("instruction", "chosen_response", "rejected_response"),

@@ -108,7 +108,7 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
     },
     "ms-swift": {"messages": [USER, GOOD], "rejected_response": REJECTED},
     "ms-swift, messages": {"messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
-    "messages beside texts": {"messages": [USER], **COMPLETIONS},
+    "messages and texts": {"messages": [USER], **COMPLETIONS},
     "Orca": {"system": "", "question": PROMPT, **COMPLETIONS},
     "distilabel": {"system": "", "input": PROMPT, **COMPLETIONS, "rating": [5, 2]},
     "Argilla": {"instruction": PROMPT, "chosen_response": CHOSEN, "rejected_response": REJECTED},

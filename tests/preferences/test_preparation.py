@@ -153,7 +153,7 @@ def test_finished_data_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
 
 
 def test_raw_data_in_the_way_is_never_replaced(tmp_path: Path) -> None:
-    """`output_dir: .` beside a folder data/ of raw files would write over them."""
+    """`output_dir: .` next to a folder data/ of raw files would overwrite them."""
     source = dataset(tmp_path / "data", train=rows_of(10))
     before = (source / "train.jsonl").read_bytes()
     arguments = DataArguments(str(source), output_dir=str(tmp_path), overwrite=True)

@@ -9,7 +9,7 @@ import numpy as np
 from rlhf_recipes.evaluation.metrics.claims import FEWEST_PROMPTS, FEWEST_READABLE, Claim, win_claim
 from rlhf_recipes.evaluation.metrics.comparisons import TIE
 from rlhf_recipes.evaluation.metrics.outliers import FAR, outliers
-from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples, Results
+from rlhf_recipes.evaluation.metrics.samples import Collection, Results
 from rlhf_recipes.evaluation.report.sentences import MOST_NAMED, length_sentence, number, percent
 
 MANY_CUT_OFF = 0.3
@@ -27,7 +27,7 @@ class Caveat(NamedTuple):
 
 
 def caveats(results: Results, collection: Collection) -> list[str]:
-    """All that limits what the results can show, in sentences."""
+    """Return a sentence for everything that limits what the results can show."""
     return [
         caveat.text.format(**facts)
         for caveat in CAVEATS.values()
@@ -39,23 +39,17 @@ def _once(condition: object, **facts: object) -> list[Facts]:
     return [facts] if condition else []
 
 
-def _few(results: Results, collection: Collection) -> list[Facts]:
-    n = results["config"]["n_prompts"]
-    return _once(FEWEST_PROMPTS <= n < FEW_PROMPTS, n=n)
+def _models(results: Results, holds: Callable[[Results], bool]) -> list[Facts]:
+    return [{"name": name} for name, model in results["models"].items() if holds(model)]
 
 
-def _too_few(results: Results, collection: Collection) -> list[Facts]:
-    n = results["config"]["n_prompts"]
-    return _once(n < FEWEST_PROMPTS, n=n, fewest=FEWEST_PROMPTS)
-
-
-def _one_seed(results: Results, collection: Collection) -> list[Facts]:
-    single = [name for name, family in results["families"].items() if not family["between_seeds"]]
-    return _once(single, families=", ".join(single))
+def _of_one_seed(results: Results) -> str:
+    families = results["families"].items()
+    return ", ".join(name for name, family in families if not family["between_seeds"])
 
 
 def _compared(results: Results) -> Iterator[tuple[str, str, Results]]:
-    """Every win rate over base, by model and by metric or judge."""
+    """Yield every win rate over base with its model and its metric or judge."""
     for name, model in results["models"].items():
         for metric in (*results["config"]["metrics"], *results["config"]["judges"]):
             if rate := model["win_rate"].get(metric):
@@ -82,15 +76,14 @@ def _outliers(results: Results, collection: Collection) -> Iterator[Facts]:
     for metric in collection.metrics:
         for model in collection.models.values():
             scores = model.scores(metric)
-            places = np.flatnonzero(outliers(scores))
-            if not len(places):
+            indices = np.flatnonzero(outliers(scores))
+            if not len(indices):
                 continue
-            records = model.flat
             named = [
-                f"`{records[i]['id']}` scores {number(float(scores.flat[i]))}"
-                for i in places[:MOST_NAMED]
+                f"`{model.flat[i]['id']}` scores {number(float(scores.flat[i]))}"
+                for i in indices[:MOST_NAMED]
             ]
-            more = [f"{len(places) - MOST_NAMED} more do so"] * (len(places) > MOST_NAMED)
+            more = [f"{len(indices) - MOST_NAMED} more do so"] * (len(indices) > MOST_NAMED)
             yield {
                 "name": model.name,
                 "metric": metric,
@@ -103,26 +96,14 @@ def _outliers(results: Results, collection: Collection) -> Iterator[Facts]:
 def _equal_completions(results: Results, collection: Collection) -> Iterator[Facts]:
     models = [collection.base, *collection.finals, *filter(None, [collection.control])]
     for first, second in combinations(models, 2):
-        equal = np.mean([_same(a[0], b[0]) for a, b in zip(*_rows(first, second), strict=True)])
+        rows = zip(first.records, second.records, strict=True)
+        equal = np.mean([_same(a[0], b[0]) for a, b in rows])
         if equal > MANY_EQUAL:
             yield {"first": first.name, "second": second.name, "equal": percent(float(equal))}
 
 
-def _rows(*models: ModelSamples) -> list[list[list[Results]]]:
-    return [model.records for model in models]
-
-
 def _same(first: Results, second: Results) -> bool:
     return bool(first["response"].strip()) and first["response"] == second["response"]
-
-
-def _k1(results: Results, collection: Collection) -> list[Facts]:
-    return [{"name": n} for n, m in results["models"].items() if not m["kl"]["k1_agrees"]]
-
-
-def _empty(results: Results, collection: Collection) -> list[Facts]:
-    models = results["models"].items()
-    return [{"name": n} for n, m in models if m["failures"]["empty"]["rate"] == 1]
 
 
 def _length(results: Results, collection: Collection) -> Iterator[Facts]:
@@ -166,11 +147,6 @@ def _unreadable(results: Results, collection: Collection) -> Iterator[Facts]:
             yield {"judge": judge, "missing": missing, "n": n, "refused": some}
 
 
-def _training_prompts(results: Results, collection: Collection) -> list[Facts]:
-    overlap = collection.facts.get("prompts_in_training")
-    return _once(overlap, overlap=overlap)
-
-
 def _failed(control: str) -> Callable[[Results, Collection], list[Facts]]:
     def failed(results: Results, collection: Collection) -> list[Facts]:
         return _once(results["controls"].get(control, {}).get("passed") is False)
@@ -181,12 +157,19 @@ def _failed(control: str) -> Callable[[Results, Collection], list[Facts]]:
 CAVEATS = {
     "few prompts": Caveat(
         "{n} prompts are few: only large differences can be seen (`detectable` says how large).",
-        _few,
+        lambda results, _: _once(
+            FEWEST_PROMPTS <= results["config"]["n_prompts"] < FEW_PROMPTS,
+            n=results["config"]["n_prompts"],
+        ),
     ),
     "too few prompts": Caveat(
         "{n} prompts are too few: below {fewest} no direction is named, because an interval "
         "from so few holds the truth less often than it says.",
-        _too_few,
+        lambda results, _: _once(
+            results["config"]["n_prompts"] < FEWEST_PROMPTS,
+            n=results["config"]["n_prompts"],
+            fewest=FEWEST_PROMPTS,
+        ),
     ),
     "repeated prompts": Caveat(
         "{repeated} prompts are another one but for case and spaces, and are left out: counted "
@@ -195,7 +178,10 @@ CAVEATS = {
     ),
     "training prompts": Caveat(
         "{overlap} of the prompts are training prompts: results on them are flattered.",
-        _training_prompts,
+        lambda _, collection: _once(
+            collection.facts.get("prompts_in_training"),
+            overlap=collection.facts.get("prompts_in_training"),
+        ),
     ),
     "no gold": Caveat(
         "No gold judge: gold is null, and claims rest on the reward that was trained on.",
@@ -204,14 +190,17 @@ CAVEATS = {
     "one seed": Caveat(
         "One training seed of {families}: the intervals do not cover what another seed would "
         "change.",
-        _one_seed,
+        lambda results, _: _once(families := _of_one_seed(results), families=families),
     ),
     "k1": Caveat(
         "{name}: the exact KL and its sampled estimate differ by more than three joint standard "
         "errors. The samples may not come from the policy whose logits were used.",
-        _k1,
+        lambda results, _: _models(results, lambda model: not model["kl"]["k1_agrees"]),
     ),
-    "empty": Caveat("{name}: every completion is empty. Its rewards are those of nothing.", _empty),
+    "empty": Caveat(
+        "{name}: every completion is empty. Its rewards are those of nothing.",
+        lambda results, _: _models(results, lambda model: model["failures"]["empty"]["rate"] == 1),
+    ),
     "constant": Caveat(
         "{name}: every completion scores {value} by {metric}.{units}",
         _constant,

@@ -1,4 +1,4 @@
-"""Figures to look into: where KL is spent, and how far a reward model can be believed."""
+"""Figures of details: where KL is spent, and how reliable the reward model is."""
 
 from pathlib import Path
 
@@ -6,18 +6,18 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from rlhf_recipes.evaluation.metrics.samples import Collection, Results
-from rlhf_recipes.evaluation.report.figures import caption, colours
+from rlhf_recipes.evaluation.report.figures import caption, model_colors
 from rlhf_recipes.figure_style import COLORS, MUTED, figure
 
 FEWEST = 5
 
 
 def kl_figure(results: Results, collection: Collection, path: Path) -> bool:
-    """KL by token position and against length; False, and no file, if no curves were collected."""
+    """Draw KL by position and against length; return False, without a file, if none was saved."""
     finals = [m for m in collection.finals if results["models"][m.name]["kl"]["by_position"]]
     if not finals:
         return False
-    tints = colours(results)
+    colors = model_colors(results)
     text = caption(
         collection,
         "Left: exact KL at each position, mean over the completions that reach it (five or more), "
@@ -27,9 +27,9 @@ def kl_figure(results: Results, collection: Collection, path: Path) -> bool:
         left, right = canvas.subplots(1, 2)
         for model in finals:
             kl = results["models"][model.name]["kl"]
-            _by_position(left, kl["by_position"], tints[model.name], model.name)
+            _by_position(left, kl["by_position"], colors[model.name], model.name)
             lengths, spent = model.values("n_tokens").ravel(), model.values("kl").ravel()
-            tint = tints[model.name]
+            tint = colors[model.name]
             right.plot(lengths, spent, "o", color=tint, markersize=3, alpha=0.3, markeredgewidth=0)
         left.set_ylim(bottom=0)
         left.set_title("KL by position")
@@ -45,15 +45,15 @@ def kl_figure(results: Results, collection: Collection, path: Path) -> bool:
 
 
 def _by_position(axes: Axes, curve: Results, tint: str, name: str) -> None:
-    kept = [i for i, n in enumerate(curve["n"]) if n >= FEWEST]
-    positions = [i + 1 for i in kept]
-    ends = np.array([curve["ci"][i] for i in kept]).reshape(-1, 2)
-    axes.plot(positions, [curve["kl"][i] for i in kept], color=tint, linewidth=1.8, label=name)
+    shown = [i for i, n in enumerate(curve["n"]) if n >= FEWEST]
+    positions = [i + 1 for i in shown]
+    ends = np.array([curve["ci"][i] for i in shown]).reshape(-1, 2)
+    axes.plot(positions, [curve["kl"][i] for i in shown], color=tint, linewidth=1.8, label=name)
     axes.fill_between(positions, ends[:, 0], ends[:, 1], color=tint, alpha=0.18, linewidth=0)
 
 
 def reward_model_figure(model: Results, path: Path) -> None:
-    """Reliability diagram, accuracy by margin, and accuracy by length of the chosen text."""
+    """Draw reliability, accuracy by margin, and accuracy by length of the chosen completion."""
     text = (
         "Left: fraction right against claimed probability σ(|margin|), folded; on the line, claims "
         "hold; numbers: pairs. Middle: by fifth of |margin|. Right: by length of the chosen text. "
@@ -77,9 +77,9 @@ def reward_model_figure(model: Results, path: Path) -> None:
         middle.set_title("accuracy by margin")
         middle.set_xlabel("|margin|, middle of the fifth")
         sides = model["length_bias"]["accuracy"]
-        for place, found in enumerate(sides.values()):
-            if found:
-                _bar(right, place, found["value"], found["ci"], tint)
+        for position, accuracy in enumerate(sides.values()):
+            if accuracy:
+                _bar(right, position, accuracy["value"], accuracy["ci"], tint)
         right.set_title("accuracy by length")
         right.set_xticks(range(len(sides)), [name.replace("_", " ") for name in sides])
         right.set_xlim(-0.6, 1.6)

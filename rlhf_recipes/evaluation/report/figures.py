@@ -1,4 +1,4 @@
-"""The figures of an evaluation. One colour and one marker per model, the same in every figure."""
+"""Figures of an evaluation, with one color and one marker per model in all of them."""
 
 from pathlib import Path
 
@@ -14,28 +14,26 @@ MARKERS = {"base": "o", "control": "o", "ppo": "s", "grpo": "^", "dpo": "D"}
 CONTROLS = {"control": "base again vs base", "best_of_n": "best of {n} of base vs base"}
 
 
-def colours(results: Results) -> dict[str, str]:
-    """The colour of each model: that of its family."""
+def model_colors(results: Results) -> dict[str, str]:
+    """Return the color of each model, which is that of its family."""
     families = {name: model["family"] for name, model in results["models"].items()}
     unique = list(dict.fromkeys(families.values()))
     return {name: color(family, unique) for name, family in families.items()}
 
 
 def caption(collection: Collection, text: str) -> str:
-    """The text, then what every figure must say: prompts, samples, reference."""
+    """Append what every caption must say: prompts, samples, reference."""
     prompts, samples = collection.base.values("reward").shape
-    each = "1 sample" if samples == 1 else f"{samples} samples"
-    return (
-        f"{text} n = {prompts} prompts, {each} of base each; reference: base; draws: seed {SEED}."
-    )
+    count = "1 completion" if samples == 1 else f"{samples} completions"
+    return f"{text} {prompts} prompts, {count} of base per prompt; random draws: seed {SEED}."
 
 
 def win_rates_figure(results: Results, collection: Collection, path: Path) -> None:
-    """Forest plot: each policy against base, at equal length, against each other; the controls."""
+    """Draw a forest plot: policies against base, at equal length and in pairs, and the controls."""
     groups = _forest_groups(results)
     rows = [row for group in groups for row in group]
     metrics = list(reversed(collection.metrics))
-    tints = colours(results)
+    colors = model_colors(results)
     text = caption(
         collection,
         "Fraction of completion pairs won, a tie one half; bars: 95% intervals; filled: off 50% "
@@ -53,7 +51,7 @@ def win_rates_figure(results: Results, collection: Collection, path: Path) -> No
                 axes.axhline(edge, color="#e9ecef", linewidth=1)
             for position, (label, rates) in enumerate(rows):
                 if rates.get(metric):
-                    tint = tints.get(label.split(" ")[0], MUTED)
+                    tint = colors.get(label.split(" ")[0], MUTED)
                     draw_rate(axes, position, rates[metric], tint)
             axes.set_yticks(range(len(rows)), [label for label, _ in rows])
             axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -75,15 +73,15 @@ def _forest_groups(results: Results) -> list[list[tuple[str, Results]]]:
         ],
         list(results["pairwise"].items()),
         [
-            (CONTROLS[name].format(n=each.get("n")), each["win_rate"])
-            for name, each in results["controls"].items()
+            (CONTROLS[name].format(n=control.get("n")), control["win_rate"])
+            for name, control in results["controls"].items()
         ],
     ]
     return [group for group in groups if group]
 
 
 def draw_rate(axes: Axes, position: int, rate: Results, tint: str) -> None:
-    """One row of the forest plot: filled where the sentences name a direction."""
+    """Draw one row of the forest plot, filled where the sentences name a direction."""
     value, (low, high) = 100 * rate["value"], (100 * rate["ci"][0], 100 * rate["ci"][1])
     axes.plot([low, high], [position] * 2, color=tint, linewidth=2.2, solid_capstyle="round")
     # The adjusted rate has no test of its own.
@@ -101,9 +99,9 @@ def draw_rate(axes: Axes, position: int, rate: Results, tint: str) -> None:
 
 
 def reward_distributions_figure(results: Results, collection: Collection, path: Path) -> None:
-    """Above, the distribution of each model's rewards; below, the paired differences to base."""
+    """Draw the distribution of each model's rewards, and below it the differences to base."""
     metrics = list(reversed(collection.metrics))
-    tints = colours(results)
+    colors = model_colors(results)
     shown = [collection.base, *collection.finals]
     text = caption(
         collection,
@@ -118,7 +116,7 @@ def reward_distributions_figure(results: Results, collection: Collection, path: 
             above, below = grid[0][column], grid[1][column]
             for model in shown:
                 rewards = model.scores(metric).ravel()
-                above.ecdf(rewards, color=tints[model.name], linewidth=1.9, label=model.name)
+                above.ecdf(rewards, color=colors[model.name], linewidth=1.9, label=model.name)
             above.set_title(f"{metric} reward")
             above.set_ylabel("fraction of samples" if column == 0 else "")
             _differences(below, results, collection, metric)
@@ -127,11 +125,11 @@ def reward_distributions_figure(results: Results, collection: Collection, path: 
 
 
 def _differences(axes: Axes, results: Results, collection: Collection, metric: str) -> None:
-    tints = colours(results)
+    colors = model_colors(results)
     base = collection.base.scores(metric).mean(axis=1)
     rng = np.random.default_rng(SEED)
     for position, model in enumerate(collection.finals):
-        tint = tints[model.name]
+        tint = colors[model.name]
         gaps = model.scores(metric).mean(axis=1) - base
         jitter = position + rng.uniform(-0.24, 0.24, len(gaps))
         axes.plot(gaps, jitter, "o", color=tint, markersize=3.5, alpha=0.35, markeredgewidth=0)

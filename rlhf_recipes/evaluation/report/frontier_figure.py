@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_recipes.evaluation.metrics.samples import Collection, Results, reward_of
-from rlhf_recipes.evaluation.report.figures import MARKERS, caption, colours
+from rlhf_recipes.evaluation.report.figures import MARKERS, caption, model_colors
 from rlhf_recipes.figure_style import MUTED, figure
 
 Point = tuple[float, float]
@@ -43,10 +43,10 @@ def _explained(results: Results) -> str:
 
 
 def _legend(results: Results) -> list[Line2D]:
-    tints = colours(results)
+    colors = model_colors(results)
     names = {model["family"]: name for name, model in results["models"].items()}
     return [
-        Line2D([], [], linestyle="", marker=_marker(family), color=tints[name], label=family)
+        Line2D([], [], linestyle="", marker=_marker(family), color=colors[name], label=family)
         for family, name in names.items()
     ]
 
@@ -60,15 +60,15 @@ def _place(model: Results, metric: str) -> Point:
 
 
 def _panel(axes: Axes, results: Results, metric: str) -> None:
-    models, tints = results["models"], colours(results)
+    models, colors = results["models"], model_colors(results)
     end = max(model["kl"]["sqrt"] for model in models.values()) * 1.12 + 0.05
     finals = {name for family in results["families"].values() for name in family["finals"]}
     for run in _runs(models):
         places = [(0.0, 0.0), *(_place(models[name], metric) for name in run)]
-        axes.plot(*zip(*places, strict=True), color=tints[run[0]], linewidth=1.3, zorder=2)
+        axes.plot(*zip(*places, strict=True), color=colors[run[0]], linewidth=1.3, zorder=2)
     for name, model in models.items():
         small = name not in finals and name != "base"
-        _point(axes, model, metric, tints[name], small=small)
+        _point(axes, model, metric, colors[name], small=small)
     front = sorted(_place(models[name], metric) for name in results["frontier"][metric]["front"])
     line = [*front, (end, front[-1][1])]
     axes.step(*zip(*line, strict=True), where="post", color=MUTED, linewidth=1, linestyle="--")
@@ -83,7 +83,7 @@ def _panel(axes: Axes, results: Results, metric: str) -> None:
 
 
 def _runs(models: Results) -> list[list[str]]:
-    """Names of the checkpoints of each run that has several, in their order."""
+    """Return the checkpoints of each run that has several, in their order."""
     runs: dict[str, list[str]] = {}
     for name, model in models.items():
         runs.setdefault(model["run"], []).append(name)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from rlhf_recipes.evaluation.metrics.samples import Collection, Results, reward_of
 from rlhf_recipes.evaluation.report import sentences as say
-from rlhf_recipes.evaluation.report.figures import CONTROLS, colours
+from rlhf_recipes.evaluation.report.figures import CONTROLS, model_colors
 from rlhf_recipes.evaluation.report.headline import finals, headline, judged_by_sentence
 from rlhf_recipes.evaluation.report.page import anchor, sections
 from rlhf_recipes.evaluation.report.sample_browser import browser_data, sample_facts
@@ -90,7 +90,7 @@ def render_html(markdown: str, results: Results, collection: Collection, figures
     environment.filters |= {"anchor": anchor, "inert_json": _inert_json}
     text = environment.get_template("report.html.j2").render(
         title=TITLE,
-        sections=sections(markdown, figures, colours(results), results["flags"]),
+        sections=sections(markdown, figures, model_colors(results), results["flags"]),
         config=results["config"],
         data=browser_data(results, collection),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),

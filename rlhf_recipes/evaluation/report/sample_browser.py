@@ -4,7 +4,7 @@ from rlhf_recipes.evaluation.metrics.comparisons import TIE
 from rlhf_recipes.evaluation.metrics.failures import DEFINITIONS
 from rlhf_recipes.evaluation.metrics.samples import FIELD, Collection, ModelSamples, Record, Results
 from rlhf_recipes.evaluation.metrics.win_rate import win_scores
-from rlhf_recipes.evaluation.report.figures import colours
+from rlhf_recipes.evaluation.report.figures import model_colors
 from rlhf_recipes.evaluation.report.headline import finals
 from rlhf_recipes.evaluation.report.sentences import number, percent, signed
 from rlhf_recipes.prompts import spoken_turns
@@ -21,7 +21,7 @@ def browser_data(results: Results, collection: Collection) -> Results:
     reasons = {
         choice["prompt_id"]: choice["reason"] for choice in results["samples_shown"]["prompts"]
     }
-    colors, shown = colours(results), {"base", *finals(results)}
+    colors, shown = model_colors(results), {"base", *finals(results)}
     answers = [_answers(model, results, collection) for model in collection.models.values()]
     return {
         "primary": collection.primary,

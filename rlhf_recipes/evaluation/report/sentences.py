@@ -231,7 +231,7 @@ def frontier_sentence(name: str, kl: Results, front: Results, metric: str, promp
     )
 
 
-def over_optimisation_sentence(name: str, policy: Results, prompts: int) -> str:
+def over_optimization_sentence(name: str, policy: Results, prompts: int) -> str:
     """Say how proxy, gold and their gap moved, each as its interval and p allow."""
     proxy, gold, gap = gain_claims(policy, prompts)
     facts = ", ".join(

@@ -61,7 +61,7 @@ CONTRAST = """() => {
     const part = (v) => v <= 10 ? v / 3294.6 : ((v / 255 + .055) / 1.055) ** 2.4;
     return .2126 * part(rgb[0]) + .7152 * part(rgb[1]) + .0722 * part(rgb[2]);
   };
-  const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const rgb = (color) => color.match(/[\\d.]+/g).map(Number);
   const ground = (node) => {
     for (; node; node = node.parentElement) {
       const [r, g, b, alpha = 1] = rgb(getComputedStyle(node).backgroundColor);

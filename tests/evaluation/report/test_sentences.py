@@ -97,7 +97,7 @@ SIDES = list(product(INTERVALS, (0.01, 0.3)))
 @pytest.mark.parametrize(("proxy", "gold", "gap"), list(product(SIDES, SIDES, SIDES)))
 @pytest.mark.parametrize("prompts", [9, 64])
 def test_proxy_gold_and_gap_are_each_said_as_their_numbers_say(proxy, gold, gap, prompts):
-    sentence = say.over_optimisation_sentence("ppo", policy_with(proxy, gold, gap), prompts)
+    sentence = say.over_optimization_sentence("ppo", policy_with(proxy, gold, gap), prompts)
     rose = truth(proxy[0], proxy[1], prompts), truth(gold[0], gold[1], prompts)
     assert (
         says(

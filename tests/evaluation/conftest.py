@@ -1,5 +1,6 @@
 """Synthetic samples with known effects: what a collection writes, without any model."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,11 @@ def curve(kl: float, tokens: int) -> list[float]:
     return [float(share) for share in kl * shares / shares.sum()]
 
 
+def fingerprint(name: str) -> str:
+    """What identifies the adapter of a model, in its collection and in its run."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
 def write_collection(folder: Path, models: dict[str, list[Record]], **more: Any) -> Path:
     """Write samples/ as a collection does, with more facts; returns the output folder."""
     samples = folder / "samples"
@@ -108,7 +114,7 @@ def write_collection(folder: Path, models: dict[str, list[Record]], **more: Any)
         "models": {
             name: {
                 "adapter": None if name in ("base", "control") else f"outputs/models/{name}_model",
-                "fingerprint": None if name in ("base", "control") else "ab12" * 16,
+                "fingerprint": None if name in ("base", "control") else fingerprint(name),
             }
             for name in models
         },
@@ -209,7 +215,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stage, log in log_histories().items():
         folder = output / "models" / f"{stage}_model"
         folder.mkdir(parents=True)
-        (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+        state = {"log_history": log, "train_batch_size": 4}
+        (folder / "trainer_state.json").write_text(json.dumps(state))
+        run = {"stage": stage, "duration_seconds": 183.4, "processes": 1}
+        run |= {"recipe": {}, "adapter_fingerprint": fingerprint(stage)}
+        (folder / "run.json").write_text(json.dumps(run))
     (output / "models" / "reward_model" / "scores.json").write_text(json.dumps(make_pairs()))
     analyse(output)
     return output

@@ -184,7 +184,7 @@ def test_what_tells_a_reader_nothing_is_left_out(evaluated, pairs):
     assert "| repetition |" in text and "| refusal |" not in text
     assert "No completion fires" in text and "`refusal`" in text
     assert "self-BLEU within a prompt" not in text and "self-BLEU across prompts" in text
-    assert "undefined" not in text and "training time" not in text
+    assert "undefined" not in text
 
 
 def test_a_control_that_failed_is_said_first(tmp_path, records_of, collection_in):
@@ -207,6 +207,8 @@ def test_what_training_took_stands_in_the_verdict(tmp_path, records_of, collecti
         "recipe": {"gradient_accumulation_steps": 4},
         "processes": 2,
     }
+    assert analyse(output)["training"] == {}
+    assert "training time" not in (output / "ANALYSIS.md").read_text()
     folder = output / "models" / "ppo_model"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(run))

@@ -8,7 +8,7 @@ from itertools import pairwise
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from rlhf_recipes.evaluation import analyse
 from rlhf_recipes.evaluation.metrics.comparisons import TIE
@@ -234,7 +234,7 @@ def test_with_several_samples_the_outcome_is_that_of_all_pairs(opened, searched)
     for prompt in expected[:2]:
         page.goto(page.url.partition("#")[0] + f"#prompt={prompt}&model=dpo-seed2")
         counted = f"won {100 * won[prompt]:.0f}% of 16 pairs"
-        assert counted in card(page, "dpo-seed2").inner_text()
+        expect(card(page, "dpo-seed2")).to_contain_text(counted)
 
 
 def test_with_one_sample_each_the_badge_is_the_difference_of_the_scores_shown(opened, evaluated):
@@ -383,7 +383,7 @@ def test_an_address_restores_what_was_seen(opened, evaluated):
     assert card(again, "grpo").count() == 0
     assert again.locator("#view").bounding_box()["y"] < 900
     again.goto(again.url.partition("#")[0] + "#prompt=7")
-    assert again.locator("#view h3").first.inner_text() == "Prompt 7"
+    expect(again.locator("#view h3").first).to_have_text("Prompt 7")
     assert state(again) == "64 of 64 prompts, no. 8"
 
 
@@ -399,7 +399,7 @@ def test_an_address_with_nonsense_is_harmless(opened, evaluated, searched):
 def test_an_example_of_a_failure_leads_to_its_sample(opened, evaluated):
     page = opened(evaluated)
     page.locator("#failures").get_by_role("link", name="ppo-0003-0").first.click()
-    assert page.locator("#view h3").first.inner_text() == "Prompt 3"
+    expect(page.locator("#view h3").first).to_have_text("Prompt 3")  # the address changes later
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])

@@ -42,7 +42,9 @@ def test_a_file_that_cannot_be_imported_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [[1, 2.5], (1, 2.5), torch.tensor([1.0, 2.5]), iter([1, 2.5])], ids=str
+    "value",
+    [[1, 2.5], (1, 2.5), torch.tensor([1.0, 2.5]), iter([1, 2.5])],
+    ids=["list", "tuple", "tensor", "iterator"],
 )
 def test_one_finite_number_per_completion_is_accepted_in_any_container(value):
     scores = checked(returning(value))(prompts=PROMPTS, completions=COMPLETIONS)

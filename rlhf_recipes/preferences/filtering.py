@@ -15,7 +15,7 @@ from rlhf_recipes.prompts import completion_text
 EXAMPLES_PER_REASON = 3
 EXAMPLE_CHARACTERS = 60
 MIN_PAIRS_FOR_A_PATTERN = 5  # fewer pairs that repeat their prompt may do so by chance
-MIN_BATCH = 256  # pairs whose lengths are counted at a time
+MIN_BATCH = 256  # minimum number of pairs to count at a time
 
 
 @dataclass

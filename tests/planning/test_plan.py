@@ -336,7 +336,7 @@ def test_a_plan_warns_of_special_tokens_in_the_data(data, tmp_path, stage):
     some = concatenate_datasets([train.select(range(20)), train.select(range(20, 23)).map(marked)])
     data = {"train": some, "validation": data["validation"]}
     plan = planned(stage, RecipeArguments(), arguments(stage, tmp_path), lora(stage), data)
-    assert "Warning: 3 train rows hold a special token" in str(plan)
+    assert "Warning: 3 train rows contain a special token" in str(plan)
     assert "<|im_end|> in row 21" in " ".join(str(plan).split())
 
 
@@ -388,7 +388,7 @@ def test_the_text_fits_80_columns_and_calls_memory_an_estimate(data, tmp_path, m
     # 21 pairs, 6 per step: four steps per epoch, three epochs.
     for line in (
         "train rows        21, up to 54 tokens",
-        "                  - 2 left out: too long for max_length",
+        "                  - 2 dropped: too long for max_length",
         "effective batch   6 = 2 per device x 3 accumulated x 1 process",
         "optimizer steps   12",
         "memory            estimate per process, without sharding",

@@ -84,7 +84,7 @@ push: | $(INSTALLED) ## Push the finished adapters to the Hub, private: HUB_USER
 	$(BIN)/python -m rlhf_recipes.hub.push $(OUT) --user $(HUB_USER) $(ARGS)
 
 test: $(TOOLS) ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 check: $(TOOLS) ## Check format, style and types
 	$(BIN)/ruff format --check

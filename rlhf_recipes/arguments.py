@@ -25,7 +25,9 @@ from rlhf_recipes.parsing import (
     wrong_value,
 )
 from rlhf_recipes.rules.values import value_problems
+from rlhf_recipes.usage import usage
 
+HELP = {"-h", "--help", "--help-all"}
 NOT_IN_RESOLVED = {"plan", "overwrite", "hub_token"}  # two are about one call, one is a secret
 
 
@@ -122,9 +124,8 @@ def parse_recipe(*dataclass_types: Any, argv: Sequence[str] | None = None) -> Pa
     argv = list(sys.argv[1:] if argv is None else argv)
     keys = recipe_keys(dataclass_types)
     parser = Parser(dataclass_types, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", metavar="FILE", help="Flat YAML recipe; flags win over it.")
-    if "-h" in argv or "--help" in argv:
-        parser.print_help()
+    if asked := HELP & set(argv):
+        sys.stdout.write(usage(dataclass_types, every_key="--help-all" in asked))
         raise SystemExit(0)
 
     problems: list[str] = []

@@ -231,7 +231,7 @@ def _key(f: dataclasses.Field[Any], hint: Any) -> Key:
         elif not (kind is str and (choices or dict in kinds)):
             words.append(_WORDS.get(kind, str(kind)))
     if choices:
-        shown = choices if len(choices) <= 12 else [*choices[:6], "... (all are in --help)"]
+        shown = choices if len(choices) <= 12 else [*choices[:6], "... (--help-all lists them)"]
         words.insert(0, "one of " + ", ".join(shown))
     least = f", at least {MINIMUM[f.name]}" if f.name in MINIMUM else ""
     return Key(f.name, kinds, tuple(choices), " or ".join(words) + least)

@@ -1,3 +1,5 @@
+import dataclasses
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from rlhf_recipes.arguments import (
 )
 from rlhf_recipes.ending import run_script
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.usage import MOST_USED
 
 # TRL 1.16 sets `gradient_checkpointing` itself, whose name transformers 5.23 has deprecated:
 # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/training_args.py
@@ -234,7 +237,7 @@ def test_a_dataclass_refusing_its_values_is_a_problem():
         (
             ["--optim", "adamw"],
             "`--optim adamw`: takes one of adamw_torch, adamw_torch_fused, adamw_torch_xla, "
-            "adamw_torch_npu_fused, adafactor, adamw_anyprecision, ... (all are in --help). "
+            "adamw_torch_npu_fused, adafactor, adamw_anyprecision, ... (--help-all lists them). "
             "Did you mean `adamw_torch`?",
         ),
     ],
@@ -365,14 +368,41 @@ def test_our_own_bugs_keep_their_traceback():
         run_script(main)
 
 
-def test_help_ends_with_status_0_and_shows_every_key(capsys):
-    types = (RecipeArguments, RewardArguments, GRPOConfig, ModelConfig)
+def shown(capsys, flag, *types):
+    """What a flag for help prints, and its keys in order."""
     with pytest.raises(SystemExit) as end:
-        parse_recipe(*types, argv=["--help"])
-    shown = capsys.readouterr().out
+        parse_recipe(*types, argv=[flag])
     assert end.value.code == 0
-    for name in ("--config", "--dataset_name", "--reward_model_path", "--num_generations"):
-        assert name in shown
+    text = capsys.readouterr().out
+    return text, re.findall(r"^  --(\w+)", text, flags=re.MULTILINE)
+
+
+STAGE = (RecipeArguments, RewardArguments, GRPOConfig, ModelConfig)
+
+
+def test_help_shows_the_keys_of_this_package_and_of_the_method_and_the_most_used_others(capsys):
+    text, keys = shown(capsys, "--help", *STAGE)
+    assert keys[0] == "dataset_name"
+    assert keys.index("num_generations") < keys.index("lora_r") < keys.index("output_dir")
+    assert set(MOST_USED) <= set(keys)
+    assert not {"torch_compile", "neftune_noise_alpha"} & set(keys)
+    assert "--num_generations  a whole number or null, at least 1; default 8" in text
+    assert "GRPOConfig (trl)\n" in text
+    assert "--help-all" in text
+
+
+def test_help_all_shows_every_key_once_and_every_choice(capsys):
+    text, keys = shown(capsys, "--help-all", *STAGE)
+    fields = [f.name for cls in STAGE for f in dataclasses.fields(cls) if f.init]
+    assert sorted(keys) == sorted(fields)
+    assert "schedule_free_radam" in text and "--help-all" not in text
+
+
+def test_help_of_a_script_that_trains_nothing_is_whole(capsys):
+    text, keys = shown(capsys, "--help", Small)
+    assert keys == [f.name for f in dataclasses.fields(Small)]
+    assert "  --steps  a whole number; default 1\n      Steps.\n" in text
+    assert "--shuffle  true or false; default true" in text and "--help-all" not in text
 
 
 def test_a_mistake_in_a_script_shows_no_usage_and_no_traceback(tmp_path):

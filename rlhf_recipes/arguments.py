@@ -1,7 +1,7 @@
-"""Recipe files and command lines -> checked dataclasses, and the arguments that stages share.
+"""Parse recipe files and command lines into checked dataclasses; the arguments that stages share.
 
-A recipe is one flat YAML file. A value in it means what the same text after the same-named flag
-means: both go through one parser, and both are checked by type and by choice.
+A recipe is one flat YAML file. Its values and those of flags go through the same parser, which
+checks types and choices, so a key and the flag of the same name mean the same.
 """
 
 import copy
@@ -28,38 +28,39 @@ from rlhf_recipes.rules.values import value_problems
 from rlhf_recipes.usage import usage
 
 HELP = {"-h", "--help", "--help-all"}
-NOT_IN_RESOLVED = {"plan", "overwrite", "hub_token"}  # two are about one call, one is a secret
+NOT_IN_RESOLVED = {"plan", "overwrite", "hub_token"}  # two concern a single call, one is a secret
 
 
 @dataclass
 class RecipeArguments:
-    """What every training stage needs beside its trainer's own arguments."""
+    """Arguments that every training stage adds to those of its trainer."""
 
     dataset_name: str = field(
         default="outputs/data",
         metadata={"help": "Folder of prepared preference data, as prepare_data.py writes it."},
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Use only the first so many training rows."}
+        default=None, metadata={"help": "Maximum number of training rows; the first ones are used."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Use only the first so many validation rows."}
+        default=None,
+        metadata={"help": "Maximum number of validation rows; the first ones are used."},
     )
     chat_template: str | None = field(
-        default=None, metadata={"help": "A Jinja file, for a base that has no chat template."}
+        default=None, metadata={"help": "Path of a Jinja chat template, for a base that has none."}
     )
     prefix_sharing: bool = field(
         default=True,
         metadata={
-            "help": "Compute what rows of a batch have in common once; false takes the stock path."
+            "help": "Compute a prefix shared by rows of a batch once; false takes the stock path."
         },
     )
     plan: bool = field(
         default=False,
-        metadata={"help": "Print what the stage would do, cost and produce, and stop."},
+        metadata={"help": "Print what the stage would do, cost and write, and stop."},
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "Replace the run folder even if its run is finished."}
+        default=False, metadata={"help": "Replace a finished run once the new one has finished."}
     )
 
     def __post_init__(self) -> None:
@@ -74,7 +75,7 @@ class RecipeArguments:
 
 @dataclass
 class RewardArguments:
-    """Where scores come from."""
+    """The reward model and reward functions that score completions."""
 
     reward_model_path: str | None = field(
         default=None, metadata={"help": "Folder of the reward adapter, as reward.py writes it."}
@@ -82,23 +83,23 @@ class RewardArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Functions that score beside the reward model, each `path/to/file.py:name`, "
-            "called with the texts of prompts and completions."
+            "help": "Reward functions in addition to the reward model, each "
+            "`path/to/file.py:name`, called with the texts of prompts and completions."
         },
     )
     reward_precision: Literal["trained", "policy"] = field(
         default="trained",
         metadata={
-            "help": "GRPO: hold the reward model's base, dtype and quantization, as in its "
-            "training, or as the policy's. In PPO they share one."
+            "help": "GRPO only: load the base of the reward model with the dtype and quantization "
+            "of its training, or with the policy's. In PPO both share one base."
         },
     )
 
     def __post_init__(self) -> None:
         if not (self.reward_model_path or self.reward_funcs):
             raise ValueError(
-                "There is nothing to be rewarded for. Give `reward_model_path`, the folder that "
-                "reward.py writes, or `reward_funcs`, functions `path/to/file.py:name`."
+                "No reward is given. Give `reward_model_path`, the folder that reward.py writes, "
+                "or `reward_funcs`, functions `path/to/file.py:name`."
             )
 
 
@@ -135,14 +136,14 @@ def parse_recipe(*dataclass_types: Any, argv: Sequence[str] | None = None) -> Pa
         if setting.name not in keys and setting.name.removeprefix("no_") in keys:
             setting = _complement(setting)
         if setting.name not in keys:
-            problems.append(f"{setting.place}: {unknown_key(setting.name, keys)}")
+            problems.append(f"{setting.location}: {unknown_key(setting.name, keys)}")
             continue
         key = keys[setting.name]
         try:
             settings[setting.name] = convert(parser, key, setting.value)
         except (ArgumentError, ValueError):
             broken.add(setting.name)
-            problems.append(f"{setting.place}: {wrong_value(key, setting.value)}")
+            problems.append(f"{setting.location}: {wrong_value(key, setting.value)}")
 
     instances = tuple(_build(cls, settings, broken, problems) for cls in dataclass_types)
     if None not in instances:
@@ -162,7 +163,7 @@ def resolved_recipe(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _complement(setting: Setting) -> Setting:
-    """`--no_x` as `x: false`; anything but a flag without a value is left as it is."""
+    """Turn the flag `--no_x` into `x: false`; a flag with a value is returned unchanged."""
     if setting.value is not True:
         return setting
     return setting._replace(name=setting.name.removeprefix("no_"), value="false")
@@ -186,7 +187,7 @@ def _build(
     try:
         return cls(**copy.deepcopy(values))
     except (ValueError, TypeError, ArithmeticError, ImportError, OSError) as error:
-        # __post_init__ of other libraries meets some mistakes with a division by zero and the like.
+        # On some mistakes the __post_init__ of other libraries fails with ZeroDivisionError etc.
         what = " ".join(str(error).split())
         if not isinstance(error, ValueError):
             what = f"{cls.__name__} cannot be built from these values ({what})."

@@ -1,4 +1,4 @@
-"""Python's garbage collector, out of the way of code that makes many objects and keeps them."""
+"""Suspend Python's garbage collector while many objects are created and kept."""
 
 import gc
 from collections.abc import Iterator
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Collect no cycles of garbage meanwhile; what has no reference left is freed as ever.
+    """Suspend the garbage collector; objects without references are freed as always.
 
-    The collector walks through all objects again whenever their number has grown by a quarter. That
-    takes a fifth of the time where 200,000 pairs are read and none of them is garbage.
+    The collector scans all objects whenever their number has grown by a quarter. When 200,000
+    pairs are read, that takes a fifth of the time and finds no garbage.
     """
     enabled = gc.isenabled()
     gc.disable()

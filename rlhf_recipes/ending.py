@@ -1,4 +1,4 @@
-"""How a command ends: with a sentence for what its user can change, a traceback for the rest."""
+"""End a command with one sentence for errors of the user or the machine, a traceback for ours."""
 
 import errno
 import logging
@@ -27,10 +27,10 @@ REMEDIES = {
     errno.EEXIST: "Name another path, or remove the file that stands where a folder is needed",
     errno.EISDIR: "Name another path, or remove the folder that stands where a file is needed",
 }
-"""What to do about an error of the operating system that is not the code's."""
+"""What the user can do about an error of the operating system."""
 
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""The errors that writing alone can meet."""
+"""Errors that only occur in writing."""
 
 
 LIBRARY_WARNINGS = (
@@ -45,7 +45,7 @@ LIBRARY_WARNINGS = (
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does."""
+    """Raised on SIGTERM, which ends a command as Ctrl-C does."""
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -76,10 +76,10 @@ def end_process() -> NoReturn:
 
 @contextmanager
 def ended_by_a_sentence() -> Iterator[None]:
-    """Print printable text only, and turn what the user can change into a sentence and a status.
+    """Escape control characters in the output, and turn known errors into a sentence and a status.
 
-    2 is the user's mistake, or a disk or permission that is missing; 130 and 143 are Ctrl-C and
-    SIGTERM. The notes on an exception say what is kept.
+    The status is 2 for mistakes of the user, full disks and missing permissions, 130 for Ctrl-C
+    and 143 for SIGTERM. Notes on an exception, which say what is kept, are printed after it.
     """
     _raise_on_sigterm()
     stdout, sys.stdout = sys.stdout, PrintableStream(sys.stdout)
@@ -102,7 +102,7 @@ def ended_by_a_sentence() -> Iterator[None]:
 def _exit(status: int, sentence: str, error: BaseException | None = None) -> None:
     notes = getattr(error, "__notes__", [])
     if error is not None and not notes:
-        notes = ["What had been finished is kept, and the same command goes on from there."]
+        notes = ["Finished work is kept, and the same command goes on from there."]
     sys.stderr.write(printable(" ".join([sentence, *notes])) + "\n")
     raise SystemExit(status) from None
 
@@ -116,11 +116,11 @@ def _raise_on_sigterm() -> None:
 
 
 def _system_error(error: BaseException | None) -> str | None:
-    """The sentence for the error of the operating system behind an exception, if there is one.
+    """Return a sentence on the error of the operating system behind an exception, if any.
 
-    Libraries wrap it: safetensors and shutil quote the number, torch says only that it could not
-    write. Only torch hides it behind another error without `from`, which says in what file of
-    torch's it was raised; any other error that is raised while one is handled is a mistake.
+    Libraries wrap such errors: safetensors and shutil quote the number, and torch says only that
+    it could not write. Only torch raises another error on top without `from`, recognizable by the
+    source file in its text. Any other error raised while one is handled is a bug.
     """
     while error is not None:
         quoted = re.search(r"(?:\(os error |\[Errno )(\d+)[\])]", str(error))

@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the user's."""
+"""The exception for mistakes of the user."""
 
 
 class RecipeError(ValueError):

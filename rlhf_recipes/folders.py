@@ -1,4 +1,4 @@
-"""Folders that commands share: one writer at a time, and whole contents at any time."""
+"""Lock a folder against other writers, and replace its contents so that it is always whole."""
 
 import errno
 import fcntl
@@ -15,10 +15,10 @@ from rlhf_recipes.errors import RecipeError
 
 LOCK = ".lock"
 REPLACEMENT = ".replacement"
-"""Where in a folder its new contents are made while the finished ones stay."""
+"""Subfolder in which new contents are written while the finished ones stay."""
 
 REPLACED = ".replaced"
-"""What a replacement is called once it is in place, while its second links are deleted."""
+"""Name of that subfolder once its files are linked in place, until it is deleted."""
 
 NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -26,12 +26,12 @@ _held: dict[Path, TextIO] = {}
 
 
 def hold(folder: Path) -> None:
-    """Keep every other process from writing this folder, until this one ends.
+    """Lock a folder against writing by other processes until this process ends.
 
-    The lock is the operating system's, so that a killed process holds none. Its forked children do
-    not inherit it (a POSIX record lock, unlike `flock`), and closing any descriptor of the lock's
-    file gives it up, so nothing here opens it twice. A file system without locks gets a warning.
-    NFS has them where its lock service runs.
+    Raises RecipeError if another process holds the lock. It is a POSIX record lock: the operating
+    system releases it when the process is killed, forked children do not inherit it, and closing
+    any descriptor of the lock file releases it, so the file is opened only once. On a file system
+    without locks there is only a warning. NFS has locks if its lock service runs.
     """
     path = folder.resolve() / LOCK
     if path in _held:
@@ -52,7 +52,7 @@ def hold(folder: Path) -> None:
         if error.errno not in NO_LOCKS_HERE:
             raise
         logging.getLogger(__name__).warning(
-            "%s is on a file system without locks (%s): see to it that nothing else writes there.",
+            "%s is on a file system without locks (%s): make sure that nothing else writes there.",
             folder,
             error.strerror,
         )
@@ -64,14 +64,14 @@ def hold(folder: Path) -> None:
 
 
 def put_in_place(folder: Path, belongs: Sequence[str], last: str) -> None:
-    """Replace a folder's own files by those of its replacement; all other files stay.
+    """Replace the files of a folder that match `belongs` by its replacement's; other files stay.
 
-    Whatever moment this is cut off at, the folder or its replacement is complete, and the same call
-    ends what was begun. Files are linked, so that even checkpoints cost no second copy.
+    If the process is killed at any moment, the folder or its replacement is complete, and the same
+    call finishes the replacement. Files are hard-linked, so checkpoints are not copied.
 
     Args:
-        belongs: Glob patterns of the folder's own files and folders.
-        last: The file that says a folder is complete. It goes first and comes last.
+        belongs: Glob patterns of the files and folders that are replaced.
+        last: The file that marks a folder as complete. It is removed first and linked last.
     """
     replacement = folder / REPLACEMENT
     assert (replacement / last).is_file()
@@ -91,7 +91,7 @@ def put_in_place(folder: Path, belongs: Sequence[str], last: str) -> None:
 
 
 def discard_replaced(folder: Path) -> None:
-    """Delete the second links that a replacement leaves when it is cut off at its very end."""
+    """Delete the links that a replacement leaves if the process is killed at its very end."""
     if (folder / REPLACED).is_dir():
         shutil.rmtree(folder / REPLACED)
 

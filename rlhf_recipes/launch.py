@@ -1,6 +1,6 @@
-"""`accelerate launch` for several processes, without a traceback of its own.
+"""`accelerate launch` without the launcher's own traceback.
 
-Each process says why it ended; the launcher adds only the status.
+Each process prints why it ended; the launcher only passes the exit status on.
 """
 
 from accelerate.commands.launch import launch_command, launch_command_parser
@@ -9,7 +9,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main() -> None:
-    """Launch what the command line says, and end with the first failed process's status."""
+    """Launch the command line, and exit with the status of the first process that failed."""
     options = launch_command_parser().parse_args()
     try:
         launch_command(options)

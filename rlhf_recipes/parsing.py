@@ -1,6 +1,6 @@
-"""One setting of a recipe: read from a file or a command line, and checked against its field.
+"""Read single settings from a recipe file or a command line, and check them against their fields.
 
-What a whole recipe is, and what happens to its problems, is in `arguments`.
+`arguments` parses whole recipes with it and raises all problems at once.
 """
 
 import dataclasses
@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_orig
 import yaml
 from transformers import HfArgumentParser
 
-# Keys of older releases and of other PPO code whose nearest spelling is not their successor.
 RENAMED = {
     "batch_size": "per_device_train_batch_size",
     "clip_range": "cliprange",
@@ -33,9 +32,8 @@ RENAMED = {
     "torch_dtype": "dtype",
     "warmup_ratio": "warmup_steps",  # below 1 it is a ratio
 }
+"""Keys of older releases and of other PPO code, for which the nearest spelling is another key."""
 
-
-# Values below these end in a division by zero, or in an error, only after the model is loaded.
 MINIMUM = {
     "learning_rate": 0,
     "per_device_train_batch_size": 1,
@@ -49,25 +47,30 @@ MINIMUM = {
     "lora_r": 1,
     "temperature": 0,
 }
+"""Least values; lower ones would raise ZeroDivisionError or fail after the model is loaded."""
 
-
-LONGEST_RECIPE = 1_000_000
-DEEPEST_RECIPE = 20
+MAX_CHARACTERS = 1_000_000
+MAX_DEPTH = 20
 PLAIN_TAGS = {
     f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map")
 }
 
 
 class Setting(NamedTuple):
-    """What the user wrote for one name."""
+    """The value that the user wrote for one key.
+
+    Args:
+        value: Text, a list of texts, a mapping, None for null, or True for a flag without a value.
+        location: File and line, or flag, with the value, for messages.
+    """
 
     name: str
-    value: Any  # text; list of texts; mapping; None for null; True for a flag without a value
-    place: str  # where it stands and what it says, for messages
+    value: Any
+    location: str
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 in which `1e-5` is a number, inside mappings too."""
+    """YAML 1.1, except that `1e-5` is a number, inside mappings too."""
 
 
 _Loader.add_implicit_resolver(
@@ -76,7 +79,11 @@ _Loader.add_implicit_resolver(
 
 
 def read_settings(argv: Sequence[str], problems: list[str]) -> Iterator[Setting]:
-    """The settings of the recipe file, then those of the command line."""
+    """Yield the settings of the recipe file, then those of the command line.
+
+    Args:
+        problems: Gets a sentence for each part that cannot be read.
+    """
     chunks: list[list[str]] = []
     for token in argv:
         if token.startswith("--") or not chunks:
@@ -84,16 +91,16 @@ def read_settings(argv: Sequence[str], problems: list[str]) -> Iterator[Setting]
         chunks[-1].append(token)
     flags = []
     for flag, *values in chunks:
-        place = f"`{' '.join([flag, *values])}`"
+        location = f"`{' '.join([flag, *values])}`"
         name, equals, text = flag.removeprefix("--").partition("=")
         values = [text, *values] if equals else values
         if not flag.startswith("--"):
-            problems.append(f"{place}: no flag comes before it. Name a recipe with `--config`.")
+            problems.append(f"{location}: no flag comes before it. Name a recipe with `--config`.")
         elif name != "config":
             value = values if len(values) > 1 else values[0] if values else True
-            flags.append(Setting(name.replace("-", "_"), value, place))
+            flags.append(Setting(name.replace("-", "_"), value, location))
         elif len(values) != 1:
-            problems.append(f"{place}: takes one recipe file.")
+            problems.append(f"{location}: takes one recipe file.")
         else:
             yield from _recipe_settings(Path(values[0]), problems)
     yield from flags
@@ -102,7 +109,7 @@ def read_settings(argv: Sequence[str], problems: list[str]) -> Iterator[Setting]
 def _recipe_settings(path: Path, problems: list[str]) -> Iterator[Setting]:
     try:
         with path.open(encoding="utf-8") as file:
-            text = file.read(LONGEST_RECIPE + 1)
+            text = file.read(MAX_CHARACTERS + 1)
         _check_yaml(text)
         root = yaml.compose(text, Loader=_Loader)
     except OSError as error:
@@ -125,21 +132,21 @@ def _recipe_settings(path: Path, problems: list[str]) -> Iterator[Setting]:
         except (yaml.YAMLError, ValueError) as error:
             problems.append(f"{path} line {line}, `{name}`: {' '.join(str(error).split())}.")
             continue
-        place = f"{path} line {line}, `{name}: {_shown('null' if value is None else value)}`"
+        location = f"{path} line {line}, `{name}: {_shown('null' if value is None else value)}`"
         if name in seen:
-            problems.append(f"{place}: `{name}` is already given in line {seen[name]}.")
+            problems.append(f"{location}: `{name}` is already given in line {seen[name]}.")
         seen.setdefault(name, line)
-        yield Setting(name, value, place)
+        yield Setting(name, value, location)
 
 
 def _check_yaml(text: str) -> None:
-    """Raise ValueError for text that is small and stands for something huge, or for no plain value.
+    """Raise ValueError for YAML that is too long or deep, has aliases, or has special types.
 
-    Read as a stream of events, which takes no longer than the text is long: an alias stands for
-    all that its anchor holds, and aliases of aliases multiply.
+    Checks the stream of parser events, whose length is that of the text. Aliases are refused as
+    aliases of aliases grow exponentially when they are expanded.
     """
-    if len(text) > LONGEST_RECIPE:
-        raise ValueError(f"is longer than {LONGEST_RECIPE:,} characters")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"is longer than {MAX_CHARACTERS:,} characters")
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         line = event.start_mark.line + 1 if event.start_mark else 0
@@ -150,11 +157,11 @@ def _check_yaml(text: str) -> None:
             )
         tag = getattr(event, "tag", None)
         if tag is not None and tag not in PLAIN_TAGS:
-            raise ValueError(f"line {line}: `{tag}` is no type of a recipe's values")
+            raise ValueError(f"line {line}: `{tag}` is not a type of recipe values")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST_RECIPE:
-            raise ValueError(f"line {line}: more than {DEEPEST_RECIPE} levels in each other")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"line {line}: more than {MAX_DEPTH} nested levels")
 
 
 def _shown(value: Any) -> str:
@@ -163,34 +170,39 @@ def _shown(value: Any) -> str:
 
 
 def _node_value(node: yaml.Node) -> Any:
-    """The text of a scalar as the user wrote it, so that `no` stays `no`; lists and mappings."""
+    """Return the value of a node: a scalar's text as written (`no` stays `no`), list or mapping."""
     if isinstance(node, yaml.ScalarNode):
         return None if node.tag == "tag:yaml.org,2002:null" else node.value
     if isinstance(node, yaml.SequenceNode):
-        # Lists hold plain values; what is nested deeper is shown as it is and fits no field.
+        # Lists hold plain values. Nested ones become text, which fits no field.
         return [str(_node_value(item)) for item in node.value]
     return _Loader("").construct_document(node)
 
 
 class Key(NamedTuple):
-    """What a dataclass field takes."""
+    """The values that a dataclass field takes.
+
+    Args:
+        kinds: Types without their arguments: (list, NoneType) for `list[str] | None`.
+        expects: The values in words.
+    """
 
     name: str
-    kinds: tuple[Any, ...]  # of `list[str] | None`: (list, NoneType)
+    kinds: tuple[Any, ...]
     choices: tuple[str, ...]
-    expects: str  # in words
+    expects: str
 
 
 class Parser(HfArgumentParser):
-    """Converts one value at a time: never asks for the others, never prints its usage."""
+    """Argument parser that converts one value at a time and raises instead of printing usage."""
 
     def add_argument(self, *names: str, **options: Any) -> Any:
-        """Declare a flag; none is required here."""
-        options.pop("required", None)  # what is missing is for `arguments` to say
+        """Add a flag, which is never required: `arguments` reports missing keys."""
+        options.pop("required", None)
         return super().add_argument(*names, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print beside its usage, to exit then."""
+        """Raise ArgumentError where argparse would print its usage and exit."""
         raise ArgumentError(None, message)
 
 
@@ -205,7 +217,7 @@ _WORDS: dict[Any, str] = {
 
 
 def recipe_keys(dataclass_types: Sequence[type[Any]]) -> dict[str, Key]:
-    """The keys that a recipe of these dataclasses can have, by name."""
+    """Return the keys of a recipe of these dataclasses, by name."""
     keys: dict[str, Key] = {}
     for cls in dataclass_types:
         hints = get_type_hints(cls)
@@ -238,7 +250,7 @@ def _key(f: dataclasses.Field[Any], hint: Any) -> Key:
 
 
 def convert(parser: Parser, key: Key, value: Any) -> Any:
-    """The value converted and checked; ValueError or ArgumentError where it does not fit."""
+    """Convert a value to its key's type; raise ValueError or ArgumentError if it does not fit."""
     kinds = set(key.kinds)
     if isinstance(value, str):
         value = _structured(kinds, value)
@@ -248,7 +260,7 @@ def convert(parser: Parser, key: Key, value: Any) -> Any:
         if not value or isinstance(value, dict):
             return value
     if isinstance(value, list) and {str, type(None)} <= kinds:
-        return value  # such a field is text alone to the parser
+        return value  # HfArgumentParser reads such a field as text
     namespace, rest = parser.parse_known_args(_flag(key, value))
     if rest:
         raise ValueError
@@ -267,8 +279,8 @@ def _flag(key: Key, value: str | list[str] | Literal[True]) -> list[str]:
 
 
 def _structured(kinds: set[Any], text: str) -> str | dict[str, Any] | None:
-    """Text as it is, unless it stands for null or, where a mapping is asked for, for that."""
-    # Where text is asked for, "none" is a word of its own, as in `report_to`.
+    """Return text unchanged, unless it stands for null or its key takes a mapping in JSON."""
+    # For a key that takes text, "none" is a value, as in `report_to`.
     if text.lower() in ("none", "null") and type(None) in kinds and {dict, str} & kinds != {str}:
         return None
     if dict not in kinds or (str in kinds and Path(text).is_file()):
@@ -280,18 +292,18 @@ def _structured(kinds: set[Any], text: str) -> str | dict[str, Any] | None:
 
 
 def wrong_value(key: Key, value: Any) -> str:
-    """What the key takes, for a value that does not fit."""
+    """Return the end of a sentence on a value that does not fit its key."""
     return f"takes {key.expects}.{_suggestion(str(value), key.choices)}"
 
 
 def unknown_key(name: str, keys: dict[str, Key]) -> str:
-    """What to say of a name that is no key."""
+    """Return the end of a sentence on a name that is not a key."""
     successor = RENAMED.get(name, name)
     return f"there is no such key.{_suggestion(successor if successor in keys else name, keys)}"
 
 
 def _suggestion(word: str, words: Iterable[str]) -> str:
-    """The one that starts with the word, or else the one spelt most alike."""
+    """Suggest the first of the words that starts with this one, else the closest in spelling."""
     near = [w for w in words if word and w.startswith(word)] or difflib.get_close_matches(
         word, words, n=1
     )

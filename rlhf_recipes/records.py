@@ -1,4 +1,4 @@
-"""The JSON a run leaves behind: written whole or not at all, and saying what produced it."""
+"""Read and write the JSON files of runs, atomically; the record of what produced a run."""
 
 import json
 import os
@@ -19,21 +19,21 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write data to path in one step: a reader sees the old file or the new one, never half of it.
+    """Write data to path atomically: a reader sees the old file or the new one.
 
-    NaN and infinity are refused with ValueError: they are not JSON, and other readers stop at them.
+    Raises ValueError for NaN and infinity, which are not JSON.
     """
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_json_rows(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Write a JSON list as `write_json` does, with each of its objects on one line."""
+    """Write a JSON list atomically, with one object per line."""
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
     write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text to path in one step, as `write_json` does."""
+    """Write text to path atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -76,10 +76,10 @@ def differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def flush_to_disk(folder: Path) -> None:
-    """Have the files of a folder on disk, not in memory, before another file says it is complete.
+    """Flush the files of a folder to disk, before another file marks it as complete.
 
-    Without it a machine that loses power may keep that file and lose what it speaks of. Hidden
-    files are left alone: a lock would be lost.
+    Otherwise a machine that loses power may keep the mark and lose the files. Hidden files are
+    skipped, as opening and closing a lock file releases the lock.
     """
     for path in folder.iterdir():
         if path.is_file() and not path.name.startswith("."):
@@ -88,7 +88,7 @@ def flush_to_disk(folder: Path) -> None:
 
 
 def run_record(stage: str, recipe: Mapping[str, object], **facts: object) -> dict[str, object]:
-    """What a run was: stage, recipe, versions, git commit and time of creation, plus the facts."""
+    """Return the record of a run: stage, recipe, versions, git commit, time, and the facts."""
     return {
         "stage": stage,
         "recipe": dict(recipe),
@@ -100,7 +100,7 @@ def run_record(stage: str, recipe: Mapping[str, object], **facts: object) -> dic
 
 
 def workspace(output_dir: Path) -> Path:
-    """The folder a run shares with the other stages: OUT for OUT/models/x, else output_dir."""
+    """Return the folder that a run shares with other stages: OUT for OUT/models/x, else itself."""
     if output_dir.name == REPLACEMENT:
         output_dir = output_dir.parent
     if output_dir.parent.name == "models":

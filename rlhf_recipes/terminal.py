@@ -1,4 +1,4 @@
-"""Text of models, data and files on its way to a terminal or into Markdown."""
+"""Make text of models, data and files safe to print on a terminal or in Markdown."""
 
 import re
 from collections.abc import Iterable
@@ -10,14 +10,14 @@ surrogates, which no stream can encode."""
 
 
 def printable(text: str) -> str:
-    r"""Replace what a terminal would obey by its escape: ESC becomes the four characters `\x1b`."""
-    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+    r"""Escape the characters that control a terminal: ESC becomes the four characters `\x1b`."""
+    return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class PrintableStream:
-    """A text stream that writes only printable text, so that no completion can move the cursor.
+    """Text stream that escapes control characters, so that no completion can move the cursor.
 
-    It claims to be no terminal: libraries that color their output leave that out.
+    It reports that it is not a terminal, so that libraries do not color their output.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -38,5 +38,5 @@ class PrintableStream:
             self.write(line)
 
     def isatty(self) -> bool:
-        """Whether colors and cursor movements are understood here: never."""
+        """Whether this is a terminal: never, as colors would be escaped."""
         return False

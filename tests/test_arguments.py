@@ -201,8 +201,8 @@ def test_all_problems_are_told_at_once(tmp_path):
         "`--nmes a`: there is no such key. Did you mean `names`?",
         "`max_eval_samples` is -2, which leaves no data. "
         "Give at least 1, or leave it out to use every row.",
-        "There is nothing to be rewarded for. Give `reward_model_path`, the folder that "
-        "reward.py writes, or `reward_funcs`, functions `path/to/file.py:name`.",
+        "No reward is given. Give `reward_model_path`, the folder that reward.py writes, "
+        "or `reward_funcs`, functions `path/to/file.py:name`.",
     ]
 
 
@@ -256,11 +256,14 @@ def test_values_that_trl_would_refuse_late_or_never(argv, problem):
         ("trainer: {steps: 3}", "there is no such key."),
         ("a: &a [x]\nb: [*a, *a]", "line 2: `*a` is an alias"),
         ("steps: &a [*a]", "line 1: `*a` is an alias"),
-        ("steps: " + "[" * 5000, "more than 20 levels"),
+        ("steps: " + "[" * 5000, "more than 20 nested levels"),
         ("label: " + "x" * 1_000_001, "is longer than 1,000,000 characters"),
-        ("label: !!python/name:os.system", "`tag:yaml.org,2002:python/name:os.system` is no type"),
-        ("options: {a: !!python/object/apply:os.system [x]}", "is no type of a recipe's values"),
-        ("options: {a: !mine x}", "`!mine` is no type"),
+        (
+            "label: !!python/name:os.system",
+            "`tag:yaml.org,2002:python/name:os.system` is not a type",
+        ),
+        ("options: {a: !!python/object/apply:os.system [x]}", "is not a type of recipe values"),
+        ("options: {a: !mine x}", "`!mine` is not a type"),
         ("options: {a: 2026-99-99}", "`options`: month must be in 1..12."),
         ("options: {[a]: 1}", "`options`: "),
         ("steps: 1\n---\nsteps: 2", "is not YAML (expected a single document"),

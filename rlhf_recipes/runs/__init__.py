@@ -1,1 +1,1 @@
-"""The folder of a run: locked, replaced as a whole, resumed, and found complete."""
+"""Run folders: locking, replacement of finished runs, resuming, and checks of completeness."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are known to be whole, and the newest of them."""
+"""Write checkpoints with a manifest, and find the newest one that is whole."""
 
 import hashlib
 import json
@@ -18,16 +18,16 @@ from transformers.trainer_utils import rotate_checkpoints
 from rlhf_recipes.records import flush_to_disk, write_json
 
 MANIFEST = "manifest.json"
-"""The last file of a checkpoint: size and SHA-256 of each other one."""
+"""The file of a checkpoint written last, with the size and SHA-256 of each other file."""
 
 OPTIMIZER_STATES = ("optimizer", "global_step")
-"""How the names of the files begin that hold an optimizer's state: torch's, and DeepSpeed's."""
+"""Prefixes of the files with the state of the optimizer, as torch and DeepSpeed write it."""
 
 log = logging.getLogger(__name__)
 
 
 class WholeCheckpoints(TrainerCallback):
-    """Complete each checkpoint with its manifest, and only then delete older ones.
+    """Write the manifest of each checkpoint, and only then delete older checkpoints.
 
     The Trainer would delete them before its callbacks see the new one. This callback takes
     `save_total_limit` over from it when training begins.
@@ -58,7 +58,7 @@ class WholeCheckpoints(TrainerCallback):
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """Write down what each file of a checkpoint is, once all of them are on disk."""
+    """Flush the files of a checkpoint to disk, then write their sizes and hashes."""
     for path in (checkpoint, *(p for p in checkpoint.rglob("*") if p.is_dir())):
         flush_to_disk(path)
     files = {
@@ -70,27 +70,27 @@ def write_manifest(checkpoint: Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the newest whole checkpoint of a run folder; None where there is none.
+    """Return the newest whole checkpoint of a run folder, or None.
 
-    Damaged ones are passed over, with a sentence in the log on what each lacks.
+    Damaged checkpoints are skipped, each with a sentence in the log.
     """
-    found = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    passed_over = []
+    saved = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    skipped = []
     whole = None
-    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+    for path in sorted(saved, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         damage = what_is_damaged(path)
         if damage is None:
             whole = str(path)
             break
-        passed_over.append(damage)
-    if passed_over and PartialState().is_main_process:
+        skipped.append(damage)
+    if skipped and PartialState().is_main_process:
         begin = f"Training goes on from {whole}." if whole else "Training starts over."
-        log.warning("%s %s", " ".join(passed_over), begin)
+        log.warning("%s %s", " ".join(skipped), begin)
     return whole
 
 
 def what_is_damaged(checkpoint: Path) -> str | None:
-    """Return a sentence on why a checkpoint cannot be gone on from; None where it is whole."""
+    """Return a sentence on why training cannot resume from a checkpoint; None if it is whole."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -99,13 +99,13 @@ def what_is_damaged(checkpoint: Path) -> str | None:
         return f"{checkpoint / MANIFEST} is damaged ({error})."
     if not any(name.startswith(OPTIMIZER_STATES) for name in files):
         return f"{checkpoint} holds no optimizer state (`save_only_model`)."
-    for name, noted in files.items():
+    for name, expected in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{path} is missing."
-        if path.stat().st_size != noted[0]:
-            return f"{path} is damaged: it has {path.stat().st_size} bytes, and had {noted[0]}."
-        if _size_and_digest(path) != noted:
+        if path.stat().st_size != expected[0]:
+            return f"{path} is damaged: it has {path.stat().st_size} bytes, and had {expected[0]}."
+        if _size_and_digest(path) != expected:
             return f"{path} is damaged: its content is not what was written."
     return None
 

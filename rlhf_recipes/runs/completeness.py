@@ -1,9 +1,9 @@
-"""Whether an output folder is complete: every file there, each made from the others as they are.
+"""Check that an output folder is complete: every file exists and was made from the current others.
 
     python -m rlhf_recipes.runs.completeness outputs [STAGE...]
 
-make asks for files alone, since copying a folder or touching a file changes their times. What
-depends on what is told by the fingerprints in the stages' records.
+make only checks that files exist, as copying a folder changes their times. Dependencies between
+stages are checked here by the fingerprints in their records.
 """
 
 import argparse
@@ -27,7 +27,7 @@ EVALUATED = (
 
 
 def stale(out: Path, stages: list[str]) -> Iterator[str]:
-    """Yield a sentence per finished stage that was made from something that is there no more."""
+    """Yield a sentence per finished stage whose data or models have changed since."""
     data = _record(out / "data" / "run.json").get("dataset_fingerprint")
     records = {stage: _record(out / "models" / f"{stage}_model" / "run.json") for stage in TRAINED}
     reward = records["reward"].get("fingerprint")
@@ -52,7 +52,7 @@ def stale(out: Path, stages: list[str]) -> Iterator[str]:
 
 
 def _stale_judge(out: Path) -> Iterator[str]:
-    """Yield a sentence if the judge may have seen pairs that are not its own any more."""
+    """Yield a sentence if the judge was trained on pairs that may be training pairs now."""
     judge = _record(out / "judge" / "models" / "reward_model" / "run.json")
     pairs = _record(out / "judge" / "data" / "run.json").get("dataset_fingerprint")
     if judge and judge.get("dataset_fingerprint") != pairs:
@@ -64,7 +64,7 @@ def _stale_judge(out: Path) -> Iterator[str]:
 
 
 def _changed_since_evaluation(out: Path, records: dict[str, Any], data: Any) -> Iterator[str]:
-    """Yield the name of each thing whose fingerprint differs from the evaluated one's."""
+    """Yield the name of each adapter or data set that differs from the evaluated one."""
     collection = _record(out / "samples" / "collection.json")
     evaluated = {
         name: model.get("fingerprint")
@@ -80,17 +80,17 @@ def _changed_since_evaluation(out: Path, records: dict[str, Any], data: Any) -> 
 
 
 def missing(out: Path) -> list[str]:
-    """Return the files of a complete output folder that are not there, or empty."""
+    """Return the files of a complete output folder that are missing or empty."""
     trained = [f"models/{stage}_model/run.json" for stage in TRAINED]
     names = ["data/run.json", *trained, *EVALUATED]
     return [name for name in names if not ((out / name).is_file() and (out / name).stat().st_size)]
 
 
 def main() -> None:
-    """Raise RecipeError for what is stale; without stages also for what is missing."""
+    """Raise RecipeError for stale stages, and for missing files if no stage is named."""
     parser = argparse.ArgumentParser(prog="python -m rlhf_recipes.runs.completeness")
     parser.add_argument("output_dir", type=Path)
-    parser.add_argument("stages", nargs="*", help="all, and every file, if none is named")
+    parser.add_argument("stages", nargs="*", help="by default all stages, and every file")
     options = parser.parse_args()
     out = options.output_dir
     problems = list(stale(out, options.stages or [*TRAINED, "judge", "evaluate"]))
@@ -106,12 +106,12 @@ def main() -> None:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """A record, or nothing where there is none."""
+    """Read a record; an empty one if the file is missing."""
     return read_json(path) if path.is_file() else {}
 
 
 def _differ(first: str | None, second: str | None) -> bool:
-    """Whether two fingerprints that are both known differ."""
+    """Whether two fingerprints are both known and differ."""
     return None not in (first, second) and first != second
 
 

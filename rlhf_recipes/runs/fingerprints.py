@@ -1,4 +1,4 @@
-"""Fingerprints of what a run is made from: they change when its result may, and paths do not."""
+"""Fingerprints of the inputs of a run: hashes of contents that do not depend on paths."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -26,18 +26,18 @@ MODEL_FILES = (
     "vocab.*",
     "merges.txt",
 )
-"""The files of a model's folder that its outputs depend on."""
+"""Patterns of the files of a model folder that its outputs depend on."""
 
 BLOCK = 2**20
 BLOCKS = 64
-"""A larger file is read at so many evenly spaced blocks: training changes nearly every value."""
+"""Number of evenly spaced blocks hashed of a larger file: training changes nearly every value."""
 
 
 def run_inputs(settings: Mapping[str, Any]) -> dict[str, str]:
     """Return the fingerprint of each input that a recipe names, by the recipe's key.
 
-    What is missing is left out, for the stage itself to refuse. A base of the Hub is known by its
-    commit, and left out while it is not in the cache yet.
+    Missing inputs are left out; the stage itself refuses them. A base of the Hub is identified by
+    its commit, and left out while it is not in the cache yet.
     """
     readers: dict[str, Callable[[Any], str | None]] = {
         "dataset_name": current_fingerprint,

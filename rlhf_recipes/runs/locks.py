@@ -1,4 +1,4 @@
-"""Ask whether a folder is being written, for a plan: it takes no lock and writes nothing."""
+"""Check for a plan whether another process writes a folder, without taking its lock."""
 
 import fcntl
 from pathlib import Path
@@ -7,9 +7,9 @@ from rlhf_recipes.folders import LOCK, hold
 
 
 def check_free(folder: Path) -> None:
-    """Raise `hold`'s RecipeError where another process is writing this folder.
+    """Raise the RecipeError of `hold` if another process is writing this folder.
 
-    Not for a process that holds the folder itself: closing the lock's file would give it up.
+    A process that holds the folder itself must not call this: closing the lock file releases it.
     """
     if not (folder / LOCK).is_file():
         return
@@ -19,4 +19,4 @@ def check_free(folder: Path) -> None:
         except (BlockingIOError, PermissionError):
             hold(folder)
         except OSError:
-            return  # a file system without locks, of which the run will warn
+            return  # a file system without locks; the run will warn

@@ -1,4 +1,4 @@
-"""Resume training so that it ends, and is reported, as if it had never been cut off."""
+"""Resume training so that its results and its report equal those of an uninterrupted run."""
 
 import time
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import (
 from rlhf_recipes.errors import RecipeError
 
 TOKEN_COUNTER = "_total_train_tokens"
-"""TRL's count of the tokens trained on, which it keeps in no checkpoint."""
+"""Attribute in which TRL counts the trained tokens; it is not saved in checkpoints."""
 
 COUNTERS = ("num_tokens", "episode")
 """Logged counts that grow over the whole run."""
@@ -23,9 +23,9 @@ Metrics = dict[str, float]
 
 
 def train(trainer: Trainer, checkpoint: str | None) -> Metrics:
-    """Train from a checkpoint, or from the start where it is None; the whole run's metrics.
+    """Train from a checkpoint, or from the start if None, and return the whole run's metrics.
 
-    A run that was killed after its last step has nothing left to train.
+    A run that was killed after its last step is not trained further.
     """
     trainer.add_callback(ContinuousLog(trainer))
     if checkpoint is None:
@@ -35,18 +35,18 @@ def train(trainer: Trainer, checkpoint: str | None) -> Metrics:
         if state.global_step < state.max_steps:
             metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
         else:
-            # The Trainer looks for its end after a step, so that it would train one too many. With
-            # no epoch to train it loads the checkpoint and stops.
+            # The Trainer checks for the end only after a step, and would train one too many. With
+            # no epoch to train, it loads the checkpoint and stops.
             trainer.args.num_train_epochs, trainer.args.max_steps = 0, -1
             metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
             trainer.state.max_steps = state.max_steps
     metrics |= whole_run_metrics(trainer)
-    trainer.state.log_history[-1].update(metrics)  # the Trainer's own covers the last session
+    trainer.state.log_history[-1].update(metrics)  # the Trainer's cover the last session
     return metrics
 
 
 def seconds_trained(checkpoint: str | None) -> float:
-    """For how long a run had trained at a checkpoint, in all its sessions."""
+    """Return the seconds that a run had trained at a checkpoint, in all its sessions."""
     if checkpoint is None:
         return 0.0
     history = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json").log_history
@@ -54,7 +54,7 @@ def seconds_trained(checkpoint: str | None) -> float:
 
 
 def whole_run_metrics(trainer: Trainer) -> Metrics:
-    """Metrics of all sessions of a run, from what was logged in it."""
+    """Return metrics of all sessions of a run, from its log history."""
     history, steps = trainer.state.log_history, trainer.state.global_step
     seconds = history[-1]["seconds"]
     losses, logged = 0.0, 0.0
@@ -78,10 +78,10 @@ def whole_run_metrics(trainer: Trainer) -> Metrics:
 
 
 class ContinuousLog(TrainerCallback):
-    """Log at every checkpoint, so that nothing measured is lost with a process that is killed.
+    """Log at every checkpoint, so that no metric is lost if the process is killed.
 
-    The Trainer and TRL average their metrics from log to log, in memory. Each log also says for
-    how many seconds the run has trained, in all its sessions.
+    The Trainer and TRL average their metrics in memory between logs. Each log also gets `seconds`,
+    the time that the run has trained in all its sessions.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -92,7 +92,7 @@ class ContinuousLog(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Go on counting where the checkpoint left off."""
+        """Restore the counts of time and tokens from the checkpoint's log."""
         self.began = time.monotonic()
         last = state.log_history[-1] if state.log_history else {}
         self.earlier = last.get("seconds", 0.0)
@@ -103,7 +103,7 @@ class ContinuousLog(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Log before a checkpoint or an evaluation, which may become one, and at the end."""
+        """Log before each checkpoint or evaluation (which may save one), and at the end."""
         if control.should_save or control.should_evaluate or control.should_training_stop:
             control.should_log = True
 
@@ -112,17 +112,17 @@ class ContinuousLog(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Add the time to the entry just made."""
+        """Add the time to the new log entry."""
         seconds = self.earlier + time.monotonic() - self.began
         state.log_history[-1]["seconds"] = round(seconds, 3)
 
 
 class WholeGenerations(TrainerCallback):
-    """Let a GRPO run be resumed: save between generations only, and bring its sampler up to date.
+    """Make GRPO resumable: save between generations only, and restore its prompt sampler.
 
-    TRL draws prompts from a generator and keeps a generation's completions for several steps, and
-    a checkpoint has neither. Before a generation there are none to keep, and the generator follows
-    from the number of epochs: it is advanced by one shuffle per epoch.
+    TRL shuffles prompts with a generator and reuses a generation's completions for several steps,
+    and saves neither in checkpoints. Between generations there are no completions to save, and the
+    state of the generator is restored by one shuffle per completed epoch.
     """
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class WholeGenerations(TrainerCallback):
         train_dataloader: Any = None,
         **_: Any,
     ) -> None:
-        """Draw the shuffles of the epochs that the checkpoint has behind it."""
+        """Repeat the shuffles of the epochs before the checkpoint."""
         epochs, left = divmod(state.global_step, _steps_per_epoch(args, train_dataloader))
         if state.global_step < state.max_steps and not _between_generations(args, left):
             raise RecipeError(
@@ -155,7 +155,7 @@ class WholeGenerations(TrainerCallback):
         train_dataloader: Any = None,
         **_: Any,
     ) -> None:
-        """Put a checkpoint that falls within a generation off to its end."""
+        """Postpone a checkpoint within a generation to the end of that generation."""
         self.due |= control.should_save
         left = state.global_step % _steps_per_epoch(args, train_dataloader)
         finished = state.global_step >= state.max_steps
@@ -164,11 +164,11 @@ class WholeGenerations(TrainerCallback):
 
 
 def _steps_per_epoch(args: TrainingArguments, train_dataloader: Any) -> int:
-    """Optimizer steps per epoch, the last of which may have fewer micro-batches."""
+    """Return the optimizer steps per epoch; the last may have fewer micro-batches."""
     return max(-(-len(train_dataloader) // args.gradient_accumulation_steps), 1)
 
 
 def _between_generations(args: Any, step_of_epoch: int) -> bool:
-    """Whether no generation is in use after so many optimizer steps of an epoch."""
+    """Whether a new generation begins after this number of optimizer steps of an epoch."""
     micro_steps = step_of_epoch * args.gradient_accumulation_steps
     return bool(micro_steps % (args.steps_per_generation * args.num_iterations) == 0)

@@ -1,4 +1,4 @@
-"""The folder of a training run: what is in it, who writes it, and how a run replaces another."""
+"""The folder of a training run: its files, its lock, and how a run replaces another."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +41,7 @@ FILES = (
     "value",
     "vocab.*",
 )
-"""What a run writes into its folder, and another run may replace."""
+"""Patterns of the files that a run writes into its folder, and that another run replaces."""
 
 FREE_TO_CHANGE = (
     "output_dir",
@@ -52,11 +52,11 @@ FREE_TO_CHANGE = (
     "report_to",
     "disable_tqdm",
 )
-"""How the recipe's keys begin that may change between a killed run and its continuation."""
+"""Prefixes of the recipe keys that may change between a killed run and its continuation."""
 
 
 def finished(final: Path) -> RecipeError:
-    """The error that says a folder's finished run is not replaced without being told to."""
+    """Return the error for a finished run that may not be replaced without `--overwrite`."""
     return RecipeError(
         f"{final} already contains a finished run. Give another `output_dir`, or `--overwrite` to "
         "train again: the finished run stays until the new one has finished."
@@ -64,11 +64,11 @@ def finished(final: Path) -> RecipeError:
 
 
 class RunFolder:
-    """Where a run writes: its folder, or a replacement inside it while a finished run is there.
+    """Where a run writes: its folder, or a replacement inside it if that has a finished run.
 
     Attributes:
         final: The folder that the recipe names.
-        path: Where the run writes until it has finished.
+        path: The folder that the run writes until it has finished.
     """
 
     def __init__(self, final: Path, overwrite: bool) -> None:
@@ -79,17 +79,17 @@ class RunFolder:
 
     @property
     def replaces(self) -> bool:
-        """Whether a finished run is there."""
+        """Whether the folder has a finished run."""
         return self.path != self.final
 
     def begin(self, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-        """Note what the run is made from, for a continuation to compare."""
+        """Write the recipe and the fingerprints of the inputs, for a continuation to compare."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "recipe.yaml", yaml.safe_dump(dict(recipe), sort_keys=False))
         write_json(self.path / "inputs.json", inputs)
 
     def finish(self, record: Mapping[str, object]) -> None:
-        """Write the run's record, its last file, and put the run in place of a finished one."""
+        """Write the run's record, its last file, and replace a finished run by this one."""
         flush_to_disk(self.path)
         write_json(self.path / RECORD, record)
         if self.replaces:
@@ -98,7 +98,7 @@ class RunFolder:
 
 
 def open_folder(final: Path) -> None:
-    """Take a run folder's lock, and end a replacement that was cut off."""
+    """Lock a run folder, and finish a replacement whose process was killed."""
     hold(final)
     discard_replaced(final)
     if (final / REPLACEMENT / RECORD).is_file():
@@ -108,8 +108,8 @@ def open_folder(final: Path) -> None:
 def check_continuation(folder: Path, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
     """Raise RecipeError if the checkpoints in a folder are of another recipe or other inputs.
 
-    Half a run of one and half of another would be a run of neither. Inputs are compared by what is
-    in them, wherever they lie now.
+    A run continued with other settings would be a run of neither. Inputs are compared by their
+    fingerprints, not by their paths.
     """
     changed = changes_since(folder, recipe, inputs)
     if changed:
@@ -121,7 +121,7 @@ def check_continuation(folder: Path, recipe: Mapping[str, Any], inputs: Mapping[
 
 
 def changes_since(folder: Path, recipe: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
-    """Return what differs in a recipe and its inputs from those that a folder's run noted."""
+    """Return the differences of a recipe and its inputs from those of a folder's run, in words."""
     if not (folder / "recipe.yaml").exists():
         return []
     before = read_yaml(folder / "recipe.yaml")

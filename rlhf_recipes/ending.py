@@ -27,7 +27,7 @@ REMEDIES = {
     errno.EEXIST: "Name another path, or remove the file that stands where a folder is needed",
     errno.EISDIR: "Name another path, or remove the folder that stands where a file is needed",
 }
-"""What the user can do about an error of the operating system."""
+"""Remedies for errors of the operating system, by their number."""
 
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """Errors that only occur in writing."""

@@ -24,10 +24,10 @@ Prompt = str | Messages
 """Plain text, or the messages of a conversation that ends with the user's turn."""
 
 HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-"""How HH-RLHF names the roles of a conversation."""
+"""Role of a chat template for each speaker in HH-RLHF."""
 
 RENDER_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError)
-"""What rendering a chat template can raise: its expressions can fail like those of any program."""
+"""Errors of rendering a chat template, whose expressions can fail like any program's."""
 
 PROBE = (
     {"role": "user", "content": "How many days has a leap year?"},

@@ -45,7 +45,7 @@ from rlhf_recipes.prompts import position_ids
 
 
 class RoleOutput(NamedTuple):
-    """What a role computes for each completion token, shape (batch, completion), 0 for padding.
+    """Output of a role for each completion token, shape (batch, completion), 0 for padding.
 
     Attributes:
         logps: Log-probabilities in nats, of a role without a scalar head.

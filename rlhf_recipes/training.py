@@ -1,4 +1,4 @@
-"""What every training stage does around its trainer: check the run folder, train, save, push.
+"""Steps of every training stage around its trainer: check the run folder, train, save, push.
 
 A run folder is all that later stages know of a run. `run.json` is written last, so a folder that
 has one is finished.

@@ -22,7 +22,7 @@ PROMPTS = Path(__file__).parent / "prompts.txt"
 
 @dataclass
 class MakePreferencesArguments:
-    """What is sampled, and which answers make a pair."""
+    """Settings of sampling, and of pairing the answers."""
 
     output_dir: str = field(metadata={"help": "Writes preferences/{train,test}.jsonl in here."})
     model_name_or_path: str = field(default="demo", metadata={"help": "Model that answers."})

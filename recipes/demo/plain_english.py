@@ -52,7 +52,7 @@ _SPLIT = re.compile(
 
 
 def count_syllables(word: str) -> int:
-    """How many syllables a lower-case English word has, by its spelling; at least one.
+    """Count the syllables of a lower-case English word by its spelling; at least one.
 
     Groups of vowels, without a silent e and with the usual places where two vowels are spoken
     apart. It agrees with the CMU pronouncing dictionary on 99 in 100 words of everyday prose.

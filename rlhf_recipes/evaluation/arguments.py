@@ -1,4 +1,4 @@
-"""What an evaluation recipe may say, and the policies it stands for."""
+"""The keys of an evaluation recipe, and the policies that they name."""
 
 import json
 import re
@@ -14,13 +14,13 @@ REFERENCE = "reference"
 REWARD = "reward"
 GOLD = "gold"
 GOLD_MODEL = "gold_model"
-"""What `gold_model_path` is called beside a `gold_func`."""
+"""Name of the judge in `gold_model_path` where a `gold_func` is the gold judge."""
 
 POLICIES = ("ppo", "grpo", "dpo")
 WEIGHTS = "adapter_model.safetensors"
 NAME = "[A-Za-z0-9_-]+"
 CHAT = ("http://", "https://", "hub:")
-"""How the address of a chat judge begins."""
+"""Beginnings of a chat judge's address."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Policy:
 
 @dataclass
 class EvaluationArguments:
-    """What is evaluated, and how responses are sampled: the same way for every model."""
+    """The models to evaluate, and one way of sampling for all of them."""
 
     output_dir: str = field(
         default="outputs",
@@ -172,7 +172,7 @@ class EvaluationArguments:
         return self.best_of_n or self.samples_per_prompt
 
     def generation(self) -> dict[str, object]:
-        """How responses are sampled, in the terms of `generate`."""
+        """Return the sampling settings, named as for `generate`."""
         return {
             "do_sample": True,
             "temperature": self.temperature,
@@ -194,7 +194,7 @@ class EvaluationArguments:
         return folders
 
     def policies(self) -> list[Policy]:
-        """What is evaluated beside the base, in the order of the report."""
+        """Return the policies to evaluate against the base, in the order of the report."""
         named = self.models
         if named is None:
             folders = {name: Path(self.output_dir, "models", f"{name}_model") for name in POLICIES}

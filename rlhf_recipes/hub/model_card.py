@@ -21,7 +21,7 @@ DEMO_NOTE = (
 
 
 class Method(NamedTuple):
-    """What a card says about the method of a stage."""
+    """Description of a stage's method for the card."""
 
     title: str
     about: str

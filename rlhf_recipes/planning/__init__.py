@@ -1,1 +1,1 @@
-"""What `--plan` prints: steps, parameters and memory of a stage before it runs."""
+"""The plan that `--plan` prints: steps, parameters and memory of a stage before it runs."""

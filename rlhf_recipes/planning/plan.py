@@ -51,7 +51,7 @@ EVALUATION_OUTPUTS = ("samples/*_samples.json", "results/ with report.html", "AN
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage will do, cost and write. An evaluation has no `batch` and no steps."""
+    """Work, cost and output of a stage. An evaluation has no `batch` and no steps."""
 
     stage: str
     base_model: str

@@ -1,4 +1,4 @@
-"""What prepare_data.py reports about a dataset in addition to its pairs and dropped rows."""
+"""Findings of prepare_data.py about a dataset in addition to its pairs and dropped rows."""
 
 from collections.abc import Hashable, Iterable
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from rlhf_recipes.prompts import completion_text
 
 @dataclass(frozen=True)
 class Findings:
-    """How a dataset was read, what was ignored, and repeated pairs.
+    """Formats that were read, columns and files that were ignored, and repeated pairs.
 
     `formats` counts rows by format. `duplicates` counts the pairs that repeat an earlier one.
     `contradictions` counts the pairs of completions of one prompt of which each is preferred once.

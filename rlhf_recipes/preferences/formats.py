@@ -15,7 +15,7 @@ STANDARD = "TRL, explicit prompt"
 
 
 class Preference(NamedTuple):
-    """How a row tells which of its two completions is preferred.
+    """Columns that tell which of a row's two completions is preferred.
 
     `compare`, called with the values of `columns`, returns a number below 0 for the first
     completion, above 0 for the second, and 0 for neither.

@@ -48,7 +48,7 @@ REMEDIES: dict[Reason, str] = {
     "prompt_in_train": "Set `dataset_test_split` to null to hold out training pairs instead. "
     "Make an instruction that is in every row a system message.",
 }
-"""What a user can do about a reason, where something can be done."""
+"""Remedy for each reason that a user can do something about."""
 
 
 class Lengths(NamedTuple):

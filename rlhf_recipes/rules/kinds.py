@@ -1,4 +1,4 @@
-"""What a rule is, the usual kinds of rules, and names for the stages that a rule is for.
+"""The type of a rule, the usual kinds of rules, and names for the stages that a rule is for.
 
 The kinds are named for what a value must be: `at_least`, `between`, `above_zero`, `one_of`; a key
 that a stage ignores is `unused`. Their `why` completes the sentence "`key` is VALUE, ..." and ends

@@ -64,7 +64,7 @@ def finished(final: Path) -> RecipeError:
 
 
 class RunFolder:
-    """Where a run writes: its folder, or a replacement inside it if that has a finished run.
+    """The folder that a run writes: its own, or a replacement inside it if that has a finished run.
 
     Attributes:
         final: The folder that the recipe names.

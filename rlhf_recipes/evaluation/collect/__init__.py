@@ -1,1 +1,1 @@
-"""What needs the models: samples, their scores and KL, and where they come from."""
+"""The part that needs the models: samples, their scores and KL, and where they come from."""

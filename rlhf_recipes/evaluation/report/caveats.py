@@ -1,4 +1,4 @@
-"""What a reader must know before trusting the results: a table of conditions and sentences."""
+"""Caveats that a reader must know before trusting the results: conditions and sentences."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from rlhf_recipes.arguments import parse_recipe
+from rlhf_recipes.collector import no_collection
 from rlhf_recipes.ending import run_script
 from rlhf_recipes.folders import hold
 from rlhf_recipes.preferences import DataArguments
@@ -17,6 +18,7 @@ from rlhf_recipes.runs.locks import check_free
 ARGUMENTS = (DataArguments,)
 
 
+@no_collection()
 def main() -> None:
     """Prepare the pairs, then write them with their statistics, or say what would be written."""
     (arguments,), _ = parse_recipe(*ARGUMENTS)

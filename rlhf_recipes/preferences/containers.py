@@ -137,8 +137,8 @@ def _json_lines(path: Path, texts: Iterable[str], line: list[int]) -> Iterator[t
     for number, text in enumerate(texts, start=line[0] + 1):
         line[0] = number
         if text and not text.isspace():
-            location = f"line {number}"
-            yield number, _object(path, location, _loads(path, location, text))
+            row = _loads(path, number, text)
+            yield number, row if isinstance(row, dict) else _object(path, f"line {number}", row)
 
 
 def _json_rows(path: Path, file: IO[str], line: list[int]) -> Iterator[tuple[int, Row]]:
@@ -152,26 +152,26 @@ def _json_rows(path: Path, file: IO[str], line: list[int]) -> Iterator[tuple[int
         line[0] -= 1
         yield from _json_lines(path, chain([first, following], file), line)
         return
-    value = _loads(path, f"line {line[0]}", first + following + file.read())
+    value = _loads(path, line[0], first + following + file.read())
     for number, row in enumerate(_rows_of_value(path, value), start=1):
         yield number, _object(path, f"row {number}", row)
 
 
-def _loads(path: Path, location: str, text: str) -> object:
+def _loads(path: Path, line: int, text: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         raise  # `_with_errors` adds the line
     except ValueError as error:  # Python refuses to convert integers of very many digits
         raise RecipeError(
-            f"{path}, {location}: holds a number that cannot be read ({error}). Shorten or remove "
+            f"{path}, line {line}: holds a number that cannot be read ({error}). Shorten or remove "
             "it."
         ) from error
 
 
 def _is_row(path: Path, line: str) -> bool:
     try:
-        return isinstance(_loads(path, "line 1", line), dict)
+        return isinstance(_loads(path, 1, line), dict)
     except json.JSONDecodeError:
         return False
 

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlhf_recipes.preferences.shapes import Pair, prompt_key
+from rlhf_recipes.preferences.shapes import Pair
 from rlhf_recipes.prompts import completion_text
 
 
@@ -37,6 +37,6 @@ def count_repeats(pairs: Iterable[Pair]) -> dict[str, int]:
     for pair in pairs:
         total += 1
         texts = completion_text(pair.chosen).strip(), completion_text(pair.rejected).strip()
-        distinct.add((prompt_key(pair.prompt), *texts))
+        distinct.add((pair.prompt_key, *texts))
     both = sum((prompt, rejected, chosen) in distinct for prompt, chosen, rejected in distinct)
     return {"duplicates": total - len(distinct), "contradictions": both // 2}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_recipes.arguments import resolved_recipe
-from rlhf_recipes.collector import no_collection
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.arguments import DataArguments
 from rlhf_recipes.preferences.files import Splits, read_splits
@@ -55,7 +54,6 @@ class Prepared:
     duration_seconds: float
 
 
-@no_collection()
 def prepare(arguments: DataArguments) -> Prepared:
     """Return the training and validation pairs of a dataset, and write nothing.
 
@@ -158,7 +156,6 @@ def _sample(
     return row_filter.first_within_max_length(ordered, count, split)
 
 
-@no_collection()
 def write_prepared(prepared: Prepared, arguments: DataArguments) -> None:
     """Write data/, judge/data/ if there is a judge, dataset_stats.json and the figure.
 

@@ -89,6 +89,11 @@ class Pair:
     cut: bool = False
 
     @cached_property
+    def prompt_key(self) -> Hashable:
+        """Key that is equal for equal prompts."""
+        return prompt_key(self.prompt)
+
+    @cached_property
     def first_turn_key(self) -> str:
         """Key of the prompt's first user turn; pairs with the same key stay in one split."""
         return first_turn_key(self.prompt)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_recipes.preferences.shapes import Pair, prompt_key
+from rlhf_recipes.preferences.shapes import Pair
 from rlhf_recipes.prompts import completion_text
 
 QUANTILES = {
@@ -118,7 +118,7 @@ def _longer_side(gap: np.ndarray) -> dict[str, float]:
 
 def _repeated_prompts(pairs: Sequence[Pair]) -> dict[str, int]:
     """Count the distinct prompts, those in more than one pair, and the most pairs of one prompt."""
-    counts = Counter(prompt_key(pair.prompt) for pair in pairs)
+    counts = Counter(pair.prompt_key for pair in pairs)
     repeated = [count for count in counts.values() if count > 1]
     return {
         "different_prompts": len(counts),

@@ -74,7 +74,7 @@ def parse_pair(values: RowValues, source: str, location: str, ignored: set[str])
             _all_turns(prompt_turns, _messages(text, ignored)) for text in (chosen, rejected)
         )
         texts = _conversation(first, second, values.system)
-    turns = 1 if isinstance(texts.prompt, str) else sum(m["role"] == "user" for m in texts.prompt)
+    turns = 1 if isinstance(texts.prompt, str) else _roles(texts.prompt).count("user")
     return Pair(*texts[:3], turns, source, location, cut=texts.cut)
 
 
@@ -192,12 +192,15 @@ def _messages(value: str | list[object], ignored: set[str]) -> Messages:
     for message in value:
         if not isinstance(message, dict):
             raise UnusableRow("not_text" if isinstance(message, str) else "broken_roles")
-        role = message.get("role", message.get("from"))
+        role = message["role"] if "role" in message else message.get("from")
         if not isinstance(role, str):
             raise UnusableRow("broken_roles")
         if len(message) > 2:
             _check_fields(message, ignored)
-        content, role = _content(message.get("content", message.get("value"))), role_of(role)
+        content = message["content"] if "content" in message else message.get("value")
+        if not isinstance(content, str):
+            content = _joined_parts(content)
+        role = role_of(role)
         if role != "system" or content.strip():  # an empty system turn is dropped
             messages.append({"role": role, "content": content})
     return messages
@@ -211,10 +214,8 @@ def _check_fields(message: Mapping[str, object], ignored: set[str]) -> None:
             ignored.add(f"{name} of a message")
 
 
-def _content(content: object) -> str:
-    """Return the text of a turn, which may be a list of content parts of type text."""
-    if isinstance(content, str):
-        return content
+def _joined_parts(content: object) -> str:
+    """Return the text of a turn that is written as content parts of type text."""
     if content is None:
         raise UnusableRow("empty")
     parts = content if isinstance(content, list) else [content]
@@ -227,9 +228,10 @@ def _content(content: object) -> str:
 def _conversation(chosen: Messages, rejected: Messages, system: str) -> _Texts:
     if system:
         chosen, rejected = (_with_system(system, messages) for messages in (chosen, rejected))
-    if any(m["role"] in ("tool", "function", "observation") for m in chosen):
+    roles = _roles(chosen)
+    if not {"tool", "function", "observation"}.isdisjoint(roles):
         raise UnusableRow("not_text")
-    if not _roles_alternate(chosen) or not _roles_alternate(rejected):
+    if not _alternate(roles) or not _alternate(_roles(rejected)):
         raise UnusableRow("broken_roles")
     prompt = chosen[:-1]
     if prompt != rejected[:-1]:
@@ -246,8 +248,11 @@ def _with_system(system: str, messages: Messages) -> Messages:
     return [turn, *turns]
 
 
-def _roles_alternate(messages: Messages) -> bool:
-    roles = [m["role"] for m in messages]
+def _roles(messages: Messages) -> list[str]:
+    return [m["role"] for m in messages]
+
+
+def _alternate(roles: list[str]) -> bool:
     roles = roles[1:] if roles[:1] == ["system"] else roles
     return len(roles) >= 2 and roles == ["user", "assistant"] * (len(roles) // 2)
 
@@ -266,13 +271,12 @@ def _plain(prompt: str, chosen: str, rejected: str) -> _Texts:
 
 def _check_texts(texts: Sequence[str]) -> None:
     """Raise UnusableRow unless all texts can be encoded, none is empty, and the last two differ."""
-    if not all(text.strip() for text in texts):
+    if not all(map(str.strip, texts)):
         raise UnusableRow("empty")
     if texts[-1].strip() == texts[-2].strip():
         raise UnusableRow("identical")
     try:
-        for text in texts:
-            text.encode()
+        "".join(texts).encode()
     except UnicodeEncodeError as error:
         raise UnusableRow("not_text") from error
 

@@ -5,7 +5,7 @@ python recipes/evaluate.py --config recipes/demo/evaluate.yaml
 
 from pathlib import Path
 
-from rlhf_recipes.arguments import parse_recipe
+from rlhf_recipes.arguments import parse_recipe, resolved_recipe
 from rlhf_recipes.ending import run_script
 from rlhf_recipes.evaluation import analyse, closing_table
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
@@ -27,7 +27,7 @@ def main() -> None:
         print(plan)
         return
     output_dir = Path(arguments.output_dir)
-    if open_evaluation(output_dir, arguments.overwrite):
+    if open_evaluation(output_dir, resolved_recipe(vars(arguments)), arguments.overwrite):
         print(f"{output_dir / 'results'} was complete and is in place now.")
         return
     for note in plan.notes:

@@ -1,10 +1,12 @@
 """The files of an evaluation: who writes them, and how a new one replaces a finished one."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.folders import REPLACEMENT, discard_replaced, hold, put_in_place
-from rlhf_recipes.records import flush_to_disk
+from rlhf_recipes.records import flush_to_disk, read_json
 
 FINISHED = "evaluation_results.json"
 """Written last: an evaluation that has it is finished."""
@@ -41,11 +43,11 @@ def check_replaceable(output_dir: Path, overwrite: bool) -> None:
         )
 
 
-def open_evaluation(output_dir: Path, overwrite: bool) -> bool:
+def open_evaluation(output_dir: Path, recipe: Mapping[str, Any], overwrite: bool) -> bool:
     """Take the lock of an evaluation's files, and refuse to replace a finished one unless told to.
 
-    Returns whether there is nothing left to do: the files of an evaluation that was killed while
-    they were put in place are put there now.
+    The files of an evaluation that was killed while they were put in place are put there first.
+    Returns whether nothing is left to do, because that was the evaluation of this recipe.
     """
     samples, results = output_dir / "samples", output_dir / "results"
     hold(samples)
@@ -53,7 +55,8 @@ def open_evaluation(output_dir: Path, overwrite: bool) -> bool:
         discard_replaced(folder)
     if (results / REPLACEMENT / FINISHED).is_file():
         put_evaluation_in_place(output_dir)
-        return True
+        if read_json(samples / COLLECTED)["run"]["recipe"] == recipe:
+            return True
     check_replaceable(output_dir, overwrite)
     return False
 

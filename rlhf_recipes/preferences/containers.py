@@ -20,6 +20,8 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, cast
 
+import orjson
+
 from rlhf_recipes.errors import RecipeError
 
 Row = Mapping[str, object]
@@ -158,6 +160,10 @@ def _json_rows(path: Path, file: IO[str], line: list[int]) -> Iterator[tuple[int
 
 
 def _loads(path: Path, line: int, text: str) -> object:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass  # Python also reads NaN and lone surrogates, and its errors name a line
     try:
         return json.loads(text)
     except json.JSONDecodeError:

@@ -11,6 +11,7 @@ from rlhf_recipes.preferences.shapes import Lengths, Pair, Text
 from rlhf_recipes.prompts import (
     RENDER_ERRORS,
     Messages,
+    check_template,
     completion_text,
     prompt_text,
     template_error,
@@ -169,6 +170,7 @@ class TokenCounter:
                 f"The data is conversations and `{self._name}` has no chat template, so their "
                 "tokens cannot be counted. Set `chat_template` to the path of a Jinja file."
             )
+        check_template(self._tokenizer)
         try:
             return self._render(conversations, answered)
         except RENDER_ERRORS:

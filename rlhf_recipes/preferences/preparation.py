@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from rlhf_recipes.arguments import resolved_recipe
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.arguments import DataArguments
@@ -278,7 +280,6 @@ def _stage(prepared: Prepared, arguments: DataArguments, folders: Mapping[str, l
     out = Path(arguments.output_dir)
     hashes: dict[str, str] = {}
     records: dict[str, dict[str, object]] = {}
-    encode = json.JSONEncoder(ensure_ascii=False).encode
     for folder, train in folders.items():
         (out / folder).mkdir(parents=True, exist_ok=True)
         fingerprint = hashlib.sha256()
@@ -287,7 +288,7 @@ def _stage(prepared: Prepared, arguments: DataArguments, folders: Mapping[str, l
             sha256 = hashlib.sha256()
             with _staged(out / folder / f"{split}.jsonl").open("wb") as file:
                 for pair in pairs:
-                    line = (encode(pair.as_row()) + "\n").encode()
+                    line = orjson.dumps(pair.as_row(), option=orjson.OPT_APPEND_NEWLINE)
                     file.write(line)
                     fingerprint.update(line)
                     sha256.update(line)

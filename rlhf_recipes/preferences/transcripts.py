@@ -54,10 +54,11 @@ def _spoken(names: tuple[str, str], gap: str, mark: str = "") -> Style:
     """Return the style of turns such as `Human: ...`; only the first may be a system turn."""
     system = "SYSTEM" if names[0] == "USER" else "System"
     first = rf"\s*{mark}({'|'.join(names)}|{system}):"
-    # A pattern that begins with a character, not with alternatives, is searched three times as fast.
+    # A pattern that begins with a character is searched three times as fast as alternatives.
     turn = rf"{gap}{mark}({'|'.join(names)}):"
     ends = ("</s>", "<|endoftext|>")
-    return Style(re.compile(first), re.compile(turn), re.compile(rf"(?<={gap}){mark}{names[1]}:"), ends)
+    answer = rf"(?<={gap}){mark}{names[1]}:"
+    return Style(re.compile(first), re.compile(turn), re.compile(answer), ends)
 
 
 def _marked(before: str, names: str, after: str, *ends: str) -> Style:

@@ -125,6 +125,7 @@ def write_collection(folder: Path, models: dict[str, list[Record]], **more: Any)
         "seed": 42,
         "dataset": "outputs/data",
         "run": {
+            "recipe": {"seed": 42},
             "git_commit": "0123456789abcdef0123456789abcdef01234567",
             "created": "2026-11-22T14:00:00+00:00",
             "versions": {"python": "3.11.2", "torch": "2.13.0", "trl": "1.16.0"},

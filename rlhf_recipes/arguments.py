@@ -25,6 +25,7 @@ from rlhf_recipes.parsing import (
     wrong_value,
 )
 from rlhf_recipes.rules.values import value_problems
+from rlhf_recipes.shared_flags import take_known
 from rlhf_recipes.usage import usage
 
 HELP = {"-h", "--help", "--help-all"}
@@ -122,8 +123,12 @@ def parse_recipe(*dataclass_types: Any, argv: Sequence[str] | None = None) -> Pa
         *dataclass_types: Classes to build one instance of each; all field names are distinct.
         argv: The command line without the script's name; `sys.argv[1:]` if None.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
     keys = recipe_keys(dataclass_types)
+    argv = take_known(
+        sys.argv[1:] if argv is None else argv,
+        {*keys, "config", "help", "help_all"},
+        scripts=Path(sys.argv[0]).parent,
+    )
     parser = Parser(dataclass_types, allow_abbrev=False, exit_on_error=False)
     if asked := HELP & set(argv):
         sys.stdout.write(usage(dataclass_types, every_key="--help-all" in asked))

@@ -84,26 +84,36 @@ def read_settings(argv: Sequence[str], problems: list[str]) -> Iterator[Setting]
     Args:
         problems: Gets a sentence for each part that cannot be read.
     """
-    chunks: list[list[str]] = []
-    for token in argv:
-        if token.startswith("--") or not chunks:
-            chunks.append([])
-        chunks[-1].append(token)
     flags = []
-    for flag, *values in chunks:
+    for flag, *values in group_flags(argv):
         location = f"`{' '.join([flag, *values])}`"
-        name, equals, text = flag.removeprefix("--").partition("=")
+        name, (_, equals, text) = flag_name(flag), flag.partition("=")
         values = [text, *values] if equals else values
         if not flag.startswith("--"):
             problems.append(f"{location}: no flag comes before it. Name a recipe with `--config`.")
         elif name != "config":
             value = values if len(values) > 1 else values[0] if values else True
-            flags.append(Setting(name.replace("-", "_"), value, location))
+            flags.append(Setting(name, value, location))
         elif len(values) != 1:
             problems.append(f"{location}: takes one recipe file.")
         else:
             yield from _recipe_settings(Path(values[0]), problems)
     yield from flags
+
+
+def group_flags(argv: Sequence[str]) -> list[list[str]]:
+    """Group a command line into flags, each with the values that follow it."""
+    groups: list[list[str]] = []
+    for token in argv:
+        if token.startswith("--") or not groups:
+            groups.append([])
+        groups[-1].append(token)
+    return groups
+
+
+def flag_name(flag: str) -> str:
+    """Return the name of the key that a flag, with or without `=value`, sets."""
+    return flag.removeprefix("--").partition("=")[0].replace("-", "_")
 
 
 def _recipe_settings(path: Path, problems: list[str]) -> Iterator[Setting]:

@@ -188,6 +188,35 @@ def test_overwrite_runs_the_stage_it_is_given_to(make):
     assert finish(make("reward", "ARGS=--overwrite"))[2] == ["prepare_data", "reward"]
 
 
+def flags_of(started):
+    """What each stage was given, by its script."""
+    assert finish(started)[0] == 0
+    lines = map(json.loads, started[1].read_text().splitlines())
+    return {stage: arguments for stage, *arguments in lines}
+
+
+def test_a_stage_on_the_way_takes_of_args_what_it_knows_and_the_named_one_all(make):
+    given = flags_of(make("ppo", "ARGS=--kl_coef 0.1 --x 'a b'", "ARGS_ppo=--seed 2"))
+    assert list(given) == ["prepare_data", "reward", "ppo"]
+    assert given["ppo"][-6:] == ["--kl_coef", "0.1", "--x", "a b", "--seed", "2"]
+    for stage in ("prepare_data", "reward"):
+        assert given[stage][-1] == "--if_known=--kl_coef 0.1 --x 'a b'"
+
+
+def test_in_all_every_stage_takes_of_args_what_it_knows(make):
+    given = flags_of(make("all", "ARGS=--kl_coef 0.1", "ARGS_dpo=--beta 1"))
+    assert list(given) == ALL
+    for stage, arguments in given.items():
+        assert "--if_known=--kl_coef 0.1" in arguments
+        assert "--kl_coef" not in arguments
+        assert (arguments[-2:] == ["--beta", "1"]) == (stage == "dpo")
+
+
+def test_without_args_no_stage_is_given_any(make):
+    given = flags_of(make("all"))
+    assert not [a for arguments in given.values() for a in arguments if "if_known" in a]
+
+
 @pytest.mark.parametrize("name", ["OUT", "RECIPE", "ACCELERATE", "JUDGE"])
 @pytest.mark.parametrize("value", ["my folder", "a$b", "a;b", "it's", "50%"])
 def test_names_that_make_cannot_work_with_are_refused(make, name, value):

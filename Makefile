@@ -14,6 +14,7 @@ BIN = .venv/bin
 INSTALLED = .venv/.installed
 TOOLS = .venv/.tools-installed
 PEER = .venv-trl112/.installed
+SIZE =
 STAGE = reward dpo ppo grpo evaluate
 
 # A stage writes its last file when it has finished, so these say what is still to be done.
@@ -49,12 +50,12 @@ CPU = $(if $(findstring cpu_ddp,$(ACCELERATE)),--use_cpu)
 .NOTPARALLEL:
 # What a stage has finished is never deleted, not even by Ctrl-C.
 .PRECIOUS: $(DATA) $(REWARD) $(PPO) $(GRPO) $(DPO) $(JUDGE_MODEL) $(RESULTS)
-.PHONY: FORCE help install demo data reward judge ppo grpo dpo evaluate all push test check format bench docker
+.PHONY: FORCE help install demo data reward judge ppo grpo dpo evaluate all push test check format bench gpu-check docker
 
 help: ## This list
 	@echo 'make TARGET [RECIPE=$(RECIPE)] [OUT=$(OUT)] [ACCELERATE=$(ACCELERATE)]'
 	@echo '            [MODEL=base model] [DATASET=preference data] [JUDGE=0.5] [ARGS="--seed 1"] [ARGS_ppo="--kl_coef 0.1"]'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## Make .venv with everything the recipes need (Python 3.11 or newer)
 
@@ -101,11 +102,14 @@ format: $(TOOLS) ## Format the code and fix what can be fixed
 bench: $(INSTALLED) $(if $(filter ppo,$(STAGE)),$(PEER)) ## Time stages against their peers: STAGE=dpo [DATASET=preference data]
 	$(BIN)/python -m benchmarks.bench $(STAGE) $(if $(DATASET),--dataset_name $(call quoted,$(DATASET))) $(ARGS)
 
+gpu-check: $(INSTALLED) ## Run every stage on a GPU in nine minutes, with a table: SIZE=tiny for a CPU
+	$(BIN)/python -m benchmarks.gpu_check $(if $(SIZE),--size $(SIZE)) $(ARGS)
+
 docker: ## Build the container image rlhf_recipes
 	docker build --tag rlhf_recipes .
 
 # Nothing here may wait for a Hub that is not there.
-demo test: export HF_HUB_OFFLINE = 1
+demo test gpu-check: export HF_HUB_OFFLINE = 1
 
 # Stages wait for each other's files and not for their times, which a copy of the folder changes;
 # whether they belong together is for CHECK to say. `--overwrite` makes a finished one again.

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks import figures, growth, startup
 from benchmarks.cases import Setting
-from benchmarks.measure import Case
+from benchmarks.measure import Case, synchronize
 from rlhf_recipes.ending import run_script
 from rlhf_recipes.machine import use_all_cores
 from rlhf_recipes.records import write_json
@@ -135,8 +135,14 @@ def _summary(runs: list[dict[str, Any]], units: int) -> dict[str, Any]:
     }
 
 
-def run(stage: ModuleType, case: Case, peer_python: str) -> dict[str, Any]:
-    """Run one side of a case in a process of its own, and return its report."""
+def run(
+    stage: ModuleType, case: Case, peer_python: str, timeout: float | None = None
+) -> dict[str, Any]:
+    """Run one side of a case in a process of its own, and return its report.
+
+    Args:
+        timeout: Seconds after which it is killed and subprocess.TimeoutExpired is raised.
+    """
     python, module = sys.executable, stage.__name__
     if case["side"] == "theirs" and stage.__name__ == "benchmarks.ppo":
         python, module = peer_python, "benchmarks.ppo_trl112"
@@ -149,7 +155,12 @@ def run(stage: ModuleType, case: Case, peer_python: str) -> dict[str, Any]:
         "OMP_NUM_THREADS": str(os.cpu_count()),
     }
     done = subprocess.run(
-        [python, "-m", module, str(file)], cwd=ROOT, env=environment, capture_output=True, text=True
+        [python, "-m", module, str(file)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     if done.returncode:
         sys.exit(f"{module} failed:\n{done.stderr[-3000:]}")
@@ -158,12 +169,17 @@ def run(stage: ModuleType, case: Case, peer_python: str) -> dict[str, Any]:
 
 
 def peak_flops(size: int = 2048, seconds: float = 2.0) -> float:
-    """Measure the floating-point operations per second of a float32 matrix multiplication."""
-    a, b = torch.randn(2, size, size)
+    """Measure the floating-point operations per second of a float32 matrix multiplication.
+
+    On a GPU if there is one, else on all cores.
+    """
+    a, b = torch.randn(2, size, size, device="cuda" if torch.cuda.is_available() else "cpu")
     a @ b
+    synchronize()
     started, count = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         a @ b
+        synchronize()
         count += 1
     return 2 * size**3 * count / (time.perf_counter() - started)
 

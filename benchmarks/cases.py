@@ -24,7 +24,6 @@ TRAINING: dict[str, Any] = {
     "lr_scheduler_type": "constant",
     "logging_steps": 1,
     "activation_checkpointing": False,
-    "bf16": False,
     "save_strategy": "no",
     "report_to": "none",
     "disable_tqdm": True,
@@ -32,7 +31,6 @@ TRAINING: dict[str, Any] = {
 }
 """Arguments of both sides. TRL turns activation checkpointing on; off, the peer is faster."""
 
-MAX_PROMPT_LENGTH = 192
 COMPLETION_LENGTH = 64
 PAIRS = 8  # per batch
 
@@ -51,12 +49,14 @@ class Setting:
     Attributes:
         folder: Where it writes its files.
         max_length: Longest pair in tokens; longer ones are left out.
+        dtype: Type of the base's weights; with bfloat16 the steps are autocast to it as well.
     """
 
     folder: Path
     dataset_name: str
     base: str = "demo"
     max_length: int = 256
+    dtype: str = "float32"
 
     def case(self, name: str, **facts: Any) -> Case:
         """Make a case with the entries that every script reads."""
@@ -65,6 +65,7 @@ class Setting:
             "folder": str(self.folder),
             "base": base_path(self.base),
             "lora": LORA,
+            "dtype": self.dtype,
             "count_flops": False,
             **facts,
         }
@@ -85,18 +86,19 @@ class Setting:
         return pairs
 
     def prompts(self, count: int) -> list[Any]:
-        """Return the first distinct training prompts of at most MAX_PROMPT_LENGTH tokens."""
+        """Return the first distinct training prompts that leave room for a completion."""
+        longest = self.max_length - COMPLETION_LENGTH
         tokenizer = open_tokenizer(self.base)
         prompts: list[Any] = []
         for pair in prepare(DataArguments(dataset_name=self.dataset_name)).pairs["train"]:
             prompt = pair.prompt
-            if prompt not in prompts and len(prompt_ids(tokenizer, prompt)) <= MAX_PROMPT_LENGTH:
+            if prompt not in prompts and len(prompt_ids(tokenizer, prompt)) <= longest:
                 prompts.append(prompt)
             if len(prompts) == count:
                 return prompts
         raise RecipeError(
             f"`{self.dataset_name}` has {len(prompts)} prompts of at most "
-            f"{MAX_PROMPT_LENGTH} tokens, and this benchmark needs {count}. Give another dataset."
+            f"{longest} tokens, and this benchmark needs {count}. Give another dataset."
         )
 
     def adapter(self, role: str, *, head: bool = False) -> str:

@@ -27,6 +27,7 @@ UNIT = "response"
 EQUAL = "KL of given responses"
 
 SEED = 42
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def cases(setting: Setting) -> list[Case]:
@@ -59,7 +60,7 @@ def ours(case: Case) -> tuple[Evaluate, Divergences]:
     roles = Roles(open_base(case["base"]))
     for role in ("policy", "reward"):
         roles.attach_saved(role, case[role], trainable=False)
-    roles.eval()
+    roles.to(DEVICE).eval()
     tokenizer = open_tokenizer(case["base"])
     reward_model = RewardModel(roles, tokenizer)
     sampler = KLSampler(
@@ -91,8 +92,9 @@ def theirs(case: Case) -> tuple[Evaluate, Divergences]:
     base, reference = (causal.from_pretrained(case["base"], dtype="float32") for _ in range(2))
     scorer = classifier.from_pretrained(case["base"], num_labels=1, dtype="float32")
     scorer.config.pad_token_id = tokenizer.pad_token_id
-    policy: Any = PeftModel.from_pretrained(base, case["policy"]).eval()
-    reward: Any = PeftModel.from_pretrained(scorer, case["reward"]).eval()
+    policy: Any = PeftModel.from_pretrained(base, case["policy"]).to(DEVICE).eval()
+    reward: Any = PeftModel.from_pretrained(scorer, case["reward"]).to(DEVICE).eval()
+    reference.to(DEVICE)
 
     @torch.no_grad()
     def evaluate(prompts: list[Prompt]) -> list[dict[str, Any]]:
@@ -100,7 +102,7 @@ def theirs(case: Case) -> tuple[Evaluate, Divergences]:
         return [evaluate_one(prompt) for prompt in prompts]
 
     def evaluate_one(prompt: Prompt) -> dict[str, Any]:
-        ids = torch.tensor([prompt_ids(tokenizer, prompt)])
+        ids = torch.tensor([prompt_ids(tokenizer, prompt)], device=DEVICE)
         sampled = policy.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -110,7 +112,8 @@ def theirs(case: Case) -> tuple[Evaluate, Divergences]:
             max_new_tokens=COMPLETION_LENGTH,
         )
         text = str(tokenizer.decode(sampled[0, ids.shape[1] :], skip_special_tokens=True))
-        score = reward(input_ids=torch.tensor([scored_ids(tokenizer, prompt, text)])).logits.item()
+        scored = torch.tensor([scored_ids(tokenizer, prompt, text)], device=DEVICE)
+        score = reward(input_ids=scored).logits.item()
         return {"response": text, "reward": score, "kl": divergence(sampled, ids.shape[1])}
 
     def divergence(ids: torch.Tensor, prompt_length: int) -> float:
@@ -125,7 +128,7 @@ def theirs(case: Case) -> tuple[Evaluate, Divergences]:
         prompts = [prompt_ids(tokenizer, prompt) for prompt in case["prompts"]]
         pairs = zip(prompts, case["responses"], strict=False)
         return [
-            divergence(torch.tensor([prompt + completion]), len(prompt))
+            divergence(torch.tensor([prompt + completion], device=DEVICE), len(prompt))
             for prompt, completion in pairs
         ]
 

@@ -55,7 +55,8 @@ def build(case: Case) -> GRPOTrainer:
     ours = case["side"] == "ours"
     args = GRPOConfig(
         output_dir=str(Path(case["folder"], case["side"])),
-        model_init_kwargs={"dtype": "float32"},
+        model_init_kwargs={"dtype": case["dtype"]},
+        bf16=case["dtype"] == "bfloat16",
         **case["training"],
     )
     rollout_func = rollout_func_for(args) if ours else None

@@ -30,15 +30,23 @@ def report(**values: Any) -> None:
 
 
 def peak_memory_gb() -> float:
-    """Return the peak resident memory of this process in GB.
+    """Return the peak memory of this process in GB: allocated on its GPU if any, else resident.
 
     On Linux `getrusage` would not do: a process inherits the peak of the one that started it.
     """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
     status = Path("/proc/self/status")
     if status.exists():
         peaks = [line.split()[1] for line in status.read_text().splitlines() if "VmHWM" in line]
         return int(peaks[0]) * 1024 / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # in bytes on macOS
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one, so that a clock read next counts its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def flop_counter() -> FlopCounterMode:
@@ -60,8 +68,10 @@ def measured(call: Callable[[], object], count_flops: bool) -> dict[str, float]:
         with flop_counter() as counter:
             call()
         return {"flops": counter.get_total_flops()}
+    synchronize()
     started = time.perf_counter()
     call()
+    synchronize()
     return {"seconds": time.perf_counter() - started}
 
 
@@ -73,6 +83,7 @@ class _Steps(TrainerCallback):
         self.started = self.ended = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        synchronize()
         self.ended = time.perf_counter()
         if state.global_step == self.warm_up:
             self.started = self.ended

@@ -95,14 +95,14 @@ def build(case: Case) -> PPOTrainer:
         temperature=case["temperature"],
         learning_rate=case["learning_rate"],
         activation_checkpointing=False,
-        bf16=False,
+        bf16=case["dtype"] == "bfloat16",
         log_completions=False,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
     )
     return PPOTrainer(
-        model=open_base(case["base"]),
+        model=open_base(case["base"], dtype=case["dtype"]),
         args=args,
         train_dataset=Dataset.from_dict({"prompt": case["prompts"]}),
         processing_class=open_tokenizer(case["base"]),

@@ -26,7 +26,7 @@ def main() -> None:
     ]
     classifiers = [
         AutoModelForSequenceClassification.from_pretrained(
-            case["merged_reward_model"], num_labels=1, dtype="float32"
+            case["merged_reward_model"], num_labels=1, dtype=case["dtype"]
         )
         for _ in range(2)
     ]
@@ -43,14 +43,14 @@ def main() -> None:
         stop_token="eos",
         missing_eos_penalty=1.0,
         num_sample_generations=0,
-        bf16=False,
+        bf16=case["dtype"] == "bfloat16",
         save_strategy="no",
         report_to="none",
     )
     trainer = PPOTrainer(
         args=args,
         processing_class=tokenizer,
-        model=AutoModelForCausalLM.from_pretrained(case["base"], dtype="float32"),
+        model=AutoModelForCausalLM.from_pretrained(case["base"], dtype=case["dtype"]),
         ref_model=None,
         reward_model=classifiers[0],
         value_model=classifiers[1],

@@ -33,7 +33,8 @@ def build(case: Case) -> RewardTrainer:
         args=RewardConfig(
             output_dir=str(Path(case["folder"], case["side"])),
             max_length=case["max_length"],
-            model_init_kwargs={"dtype": "float32"},
+            model_init_kwargs={"dtype": case["dtype"]},
+            bf16=case["dtype"] == "bfloat16",
             **case["training"],
         ),
         train_dataset=Dataset.from_list(case["pairs"]),

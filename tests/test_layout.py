@@ -224,8 +224,8 @@ def test_every_path_and_target_that_a_document_names_exists():
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         code = "\n".join(re.findall(r"(?ms)```.*?```|`[^`\n]+`|^ {4}[^\n]+", text))
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         folders = r"recipes|accelerate_configs|rlhf_recipes|tests|benchmarks"
         paths = re.findall(rf"(?<![\w./])(?:{folders})/[\w./-]*\w", code)
         assert {name for name in paths if not (ROOT / name).exists()} == set()
-        assert set(re.findall(r"\bmake ([a-z]+)", code)) <= set(targets)
+        assert set(re.findall(r"\bmake ([a-z-]+)", code)) <= set(targets)

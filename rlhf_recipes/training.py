@@ -20,6 +20,7 @@ from rlhf_recipes.hub.push import push, repo_name, write_card
 from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.machine import peak_memory_gb
 from rlhf_recipes.models.adapters import read_adapter
+from rlhf_recipes.precision import train_in_float32
 from rlhf_recipes.records import run_record, workspace
 from rlhf_recipes.runs.checkpoints import WholeCheckpoints, last_checkpoint
 from rlhf_recipes.runs.fingerprints import model_fingerprint
@@ -136,6 +137,7 @@ def _train_and_save(trainer: Trainer, run: TrainingRun, review: Review | None) -
     folder = run.folder.path
     trainer.add_callback(_LogFile(workspace(folder) / f"training_{run.stage}.log"))
     trainer.add_callback(WholeCheckpoints())
+    train_in_float32(trainer)
     if trainer.is_world_process_zero():
         run.folder.begin(run.recipe, run.inputs)
     metrics = train(trainer, run.checkpoint)

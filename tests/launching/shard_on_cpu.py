@@ -7,13 +7,14 @@ reductions, mixed devices) is not seen by this.
 """
 
 import os
+from importlib import import_module
 from typing import Any
 
 from accelerate.state import AcceleratorState, DistributedType, PartialState
 
 
 def shard_on_cpu() -> None:
-    """Patch accelerate in this process, before its first state, as the launch configuration asks."""
+    """Patch accelerate in this process, before its first state, as its configuration asks."""
     if os.getenv("ACCELERATE_USE_FSDP") == "true":
         _fsdp_on_cpu()
     if os.getenv("ACCELERATE_USE_DEEPSPEED") == "true":
@@ -39,8 +40,9 @@ def _deepspeed_on_cpu() -> None:
     """Let DeepSpeed open the process group, which accelerate does where it is not told `cpu`."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
-    import deepspeed.comm.torch as backend
 
+    # By its name in full: the attribute `torch` of `deepspeed.comm` is torch itself.
+    backend = import_module("deepspeed.comm.torch")
     backend.build_shm_op = lambda: None  # a C++ extension that takes minutes to compile
     whole, partial = AcceleratorState.__init__, PartialState.__init__
 

@@ -55,6 +55,7 @@ def make_trainer(
     eval_dataset=None,
     tokenizer_changes=None,
     base="tiny",
+    dtype="float32",
     lora_changes=None,
     **changes,
 ) -> PPOTrainer:
@@ -74,7 +75,7 @@ def make_trainer(
     for name, value in (tokenizer_changes or {}).items():
         setattr(tokenizer, name, value)
     return PPOTrainer(
-        model=open_base(base),
+        model=open_base(base, dtype=dtype),
         args=PPOConfig(output_dir=str(folder), **{**settings, **changes}),
         train_dataset=prompts,
         eval_dataset=eval_dataset,

@@ -156,6 +156,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(
         {"early_stop_approxkl": 1e-6, "learning_rate": 0.05},
         {"logging_steps": 4},
         {"num_generations": 2},
+        {"bf16": True, "use_cpu": True},
     ],
     ids=lambda changes: next(iter(changes)),
 )

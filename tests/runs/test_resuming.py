@@ -155,6 +155,11 @@ def test_training_on_pairs_resumes_bit_for_bit(make, tmp_path):
     assert metrics["num_tokens"] == tokens[-1]
 
 
+@pytest.mark.parametrize("make", [dpo, reward, grpo])
+def test_training_in_bf16_resumes_bit_for_bit(make, tmp_path):
+    check_resumes(make, tmp_path, [2], max_steps=4, bf16=True, use_cpu=True)
+
+
 def test_ppo_resumes_bit_for_bit(tmp_path):
     """Two PPO epochs of two minibatches per rollout: a resumed run begins within one."""
     reward_folder = random_reward_model(tmp_path / "reward")

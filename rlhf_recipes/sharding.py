@@ -31,8 +31,12 @@ def shards_weights(args: TrainingArguments) -> bool:
 def check_unsharded(args: TrainingArguments) -> None:
     """Raise RecipeError if PPO is run under DeepSpeed or FSDP.
 
-    DeepSpeed steps the optimizer at every backward pass, and a PPO step has two. FSDP replaces the
-    parameters that the roles switch, and sampling would wait for a process that has finished.
+    Both were tried on two CPU processes. DeepSpeed steps the optimizer at every backward pass, and
+    a PPO step has two. With the first step held back, ZeRO-2 takes the step that one process takes
+    (4e-8 apart). But transformers then restores DeepSpeed's checkpoint in place of PPO's, so that a
+    resumed run would have no rollout, and writes the whole base into it. All that ZeRO-2 shards is
+    the gradients and moments of two adapters. FSDP2 replaces the parameters that the roles switch:
+    the first loss has no gradient. Sampling would wait for a process that has finished.
     """
     if shards_weights(args):
         raise RecipeError(

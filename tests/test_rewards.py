@@ -9,12 +9,15 @@ from trl import RewardConfig, RewardTrainer
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models.adapters import read_adapter
 from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
+from rlhf_recipes.precision import train_in_float32
+from rlhf_recipes.reward_functions import REWARD_MODEL
 from rlhf_recipes.rewards import (
     RewardModel,
     pooled_position,
     scored_ids,
 )
 from rlhf_recipes.roles import Roles
+from tests.ppo.conftest import make_trainer
 
 ANSWERS = [("yes", "no, not at all"), ("a long answer here", "b"), ("same", "sane"), ("x y", "z")]
 
@@ -32,7 +35,9 @@ def pairs(conversational: bool) -> Dataset:
     )
 
 
-def trained(folder, conversational: bool, pad_is_eos: bool = False) -> RewardTrainer:
+def trained(
+    folder, conversational: bool, pad_is_eos: bool = False, dtype: str = "float32", **changes
+) -> RewardTrainer:
     tokenizer = open_tokenizer("tiny")
     if pad_is_eos:
         tokenizer.pad_token = tokenizer.eos_token
@@ -44,15 +49,17 @@ def trained(folder, conversational: bool, pad_is_eos: bool = False) -> RewardTra
             learning_rate=1e-2,
             per_device_train_batch_size=2,
             activation_checkpointing=False,
-            bf16=False,
             save_strategy="no",
             dataloader_pin_memory=False,
             disable_tqdm=True,
+            model_init_kwargs={"dtype": dtype},
+            **{"bf16": False, **changes},
         ),
         train_dataset=pairs(conversational),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=4, task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"]),
     )
+    train_in_float32(trainer)
     trainer.train()
     trainer.save_model()
     return trainer
@@ -80,6 +87,27 @@ def test_scores_equal_those_of_training(tmp_path, conversational, pad_is_eos, ba
     expected = training_scores(trainer)
     assert reward_model(prompts, completions) == pytest.approx(expected, abs=1e-5)
     assert len(set(expected)) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bf16"), [("float32", True), ("bfloat16", True), ("bfloat16", False)]
+)
+def test_scores_in_bf16_equal_those_of_training_up_to_its_rounding(tmp_path, dtype, bf16):
+    """In PPO, and on a base of its own as in GRPO and evaluation, which never use autocast."""
+    trainer = trained(tmp_path, conversational=False, dtype=dtype, bf16=bf16, use_cpu=True)
+    (tmp_path / "recipe.yaml").write_text(f"dtype: {dtype}\n")
+    rows = pairs(conversational=False)
+    prompts = list(rows["prompt"]) * 2
+    completions = list(rows["chosen"]) + list(rows["rejected"])
+    expected = training_scores(trainer)
+    ppo = make_trainer(tmp_path / "ppo", str(tmp_path), dtype=dtype, bf16=bf16, use_cpu=True)
+    in_ppo = ppo.worker.scorer.function_scores(prompts, completions, {})[REWARD_MODEL]
+    largest = max(map(abs, expected))
+    rounding = 4 * torch.finfo(torch.bfloat16).eps * largest
+    assert in_ppo == pytest.approx(expected, abs=rounding)
+    assert RewardModel.load(tmp_path)(prompts, completions) == pytest.approx(
+        in_ppo, abs=1e-6 * largest
+    )
 
 
 def test_the_ids_scored_are_the_ids_trained_on(tmp_path):

@@ -39,17 +39,16 @@ def _fsdp_on_cpu() -> None:
 def _deepspeed_on_cpu() -> None:
     """Let DeepSpeed open the process group, which accelerate does where it is not told `cpu`."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
+    comm: Any = import_module("deepspeed.comm")
     # By its name in full: the attribute `torch` of `deepspeed.comm` is torch itself.
-    backend = import_module("deepspeed.comm.torch")
+    backend: Any = import_module("deepspeed.comm.torch")
     backend.build_shm_op = lambda: None  # a C++ extension that takes minutes to compile
     whole, partial = AcceleratorState.__init__, PartialState.__init__
 
     def init_partial(self: PartialState, *args: Any, **kwargs: Any) -> None:
         partial(self, *args, **kwargs)
         if self.distributed_type != DistributedType.DEEPSPEED:
-            deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+            comm.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
             self.distributed_type = DistributedType.DEEPSPEED
 
     def init_whole(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:

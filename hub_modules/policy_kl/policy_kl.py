@@ -7,6 +7,7 @@ import evaluate
 
 from rlhf_recipes.evaluation.metrics.kl import kl_summary
 from rlhf_recipes.evaluation.metrics.samples import ModelSamples
+from rlhf_recipes.evaluation.metrics.typed_json import as_json
 
 DESCRIPTION = """\
 KL(policy || reference) in nats per completion and per token, from divergences measured on the \
@@ -52,5 +53,5 @@ class PolicyKL(evaluate.Measurement):  # type: ignore[misc]  # evaluate is untyp
     def _compute(self, **columns: Any) -> dict[str, Any]:
         rows = zip(*columns.values(), strict=True)
         records = [[dict(zip(columns, row, strict=True))] for row in rows]
-        summary = kl_summary(ModelSamples("policy", records))
+        summary = as_json(kl_summary(ModelSamples("policy", records)))
         return {name: summary[name] for name in RETURNED}

@@ -7,6 +7,7 @@ import evaluate
 import numpy as np
 
 from rlhf_recipes.evaluation.metrics.calibration import calibration
+from rlhf_recipes.evaluation.metrics.typed_json import as_json
 from rlhf_recipes.evaluation.metrics.win_rate import win_rate
 
 DESCRIPTION = """\
@@ -42,5 +43,5 @@ class RewardModelCalibration(evaluate.Metric):  # type: ignore[misc]  # evaluate
     def _compute(self, chosen: Any, rejected: Any) -> dict[str, Any]:
         own, other = (np.array(side, dtype=np.float64) for side in (chosen, rejected))
         rate = win_rate(own[:, None], other[:, None])
-        accuracy = {"value": rate["value"], "ci": rate["ci"]}
-        return {"accuracy": accuracy, **calibration(own - other)}
+        accuracy = {"value": rate.value, "ci": list(rate.ci)}
+        return {"accuracy": accuracy, **as_json(calibration(own - other))}

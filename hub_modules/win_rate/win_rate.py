@@ -6,6 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from rlhf_recipes.evaluation.metrics.typed_json import as_json
 from rlhf_recipes.evaluation.metrics.win_rate import win_rate
 
 DESCRIPTION = """\
@@ -45,4 +46,4 @@ class WinRate(evaluate.Metric):  # type: ignore[misc]  # evaluate is untyped
     def _compute(self, predictions: Any, references: Any, epsilon: float = 0.0) -> dict[str, Any]:
         sides = [np.array(scores, dtype=np.float64) for scores in (predictions, references)]
         own, other = (side[:, None] if side.ndim == 1 else side for side in sides)
-        return win_rate(own, other, epsilon)
+        return dict(as_json(win_rate(own, other, epsilon)))

@@ -2,34 +2,33 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from rlhf_recipes.collector import no_collection
-from rlhf_recipes.evaluation.metrics.reward_model import reward_model_errors
-from rlhf_recipes.evaluation.metrics.samples import Results, read_samples
-from rlhf_recipes.evaluation.metrics.training_logs import (
-    read_training_logs,
-    summarize,
-    training_costs,
-)
+from rlhf_recipes.evaluation.metrics.reward_model import RewardModelErrors, reward_model_errors
+from rlhf_recipes.evaluation.metrics.samples import read_samples
+from rlhf_recipes.evaluation.metrics.training_logs import read_training_logs
+from rlhf_recipes.evaluation.metrics.typed_json import as_json
 from rlhf_recipes.evaluation.output_files import (
     ANALYSIS,
     FINISHED,
     collected_folder,
     put_evaluation_in_place,
 )
+from rlhf_recipes.evaluation.report.caveats import caveats
 from rlhf_recipes.evaluation.report.detail_figures import kl_figure, reward_model_figure
 from rlhf_recipes.evaluation.report.figures import reward_distributions_figure, win_rates_figure
 from rlhf_recipes.evaluation.report.frontier_figure import pareto_frontier_figure
 from rlhf_recipes.evaluation.report.rendering import render_html, render_markdown
-from rlhf_recipes.evaluation.results import evaluation_results
+from rlhf_recipes.evaluation.results import EvaluationResults, evaluation_results
 from rlhf_recipes.folders import REPLACEMENT
 from rlhf_recipes.records import write_json, write_text
 from rlhf_recipes.training_curves import training_curves_figure
 
 
 @no_collection()
-def analyse(output_dir: Path) -> Results:
+def analyse(output_dir: Path) -> EvaluationResults:
     """Analyse OUT/samples and return the results, having written them, the figures and the report.
 
     Reads samples/, models/*/trainer_state.json and run.json and, where the reward model's training
@@ -39,7 +38,7 @@ def analyse(output_dir: Path) -> Results:
 
     >>> from rlhf_recipes import analyse
     >>> results = analyse(collected)
-    >>> sorted(results["models"])
+    >>> sorted(results.models)
     ['base', 'ppo']
     """
     output_dir = Path(output_dir)
@@ -48,38 +47,35 @@ def analyse(output_dir: Path) -> Results:
     if folder.exists():  # of an analysis that was cut off
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    results, failures = evaluation_results(collection)
-    results["reward_model"], wrong_pairs = _reward_model(
-        output_dir / "models" / "reward_model" / "scores.json", folder
-    )
+    errors = _reward_model(output_dir / "models" / "reward_model" / "scores.json")
     logs = read_training_logs(output_dir / "models")
-    results["training_curves"] = summarize(logs)
-    results["training"] = training_costs(logs, results["run"]["models"])
+    report = str(output_dir / "results" / "report.html")
+    results, failures = evaluation_results(
+        collection, logs, errors.quality if errors else None, report
+    )
+    results = replace(results, warnings=caveats(results, collection))
     training_curves_figure(
         {stage: log.entries for stage, log in logs.items()}, folder / "training_curves.png"
     )
-    results["report"] = str(output_dir / "results" / "report.html")
     win_rates_figure(results, collection, folder / "win_rates.png")
     reward_distributions_figure(results, collection, folder / "reward_distributions.png")
     pareto_frontier_figure(results, collection, folder / "pareto_frontier.png")
     kl_figure(results, collection, folder / "kl.png")
-    if results["reward_model"]:
-        reward_model_figure(results["reward_model"], folder / "reward_model.png")
-    write_json(folder / "failure_analysis.json", failures)
-    contents = (results, failures, collection, wrong_pairs)
+    if errors:
+        reward_model_figure(errors.quality, folder / "reward_model.png")
+        write_json(folder / "reward_model_errors.json", as_json(errors))
+    write_json(folder / "failure_analysis.json", as_json(failures))
+    contents = (results, failures, collection, errors.wrong_pairs if errors else [])
     page = render_html(render_markdown(*contents, width=None), results, collection, folder)
     write_text(folder / "report.html", page)
     write_text(folder / ANALYSIS, render_markdown(*contents))
-    write_json(folder / FINISHED, results)
+    write_json(folder / FINISHED, as_json(results))
     put_evaluation_in_place(output_dir)
     return results
 
 
-def _reward_model(scores: Path, folder: Path) -> tuple[Results | None, list[Results]]:
-    """Return the quality of the reward model, if its training left scores, and its wrong pairs."""
+def _reward_model(scores: Path) -> RewardModelErrors | None:
+    """Return the errors of the reward model, if its training left scores."""
     if not scores.is_file():
-        return None, []
-    errors = reward_model_errors(json.loads(scores.read_text(encoding="utf-8")))
-    write_json(folder / "reward_model_errors.json", errors)
-    wrong_pairs = errors.pop("wrong_pairs")
-    return errors, wrong_pairs
+        return None
+    return reward_model_errors(json.loads(scores.read_text(encoding="utf-8")))

@@ -135,7 +135,7 @@ def test_analysis_without_curves_gold_control_or_reward_model(tmp_path, records_
     models = {n: records_of(n, (0, 0, 1), 12, 1, gold=False) for n in ("base", "ppo", "mine")}
     output = collection_in(tmp_path / "out", models)
     results = analyse(output)
-    assert results["training_curves"] == {} and results["reward_model"] is None
+    assert results.training_curves == {} and results.reward_model is None
     assert not (output / "results" / "training_curves.png").exists()
     assert "Training curves" not in (output / "ANALYSIS.md").read_text()
     assert "mine" in closing_table(results)

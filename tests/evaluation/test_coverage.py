@@ -73,7 +73,7 @@ def test_the_win_rate_of_several_samples_covers():
     for _ in range(200):
         shift = 0.3 + rng.normal(0, 0.8, (60, 1))
         ours, theirs = shift + rng.normal(size=(60, 4)), rng.normal(size=(60, 4))
-        intervals.append(win_rate(ours, theirs)["ci"])
+        intervals.append(win_rate(ours, theirs).ci)
     assert 0.90 <= coverage(truth, intervals) <= 0.985
 
 
@@ -85,7 +85,7 @@ def test_the_rate_at_equal_length_covers_where_the_raw_rate_does_not():
         gap = rng.normal(0.7, 1, 120)
         chance = expit(1.2 * np.tanh(gap / np.sqrt(np.mean(gap**2))))
         scores = (rng.random(120) < chance).astype(float)
-        adjusted.append(length_controlled(scores, gap)["ci"])
+        adjusted.append(length_controlled(scores, gap, "gold").ci)
         raw.append(wilson(scores.mean(), 120))
     assert 0.90 <= coverage(0.5, adjusted) <= 0.99
     assert coverage(0.5, raw) < 0.6
@@ -109,7 +109,7 @@ def test_the_rank_correlation_covers():
     intervals = []
     for _ in range(1000):
         x, noise = rng.normal(size=(2, 60))
-        intervals.append(rank_correlation(x, 0.6 * x + 0.8 * noise)["ci"])
+        intervals.append(rank_correlation(x, 0.6 * x + 0.8 * noise).ci)
     assert 0.93 <= coverage(truth, intervals) <= 0.975
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_recipes.evaluation.metrics.kl import kl_summary
 from rlhf_recipes.evaluation.metrics.samples import ModelSamples
+from rlhf_recipes.evaluation.metrics.typed_json import as_json
 from rlhf_recipes.evaluation.metrics.win_rate import win_rate
 
 NAMES = ("win_rate", "policy_kl", "reward_model_calibration")
@@ -37,7 +38,7 @@ def test_the_win_rate_is_that_of_the_function(load):
     found = metric.compute(predictions=own, references=base)
     assert found["value"] == pytest.approx((3 + 0.5) / 5)
     assert (found["wins"], found["ties"], found["losses"]) == (3, 1, 1)
-    assert found == win_rate(np.array(own)[:, None], np.array(base)[:, None])
+    assert found == as_json(win_rate(np.array(own)[:, None], np.array(base)[:, None]))
     assert metric.compute(predictions=own, references=base, epsilon=5.0)["ties"] == 5
 
 
@@ -58,7 +59,7 @@ def test_the_divergence_is_that_of_the_function(load):
     records = [
         [dict(zip(columns, row, strict=True))] for row in zip(*columns.values(), strict=True)
     ]
-    whole = kl_summary(ModelSamples("policy", records))
+    whole = as_json(kl_summary(ModelSamples("policy", records)))
     assert found == {name: whole[name] for name in found}
 
 
@@ -80,7 +81,7 @@ def test_margins_that_mean_what_they_say_are_calibrated(load):
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert found["nll"]["value"] == pytest.approx(entropy, rel=1e-9)
     whole = calibration.calibration(np.array(chosen) - np.array(rejected))
-    assert found["reliability"] == whole["reliability"]
+    assert found["reliability"] == as_json(whole.reliability)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,10 +1,15 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from rlhf_recipes.evaluation.metrics.claims import verdict
+from rlhf_recipes.evaluation.metrics.comparisons import Controls
 from rlhf_recipes.evaluation.metrics.samples import read_samples
+from rlhf_recipes.evaluation.metrics.typed_json import as_json
+from rlhf_recipes.evaluation.report.caveats import caveats
 from rlhf_recipes.evaluation.results import evaluation_results
+from tests.evaluation.changing import rate_like
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +18,8 @@ def results(evaluated):
 
 
 def results_of(collection):
-    return evaluation_results(collection)[0]
+    results, _ = evaluation_results(collection)
+    return replace(results, warnings=caveats(results, collection))
 
 
 def collection_of(folder, records_of, collection_in, samples=1, prompts=40, **effects):
@@ -52,9 +58,7 @@ def test_verdicts_find_the_planted_effects(results):
     ],
 )
 def test_a_direction_needs_the_test_the_interval_and_ten_prompts(value, ci, p_holm, n, expected):
-    assert (
-        verdict({"value": value, "ci": ci, "p_holm": p_holm, "n": n, "readable": None}) == expected
-    )
+    assert verdict(rate_like(value=value, ci=ci, p_holm=p_holm, n=n)) == expected
 
 
 def test_holm_is_over_the_policies_of_a_metric(results):
@@ -75,16 +79,16 @@ def test_the_control_ties_and_has_no_kl(results):
 
 def test_without_a_control_the_object_is_empty(tmp_path, records_of, collection_in):
     found = results_of(collection_of(tmp_path, records_of, collection_in, dpo=(0.5, 5, 1)))
-    assert found["controls"] == {}
-    assert any("No control" in warning for warning in found["warnings"])
+    assert found.controls == Controls()
+    assert any("No control" in warning for warning in found.warnings)
 
 
 def test_a_control_with_any_kl_fails(tmp_path, records_of, collection_in):
     collection = collection_of(
         tmp_path, records_of, collection_in, dpo=(0.5, 5, 1), control=(0, 0, 0.001)
     )
-    control = results_of(collection)["controls"]["control"]
-    assert not control["passed"] and control["failed_on"] == ["kl"]
+    control = results_of(collection).controls.control
+    assert not control.passed and control.failed_on == ["kl"]
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(1, []), (3, []), (4, [1, 2, 4])])
@@ -92,22 +96,22 @@ def test_best_of_n_needs_four_samples(tmp_path, records_of, collection_in, sampl
     collection = collection_of(
         tmp_path, records_of, collection_in, samples, prompts=10, dpo=(0.5, 5, 1)
     )
-    rows = results_of(collection)["best_of_n"]
-    assert [row["n"] for row in rows] == expected
+    rows = results_of(collection).best_of_n
+    assert [row.n for row in rows] == expected
     if rows:
         rewards = collection.base.values("reward")
-        assert rows[0]["proxy"]["mean"] == pytest.approx(rewards.mean())
-        assert rows[-1]["proxy"]["mean"] == pytest.approx(rewards.max(axis=1).mean())
+        assert rows[0].by_metric["proxy"].mean == pytest.approx(rewards.mean())
+        assert rows[-1].by_metric["proxy"].mean == pytest.approx(rewards.max(axis=1).mean())
 
 
 def test_without_gold_everything_of_gold_is_null(tmp_path, records_of, collection_in):
     models = {n: records_of(n, (0, 0, 1), 10, 1, gold=False) for n in ("base", "dpo")}
     found = results_of(read_samples(collection_in(tmp_path / "o", models) / "samples"))
-    assert found["models"]["dpo"]["gold"] is None
-    assert found["models"]["dpo"]["win_rate"]["gold"] is None
-    assert found["over_optimisation"] is None and found["config"]["primary"] == "proxy"
-    assert any("No gold" in warning for warning in found["warnings"])
-    json.dumps(found, allow_nan=False)
+    assert found.models["dpo"].gold is None
+    assert found.models["dpo"].win_rate.get("gold") is None
+    assert found.over_optimisation is None and found.config.primary == "proxy"
+    assert any("No gold" in warning for warning in found.warnings)
+    json.dumps(as_json(found), allow_nan=False)
 
 
 def test_rewards_that_do_not_vary_in_base_give_no_nan(tmp_path, records_of, collection_in):
@@ -115,9 +119,9 @@ def test_rewards_that_do_not_vary_in_base_give_no_nan(tmp_path, records_of, coll
     for record in models["base"]:
         record["gold"] = 1.0
     found = results_of(read_samples(collection_in(tmp_path / "o", models) / "samples"))
-    json.dumps(found, allow_nan=False)
-    assert "does not vary" in found["models"]["dpo"]["gold"]["gain"]["unit"]
-    assert found["over_optimisation"] is None
+    json.dumps(as_json(found), allow_nan=False)
+    assert "does not vary" in found.models["dpo"].gold.gain.unit
+    assert found.over_optimisation is None
 
 
 def test_float_noise_between_two_batches_is_no_win(tmp_path, records_of, collection_in):
@@ -125,7 +129,7 @@ def test_float_noise_between_two_batches_is_no_win(tmp_path, records_of, collect
     for mine, other in zip(models["dpo"], models["base"], strict=True):
         mine["reward"] = other["reward"] + 2e-7
     found = results_of(read_samples(collection_in(tmp_path / "o", models) / "samples"))
-    assert found["models"]["dpo"]["win_rate"]["proxy"]["ties"] == 10
+    assert found.models["dpo"].win_rate["proxy"].ties == 10
 
 
 def test_all_ties_and_empty_responses_give_results(tmp_path, records_of, collection_in):
@@ -133,11 +137,11 @@ def test_all_ties_and_empty_responses_give_results(tmp_path, records_of, collect
     for record in models["base"] + models["dpo"]:
         record |= {"reward": 0.0, "gold": 0.0, "response": "", "n_tokens": 0}
     found = results_of(read_samples(collection_in(tmp_path / "o", models) / "samples"))
-    json.dumps(found, allow_nan=False)
-    assert found["models"]["dpo"]["win_rate"]["gold"]["value"] == 0.5
-    assert found["models"]["dpo"]["verdict"] == "no detectable difference"
-    assert found["models"]["dpo"]["failures"]["empty"]["rate"] == 1
-    said = " ".join(found["warnings"])
+    json.dumps(as_json(found), allow_nan=False)
+    assert found.models["dpo"].win_rate["gold"].value == 0.5
+    assert found.models["dpo"].verdict == "no detectable difference"
+    assert found.models["dpo"].failures["empty"].rate == 1
+    said = " ".join(found.warnings)
     assert (
         "dpo: every completion is empty" in said and "all 10 prompts tie with base by gold" in said
     )

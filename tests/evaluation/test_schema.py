@@ -1,4 +1,7 @@
-"""evaluation_results.json against its JSON schema, and the schema against its documentation."""
+"""evaluation_results.json against its JSON schema, and the schema against types and documentation.
+
+`python -m tests.evaluation.test_schema` writes docs/evaluation_results.schema.json from the types.
+"""
 
 import copy
 import json
@@ -9,13 +12,21 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation.metrics.typed_json import json_schema
+from rlhf_recipes.evaluation.results import EvaluationResults
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+SCHEMA = DOCS / "evaluation_results.schema.json"
+ABOUT = "Every key is defined in evaluation.md. Keys are closed; made from the types."
+
+
+def schema_of_the_types():
+    return json_schema(EvaluationResults, title="evaluation_results.json", description=ABOUT)
 
 
 @pytest.fixture(scope="module")
 def validator():
-    schema = json.loads((DOCS / "evaluation_results.schema.json").read_text())
+    schema = json.loads(SCHEMA.read_text())
     Draft202012Validator.check_schema(schema)
     return Draft202012Validator(schema)
 
@@ -30,6 +41,10 @@ def bare(tmp_path_factory, records_of, collection_in):
     output = collection_in(tmp_path_factory.mktemp("bare") / "out", models)
     analyse(output)
     return output
+
+
+def test_the_schema_is_that_of_the_types(validator):
+    assert validator.schema == schema_of_the_types()
 
 
 def refuse(constant):
@@ -84,3 +99,7 @@ def test_every_detector_and_check_is_defined_in_the_documentation(evaluated):
     for run in read(evaluated)["training_curves"].values():
         for check in run["checks"]:
             assert check["check"] in text
+
+
+if __name__ == "__main__":
+    SCHEMA.write_text(json.dumps(schema_of_the_types(), indent=2) + "\n")

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 
 from rlhf_recipes.evaluation.metrics.reward_model import reward_model_errors
+from rlhf_recipes.evaluation.metrics.typed_json import as_json
 from rlhf_recipes.prompts import prompt_ids, prompt_text
 from rlhf_recipes.records import workspace, write_json
 from rlhf_recipes.rewards import RewardModel, scored_ids
@@ -28,11 +29,11 @@ def review_reward_model(folder: Path, pairs: Dataset, **kwargs: Any) -> dict[str
     reward_model.to("cuda" if torch.cuda.is_available() else "cpu")
     records = score_pairs(reward_model, pairs)
     write_json(folder / "scores.json", records)
-    report = reward_model_errors(records)
-    write_json(workspace(folder) / "results" / "reward_model_errors.json", report)
+    errors = reward_model_errors(records)
+    write_json(workspace(folder) / "results" / "reward_model_errors.json", as_json(errors))
     margins = [record["chosen_reward"] - record["rejected_reward"] for record in records]
     loss = np.logaddexp(0, np.negative(margins)).mean()
-    return {"eval_loss": float(loss), "eval_accuracy": report["accuracy"]["value"]}
+    return {"eval_loss": float(loss), "eval_accuracy": errors.quality.accuracy.value}
 
 
 def score_pairs(reward_model: RewardModel, pairs: Dataset) -> list[dict[str, Any]]:

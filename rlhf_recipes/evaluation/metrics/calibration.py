@@ -1,19 +1,68 @@
 """Calibration of a reward model: its margins as Bradley-Terry probabilities."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
-from rlhf_recipes.evaluation.metrics.statistics import Array, estimate, wilson
+from rlhf_recipes.evaluation.metrics.statistics import (
+    Array,
+    Estimate,
+    Interval,
+    ShareInterval,
+    estimate,
+    wilson,
+)
+from rlhf_recipes.evaluation.metrics.typed_json import Count, Share
 
 BINS = 10
 QUANTILES = 5
 LARGEST_LOG_TEMPERATURE = 6.0
 
 
-def calibration(margins: Array) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Pairs whose claimed probability lies between `from` and `to`.
+
+    Attributes:
+        claimed: Mean claimed probability.
+        right: Fraction on which the model is right, with its interval `ci`.
+    """
+
+    from_: Share
+    to: Share
+    n: Count
+    claimed: Share
+    right: Share
+    ci: ShareInterval
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A reward model's margins as Bradley-Terry probabilities; see `calibration`."""
+
+    nll: Estimate
+    nll_of_chance: float
+    brier: Estimate
+    ece: Share
+    temperature: Annotated[float, ("exclusiveMinimum", 0)] | None
+    reliability: Sequence[ReliabilityBin]
+
+
+@dataclass(frozen=True)
+class MarginFifth:
+    """Accuracy over a fifth of the pairs: those whose |margin| lies in `margin`."""
+
+    margin: Interval
+    n: Count
+    accuracy: Share
+    ci: ShareInterval
+
+
+def calibration(margins: Array) -> Calibration:
     """Compute NLL, Brier score, folded ECE with its bins, and the temperature that fits best.
 
     NLL = mean log(1 + e^-m), ln 2 for a model that knows nothing; Brier = mean (σ(m) - 1)²; both
@@ -25,17 +74,17 @@ def calibration(margins: Array) -> dict[str, Any]:
         margins: Score of the chosen minus that of the rejected text, shape (pairs,).
     """
     bins = reliability(margins)
-    return {
-        "nll": estimate(np.logaddexp(0, -margins)),
-        "nll_of_chance": float(np.log(2)),
-        "brier": estimate(np.square(expit(margins) - 1)),
-        "ece": sum(row["n"] * abs(row["right"] - row["claimed"]) for row in bins) / len(margins),
-        "temperature": temperature(margins),
-        "reliability": bins,
-    }
+    return Calibration(
+        nll=estimate(np.logaddexp(0, -margins)),
+        nll_of_chance=float(np.log(2)),
+        brier=estimate(np.square(expit(margins) - 1)),
+        ece=sum(row.n * abs(row.right - row.claimed) for row in bins) / len(margins),
+        temperature=temperature(margins),
+        reliability=bins,
+    )
 
 
-def reliability(margins: Array) -> list[dict[str, Any]]:
+def reliability(margins: Array) -> list[ReliabilityBin]:
     """Return, per bin of σ(|m|) in [0.5, 1], its pairs, mean probability and fraction right.
 
     The curve is folded, because the chosen text is always listed first: the model claims that its
@@ -44,14 +93,14 @@ def reliability(margins: Array) -> list[dict[str, Any]]:
     claimed, right = expit(np.abs(margins)), (np.sign(margins) + 1) / 2
     index = np.minimum((2 * BINS * (claimed - 0.5)).astype(int), BINS - 1)
     return [
-        {
-            "from": 0.5 + b / (2 * BINS),
-            "to": 0.5 + (b + 1) / (2 * BINS),
-            "n": int(inside.sum()),
-            "claimed": float(claimed[inside].mean()),
-            "right": float(right[inside].mean()),
-            "ci": wilson(float(right[inside].mean()), int(inside.sum())),
-        }
+        ReliabilityBin(
+            from_=0.5 + b / (2 * BINS),
+            to=0.5 + (b + 1) / (2 * BINS),
+            n=int(inside.sum()),
+            claimed=float(claimed[inside].mean()),
+            right=float(right[inside].mean()),
+            ci=wilson(float(right[inside].mean()), int(inside.sum())),
+        )
         for b in range(BINS)
         if (inside := index == b).any()
     ]
@@ -68,17 +117,19 @@ def temperature(margins: Array) -> float | None:
     return float(np.exp(best.x)) if bounded and np.any(margins) else None
 
 
-def margin_curve(margins: Array) -> list[dict[str, Any]]:
+def margin_curve(margins: Array) -> list[MarginFifth]:
     """Compute the accuracy per fifth of |m|, smallest first. A useful model errs at small |m|."""
     right = (np.sign(margins) + 1) / 2
     order = np.argsort(np.abs(margins), kind="stable")
     return [
-        {
-            "margin": [float(np.abs(margins[fifth]).min()), float(np.abs(margins[fifth]).max())],
-            "n": len(fifth),
-            "accuracy": float(right[fifth].mean()),
-            "ci": wilson(float(right[fifth].mean()), len(fifth)),
-        }
+        MarginFifth(
+            margin=Interval(
+                float(np.abs(margins[fifth]).min()), float(np.abs(margins[fifth]).max())
+            ),
+            n=len(fifth),
+            accuracy=float(right[fifth].mean()),
+            ci=wilson(float(right[fifth].mean()), len(fifth)),
+        )
         for fifth in np.array_split(order, QUANTILES)
         if len(fifth)
     ]

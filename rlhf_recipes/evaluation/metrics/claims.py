@@ -5,9 +5,10 @@ Sentences, figures and controls all use these rules, so that none of them says m
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Literal
 
 from rlhf_recipes.evaluation.metrics.statistics import ALPHA
+from rlhf_recipes.evaluation.metrics.win_rate import WinRate
 
 # The 95% bootstrap interval of a mean holds the truth in 51% of cases at 2 prompts, 87% at 5.
 FEWEST_PROMPTS = 10
@@ -24,7 +25,14 @@ class Claim(StrEnum):
     UNREADABLE = "too few readable verdicts"
 
 
-VERDICTS = {
+Verdict = Literal[
+    "better",
+    "worse",
+    "no detectable difference",
+    "too few prompts",
+    "too few readable verdicts",
+]
+VERDICTS: dict[Claim, Verdict] = {
     Claim.ABOVE: "better",
     Claim.BELOW: "worse",
     Claim.UNDETECTED: "no detectable difference",
@@ -51,13 +59,13 @@ def claim(
     return Claim.ABOVE if low > against else Claim.BELOW
 
 
-def win_claim(rate: dict[str, Any]) -> Claim:
+def win_claim(rate: WinRate) -> Claim:
     """Decide on which side of one half a win rate lies, given enough readable verdicts."""
-    if rate["readable"] is not None and rate["readable"]["fraction"] < FEWEST_READABLE:
+    if rate.readable is not None and rate.readable.fraction < FEWEST_READABLE:
         return Claim.UNREADABLE
-    return claim(rate["ci"], rate["n"], against=0.5, p_holm=rate.get("p_holm"))
+    return claim(rate.ci, rate.n, against=0.5, p_holm=rate.p_holm)
 
 
-def verdict(rate: dict[str, Any]) -> str:
+def verdict(rate: WinRate) -> Verdict:
     """Return the claim on a win rate in the words of `models.NAME.verdict`."""
     return VERDICTS[win_claim(rate)]

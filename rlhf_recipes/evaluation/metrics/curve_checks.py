@@ -1,7 +1,8 @@
 """Automatic checks of a training curve, each a stated rule on the logged values."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,26 +24,31 @@ class CurveCheck(NamedTuple):
     below: bool = False
 
 
-def curve_checks(curves: Curves) -> list[dict[str, Any]]:
-    """Apply each rule whose quantity was logged.
+@dataclass(frozen=True)
+class Checked:
+    """Outcome of a check: the rule in words, the value compared, and whether it is raised.
 
-    Each result says its rule, the value looked at, and whether the check is raised; both are null
-    where too few values were logged.
+    The last two are None where too few values were logged.
     """
+
+    check: str
+    quantity: str
+    rule: str
+    value: float | None
+    threshold: float
+    raised: bool | None
+
+
+def curve_checks(curves: Curves) -> list[Checked]:
+    """Apply each rule whose quantity was logged."""
     results = []
     for rule in CURVE_CHECKS:
         if rule.quantity in curves:
             value = rule.measure(np.array(curves[rule.quantity][1]))
             over = None if value is None else value - rule.threshold
+            raised = None if over is None else over < 0 if rule.below else over > 0
             results.append(
-                {
-                    "check": rule.check,
-                    "quantity": rule.quantity,
-                    "rule": rule.text,
-                    "value": value,
-                    "threshold": rule.threshold,
-                    "raised": None if over is None else over < 0 if rule.below else over > 0,
-                }
+                Checked(rule.check, rule.quantity, rule.text, value, rule.threshold, raised)
             )
     return results
 

@@ -1,8 +1,9 @@
 """Diversity of a model's completions, within a prompt and across prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,12 @@ from rlhf_recipes.evaluation.metrics.detectors import words
 from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples
 from rlhf_recipes.evaluation.metrics.statistics import (
     Array,
-    estimate,
+    Interval,
     holm_corrected,
     mean_interval,
     sign_flip_test,
 )
+from rlhf_recipes.evaluation.metrics.typed_json import Count, Share
 
 Gram = tuple[str, ...]
 Numbers = NDArray[np.int64]
@@ -23,7 +25,44 @@ Numbers = NDArray[np.int64]
 ORDER = 4
 
 
-def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Variety:
+    """Mean over prompts of a measure of variety, and its difference to base.
+
+    Attributes:
+        value: The mean, with its interval `ci`.
+        difference: Paired by prompt, with `difference_ci`, the sign-flip test's `p` and the
+            corrected `p_holm`; all None for base itself.
+    """
+
+    value: float
+    ci: Interval
+    difference: float | None
+    difference_ci: Interval | None
+    p: Share | None
+    p_holm: Share | None
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Diversity of a model's completions.
+
+    Attributes:
+        budget_words: Words that distinct-n is over, of first samples, the same for every model.
+        distinct: distinct-n by n; None without any n-gram.
+        self_bleu_across: Mean self-BLEU of first samples; None with one prompt.
+        self_bleu_within: Self-BLEU within a prompt; None with one sample.
+        entropy: Per token in nats; None where it was not saved.
+    """
+
+    budget_words: Count
+    distinct: Mapping[str, Share | None]
+    self_bleu_across: Annotated[float, ("minimum", 0), ("maximum", 100.0001)] | None
+    self_bleu_within: Variety | None
+    entropy: Variety | None
+
+
+def diversity(collection: Collection) -> dict[str, Diversity]:
     """Measure distinct-n, self-BLEU within and across prompts, and entropy of every model.
 
     distinct-n depends on the amount of text, so every model is cut to the text of the shortest:
@@ -38,22 +77,23 @@ def diversity(collection: Collection) -> dict[str, dict[str, Any]]:
     samples = min(len(model.records[0]) for model in models)
     values = {model.name: _by_prompt(model, samples) for model in models}
     base, finals = collection.base.name, [model.name for model in collection.finals]
-    tests: dict[str, dict[str, dict[str, Any] | None]] = {}
+    tests = {}
     for measure, reference in values[base].items():
         compared = {
             name: _compare(by_prompt[measure], None if name == base else reference)
             for name, by_prompt in values.items()
         }
         tests[measure] = holm_corrected(compared, finals)
-    results: dict[str, dict[str, Any]] = {}
+    results = {}
     for name, tokens in texts.items():
         first_words, across = _first(tokens, budget), self_bleu(tokens)
-        results[name] = {
-            "budget_words": budget,
-            "distinct": {str(n): distinct(first_words, n) for n in (1, 2, 3)},
-            "self_bleu_across": float(np.mean(across)) if across else None,
-            **{measure: compared[name] for measure, compared in tests.items()},
-        }
+        results[name] = Diversity(
+            budget_words=budget,
+            distinct={str(n): distinct(first_words, n) for n in (1, 2, 3)},
+            self_bleu_across=float(np.mean(across)) if across else None,
+            self_bleu_within=tests["self_bleu_within"][name],
+            entropy=tests["entropy"][name],
+        )
     return results
 
 
@@ -71,17 +111,14 @@ def _by_prompt(model: ModelSamples, samples: int) -> dict[str, Array | None]:
     }
 
 
-def _compare(values: Array | None, reference: Array | None) -> dict[str, Any] | None:
+def _compare(values: Array | None, reference: Array | None) -> Variety | None:
     if values is None:
         return None
-    gap = None if reference is None else values - reference
-    return {
-        **estimate(values),
-        "difference": None if gap is None else float(gap.mean()),
-        "difference_ci": None if gap is None else mean_interval(gap),
-        "p": None if gap is None else sign_flip_test(gap),
-        "p_holm": None,
-    }
+    mean, ci = float(values.mean()), mean_interval(values)
+    if reference is None:
+        return Variety(mean, ci, None, None, None, None)
+    gap = values - reference
+    return Variety(mean, ci, float(gap.mean()), mean_interval(gap), sign_flip_test(gap), None)
 
 
 def distinct(completions: Sequence[Sequence[str]], n: int) -> float | None:

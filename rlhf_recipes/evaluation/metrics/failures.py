@@ -1,7 +1,9 @@
 """Failures that a stated rule finds in a completion, with the rate of each."""
 
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +20,15 @@ from rlhf_recipes.evaluation.metrics.detectors import (
 from rlhf_recipes.evaluation.metrics.outliers import MAD_TO_SD
 from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples, Record
 from rlhf_recipes.evaluation.metrics.statistics import (
+    Interval,
+    ShareInterval,
     holm_corrected,
     rate_difference,
     sign_flip_test,
     sign_test,
     wilson,
 )
+from rlhf_recipes.evaluation.metrics.typed_json import FLAT, Count, Share
 
 EXAMPLES = 5
 LONG_QUANTILE = 0.95
@@ -64,6 +69,43 @@ Mask = NDArray[np.bool_]
 """Whether a detector fires on each of a model's samples, shape (prompts, samples)."""
 Failures = dict[str, dict[str, Mask]]
 """Masks by detector and model."""
+
+
+@dataclass(frozen=True)
+class ToBase:
+    """Difference in a failure's rate to base, paired by prompt, with its interval and test."""
+
+    diff_vs_base: Annotated[float, ("minimum", -1), ("maximum", 1)]
+    diff_ci: Interval
+    p: Share
+    p_holm: Share | None
+
+
+@dataclass(frozen=True)
+class FailureRate:
+    """How often a detector fires on a model's completions.
+
+    Attributes:
+        n: Number of completions, and `count` that of those on which it fires.
+        rate: Mean over prompts of the fraction that fires, with its interval `ci` (Wilson's).
+        examples: Ids of the first samples on which it fires.
+        to_base: None for base itself.
+    """
+
+    n: Count
+    count: Count
+    rate: Share
+    ci: ShareInterval
+    examples: Sequence[str]
+    to_base: ToBase | None = field(default=None, metadata=FLAT)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A detector, in words, and its rate by model."""
+
+    definition: str
+    per_model: dict[str, FailureRate]
 
 
 def detect_failures(collection: Collection) -> Failures:
@@ -128,47 +170,46 @@ def flags(failures: Failures, name: str, row: int, column: int = 0) -> list[str]
     return [detector for detector, masks in failures.items() if masks[name][row, column]]
 
 
-def failure_analysis(collection: Collection, failures: Failures) -> dict[str, Any]:
-    """Summarize each detector per model: n, count, rate, interval, difference to base, examples.
+def failure_analysis(collection: Collection, failures: Failures) -> dict[str, Failure]:
+    """Summarize each detector per model: its rate, and the difference to base.
 
     Intervals are Wilson's over prompts; differences are paired by prompt (Newcombe). p is that of
     the exact sign test on the prompts that differ, or with several samples per prompt the sign-flip
     test of the rates. It is Holm-corrected over all detectors and policies; earlier checkpoints of
     a run are not tested.
     """
-    tests: dict[tuple[str, str], dict[str, Any]] = {}
-    for detector, masks in failures.items():
-        for name, model in collection.models.items():
-            reference = None if model is collection.base else masks[collection.base.name]
-            tests[detector, name] = _rate(model, masks[name], reference)
-    finals = [model.name for model in collection.finals]
+    base, finals = collection.base.name, [model.name for model in collection.finals]
+    tests = {
+        (detector, model.name): _to_base(masks[model.name], masks[base])
+        for detector, masks in failures.items()
+        for model in collection.policies
+    }
     corrected = holm_corrected(
         tests, [(detector, name) for detector in failures for name in finals]
     )
     return {
-        detector: {
-            "definition": DEFINITIONS[detector],
-            "per_model": {name: corrected[detector, name] for name in collection.models},
-        }
-        for detector in failures
+        detector: Failure(
+            DEFINITIONS[detector],
+            {
+                name: _rate(model, masks[name], corrected.get((detector, name)))
+                for name, model in collection.models.items()
+            },
+        )
+        for detector, masks in failures.items()
     }
 
 
-def _rate(model: ModelSamples, mask: Mask, reference: Mask | None) -> dict[str, Any]:
+def _rate(model: ModelSamples, mask: Mask, to_base: ToBase | None) -> FailureRate:
     rates = mask.mean(axis=1)
     ids = [record["id"] for record, fires in zip(model.flat, mask.flat, strict=True) if fires]
-    rate = {
-        "n": mask.size,
-        "count": len(ids),
-        "rate": float(rates.mean()),
-        "ci": wilson(float(rates.mean()), len(rates)),
-        "examples": ids[:EXAMPLES],
-    }
-    if reference is None:
-        return rate
-    base_rates = reference.mean(axis=1)
+    rate = float(rates.mean())
+    return FailureRate(mask.size, len(ids), rate, wilson(rate, len(rates)), ids[:EXAMPLES], to_base)
+
+
+def _to_base(mask: Mask, reference: Mask) -> ToBase:
+    rates, base_rates = mask.mean(axis=1), reference.mean(axis=1)
     difference, interval = rate_difference(rates, base_rates)
     gaps = rates - base_rates
     single = mask.shape[1] * reference.shape[1] == 1
     p = sign_test(int((gaps > 0).sum()), int((gaps < 0).sum())) if single else sign_flip_test(gaps)
-    return rate | {"diff_vs_base": difference, "diff_ci": interval, "p": p, "p_holm": None}
+    return ToBase(difference, interval, p, p_holm=None)

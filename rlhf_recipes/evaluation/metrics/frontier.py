@@ -1,6 +1,7 @@
 """The reward-KL frontier: which models are on it, with what certainty, and runs at equal KL."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_recipes.evaluation.metrics.claims import FEWEST_PROMPTS
-from rlhf_recipes.evaluation.metrics.samples import Collection, Results
+from rlhf_recipes.evaluation.metrics.samples import Collection
 from rlhf_recipes.evaluation.metrics.statistics import (
     CONFIDENCE,
     Array,
@@ -17,6 +18,7 @@ from rlhf_recipes.evaluation.metrics.statistics import (
     percentiles,
     prompt_draws,
 )
+from rlhf_recipes.evaluation.metrics.typed_json import AtLeast0, Share
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,35 @@ class FrontierPoint:
     """
 
     on_front: bool
-    dominated_by: list[str]
-    probability: float
+    dominated_by: Sequence[str]
+    probability: Share
     dominated: bool
+
+
+@dataclass(frozen=True)
+class MatchedRuns:
+    """Two families with checkpoints, compared at the largest KL that both reach.
+
+    Attributes:
+        families: The two that are compared.
+        kl: That KL, in nats.
+        difference: In gain, with its interval `ci`, bootstrap `p` and corrected `p_holm`.
+    """
+
+    families: Sequence[str]
+    kl: AtLeast0
+    difference: float
+    ci: Interval
+    p: Share
+    p_holm: Share | None
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Names of the models on the frontier of a metric, and runs compared at equal KL."""
+
+    front: Sequence[str]
+    matched: Sequence[MatchedRuns]
 
 
 def dominance(kl: Array, reward: Array) -> NDArray[np.bool_]:
@@ -114,7 +142,7 @@ def frontier(collection: Collection, metric: str) -> dict[str, FrontierPoint]:
     }
 
 
-def matched_runs(collection: Collection, metric: str) -> list[Results]:
+def matched_runs(collection: Collection, metric: str) -> list[MatchedRuns]:
     """Compare each two families of one run with checkpoints at the largest KL that both reach.
 
     Differences are in standard deviations of base, and their p is Holm-corrected over the pairs.
@@ -129,14 +157,8 @@ def matched_runs(collection: Collection, metric: str) -> list[Results]:
         f: (np.array([m.scores(metric).mean(axis=1) for m in runs[f]]) - base.mean(axis=1)) / scale
         for f in single
     }
-    tests: dict[tuple[str, str], Results] = {}
+    tests = {}
     for first, second in combinations(single, 2):
-        at, gap, ci, p = matched_difference((kl[first], kl[second]), (gain[first], gain[second]))
-        tests[first, second] = {
-            "families": [first, second],
-            "kl": at,
-            "difference": gap,
-            "ci": ci,
-            "p": p,
-        }
+        found = matched_difference((kl[first], kl[second]), (gain[first], gain[second]))
+        tests[first, second] = MatchedRuns([first, second], *found, p_holm=None)
     return list(holm_corrected(tests).values())

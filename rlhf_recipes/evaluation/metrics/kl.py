@@ -1,6 +1,8 @@
 """KL of a policy from the reference, from the divergences saved with its samples."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,16 +10,59 @@ from scipy import stats
 
 from rlhf_recipes.evaluation.metrics.samples import ModelSamples
 from rlhf_recipes.evaluation.metrics.statistics import (
+    Correlation,
+    Interval,
     mean_interval,
     rank_correlation,
     student_half_width,
 )
+from rlhf_recipes.evaluation.metrics.typed_json import AtLeast0, Count, Share
 
 JOINT_ERRORS = 3.0
 ESTIMATOR = "exact over the vocabulary at each position of the policy's own samples"
 
 
-def kl_summary(model: ModelSamples) -> dict[str, Any]:
+@dataclass(frozen=True)
+class KLByPosition:
+    """Mean KL at each token position, over the n completions that reach it."""
+
+    kl: Sequence[float]
+    n: Sequence[Count]
+    ci: Sequence[Interval | None]
+
+
+@dataclass(frozen=True)
+class KL:
+    """KL(policy || reference) in nats, of one model.
+
+    Attributes:
+        seq: Per completion, with its interval `ci` over prompts and its `sd` over samples.
+        token: Per token.
+        sqrt: √seq, the axis of the frontier.
+        k1: Mean sampled log-ratio.
+        k1_joint_se: Standard error over prompts of k1 - seq.
+        k1_agrees: Whether k1 and seq lie within three of these.
+        estimator: How it was measured.
+        capped: Fraction of completions cut off at the length limit.
+        by_position: None without saved curves.
+        by_length: Correlation of KL and length over prompts, first samples.
+    """
+
+    seq: float
+    ci: Interval
+    sd: AtLeast0
+    token: float
+    sqrt: AtLeast0
+    k1: float
+    k1_joint_se: AtLeast0
+    k1_agrees: bool
+    estimator: str
+    capped: Share
+    by_position: KLByPosition | None
+    by_length: Correlation
+
+
+def kl_summary(model: ModelSamples) -> KL:
     """Summarize KL(policy || reference) in nats: per completion, per token, with a cross-check.
 
     seq   = mean over prompts of KL(y) = Σ_t Σ_v π(v|h_t) (log π(v|h_t) - log ref(v|h_t))
@@ -32,23 +77,23 @@ def kl_summary(model: ModelSamples) -> dict[str, Any]:
     per_prompt = exact.mean(axis=1)
     gap = sampled.mean(axis=1) - per_prompt
     error = float(stats.sem(gap))
-    return {
-        "seq": float(per_prompt.mean()),
-        "ci": mean_interval(per_prompt),
-        "sd": float(exact.std(ddof=1)),
-        "token": float(exact.sum() / max(model.values("n_tokens").sum(), 1)),
-        "sqrt": math.sqrt(max(0.0, float(per_prompt.mean()))),
-        "k1": float(sampled.mean()),
-        "k1_joint_se": error,
-        "k1_agrees": bool(abs(gap.mean()) <= JOINT_ERRORS * error + 1e-9),
-        "estimator": ESTIMATOR,
-        "capped": float(np.mean([record.get("finish") == "length" for record in model.flat])),
-        "by_position": kl_by_position(model),
-        "by_length": rank_correlation(exact[:, 0], model.values("n_tokens")[:, 0]),
-    }
+    return KL(
+        seq=float(per_prompt.mean()),
+        ci=mean_interval(per_prompt),
+        sd=float(exact.std(ddof=1)),
+        token=float(exact.sum() / max(model.values("n_tokens").sum(), 1)),
+        sqrt=math.sqrt(max(0.0, float(per_prompt.mean()))),
+        k1=float(sampled.mean()),
+        k1_joint_se=error,
+        k1_agrees=bool(abs(gap.mean()) <= JOINT_ERRORS * error + 1e-9),
+        estimator=ESTIMATOR,
+        capped=float(np.mean([record.get("finish") == "length" for record in model.flat])),
+        by_position=kl_by_position(model),
+        by_length=rank_correlation(exact[:, 0], model.values("n_tokens")[:, 0]),
+    )
 
 
-def kl_by_position(model: ModelSamples) -> dict[str, Any] | None:
+def kl_by_position(model: ModelSamples) -> KLByPosition | None:
     """Compute the mean exact KL at each token position, with its interval.
 
     KL_t = mean over the completions that reach t of Σ_v π(v|h_t) (log π(v|h_t) - log ref(v|h_t)),
@@ -69,9 +114,6 @@ def kl_by_position(model: ModelSamples) -> dict[str, Any] | None:
     prompts = reached.reshape(shape).any(axis=1).sum(axis=0)
     spread = np.square(deviations).sum(axis=0) * prompts / np.maximum(prompts - 1, 1)
     half = student_half_width(prompts) * np.sqrt(spread) / n
-    ends = np.stack([mean - half, mean + half], axis=1).tolist()
-    return {
-        "kl": mean.tolist(),
-        "n": n.tolist(),
-        "ci": [pair if count > 1 else None for pair, count in zip(ends, prompts, strict=True)],
-    }
+    ends = zip((mean - half).tolist(), (mean + half).tolist(), prompts, strict=True)
+    intervals = [Interval(low, high) if count > 1 else None for low, high, count in ends]
+    return KLByPosition(mean.tolist(), n.tolist(), intervals)

@@ -1,17 +1,20 @@
 """The win rate at equal length: the effect of length is taken out by a logistic fit."""
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
 
 from rlhf_recipes.evaluation.metrics.statistics import (
     Array,
+    Estimate,
     Interval,
+    ShareInterval,
     percentiles,
     prompt_draws,
     wilson,
 )
+from rlhf_recipes.evaluation.metrics.typed_json import Share
 
 RIDGE = 1e-4
 NEWTON_STEPS = 25
@@ -21,7 +24,31 @@ OVERLAP = 0.05
 SEPARATED = 0.01
 
 
-def length_controlled(scores: Array, length_difference: Array) -> dict[str, Any]:
+@dataclass(frozen=True)
+class LengthControlled:
+    """A win rate at equal length.
+
+    Attributes:
+        metric: Metric that the wins are by.
+        value: Adjusted rate σ(θ), with its interval `ci`.
+        raw: Unadjusted rate.
+        longer: Fraction of prompts on which the first side is longer.
+        overlaps: Whether neither side is longer on over 95% of the prompts.
+        length_effect: φ, the effect of length on the log-odds.
+        shift: Adjusted minus raw rate, with its interval from the same draws.
+    """
+
+    metric: str
+    value: Share
+    ci: ShareInterval
+    raw: Share
+    longer: Share
+    overlaps: bool
+    length_effect: float
+    shift: Estimate
+
+
+def length_controlled(scores: Array, length_difference: Array, metric: str) -> LengthControlled:
     """Compute the win rate at equal length by a logistic fit, with its 95% interval.
 
     logit P(win_i) = θ + φ tanh(d_i / rms(d)),   value = σ(θ)
@@ -30,39 +57,32 @@ def length_controlled(scores: Array, length_difference: Array) -> dict[str, Any]
     needs many models. rms is not centered, so the rates of A over B and of B over A sum to 1. The
     interval refits on bootstrap draws of the prompts, where AlpacaEval takes the fit as certain.
     30 of 40 wins at +d and 5 of 20 at -d are 0.583 raw and 0.5 at equal length. This
-    is a regression adjustment and does not prove what length caused. `shift` is the adjusted minus
-    the raw rate, with its interval from the same draws. `overlaps` is true if neither side is
-    longer on over 95% of the prompts.
+    is a regression adjustment and does not prove what length caused.
 
     Args:
         scores: Wins per prompt in [0, 1], shape (prompts,).
         length_difference: Length minus the reference's length in tokens, shape (prompts,).
+        metric: Name of what decided the wins, for the result.
     """
     raw = float(scores.mean())
     longer, shorter = (float(np.mean(side > 0)) for side in (length_difference, -length_difference))
-    facts = {"raw": raw, "longer": longer, "overlaps": max(longer, shorter) <= 1 - OVERLAP}
+    overlaps = max(longer, shorter) <= 1 - OVERLAP
     scale = np.sqrt(np.mean(np.square(length_difference)))
     tilt = np.tanh(length_difference / scale) if scale > 0 else np.zeros(len(scores))
     n = len(scores)
     if np.ptp(scores) == 0:  # nothing to adjust, and all draws are equal
-        no_shift = {"value": 0.0, "ci": Interval(0.0, 0.0)}
-        return facts | {
-            "value": raw,
-            "ci": wilson(raw, n),
-            "length_effect": 0.0,
-            "shift": no_shift,
-        }
+        shift = Estimate(0.0, Interval(0.0, 0.0))
+        return LengthControlled(metric, raw, wilson(raw, n), raw, longer, overlaps, 0.0, shift)
     draws = prompt_draws(n)
     start = _fit(scores, tilt, np.ones((1, n)), (0.0, 0.0))
     theta, phi = (float(side[0]) for side in start)
     value, drawn = float(expit(theta)), expit(_fit(scores, tilt, draws, (theta, phi))[0])
-    shift = {"value": value - raw, "ci": percentiles(drawn - draws @ scores / n)}
+    shift = Estimate(value - raw, percentiles(drawn - draws @ scores / n))
     interval = percentiles(drawn)
     if interval.high - interval.low < SEPARATED:
         # Length separates wins from losses without error, and does so on every draw.
         interval = wilson(value, n)
-    fit = {"value": value, "ci": interval, "length_effect": phi}
-    return facts | fit | {"shift": shift}
+    return LengthControlled(metric, value, interval, raw, longer, overlaps, phi, shift)
 
 
 def _fit(

@@ -1,16 +1,58 @@
 """Over-optimization: policies whose proxy reward rose while gold fell."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
 from rlhf_recipes.evaluation.metrics.claims import Claim, claim
-from rlhf_recipes.evaluation.metrics.samples import FIELD, Collection, ModelSamples, Results
+from rlhf_recipes.evaluation.metrics.comparisons import Reward
+from rlhf_recipes.evaluation.metrics.samples import FIELD, Collection, ModelSamples
 from rlhf_recipes.evaluation.metrics.statistics import (
+    Correlation,
+    Interval,
     holm,
     mean_interval,
     rank_correlation,
     sign_flip_test,
 )
+from rlhf_recipes.evaluation.metrics.typed_json import Share
 
 
-def over_optimization(collection: Collection, models: Results) -> Results | None:
+@dataclass(frozen=True)
+class ProxyAndGold:
+    """Gains of a policy by proxy and by gold, in standard deviations of base.
+
+    Attributes:
+        proxy_p_holm: Corrected p of the difference to base, as is `gold_p_holm`.
+        gap: Proxy gain minus gold gain, paired by prompt, with its interval, p and corrected p.
+        spearman: Correlation of proxy and gold over prompts, first samples.
+        over_optimised: Whether the proxy rose and gold fell; None for earlier checkpoints.
+    """
+
+    proxy_gain: float
+    proxy_ci: Interval
+    proxy_p_holm: Share | None
+    gold_gain: float
+    gold_ci: Interval
+    gold_p_holm: Share | None
+    gap: float
+    gap_ci: Interval
+    gap_p: Share
+    gap_p_holm: Share | None
+    spearman: Correlation
+    over_optimised: bool | None
+
+
+@dataclass(frozen=True)
+class OverOptimization:
+    """Proxy and gold of each policy, and their correlation in base."""
+
+    spearman_base: Correlation
+    policies: Mapping[str, ProxyAndGold]
+
+
+def over_optimization(
+    collection: Collection, rewards: Mapping[str, Mapping[str, Reward]]
+) -> OverOptimization | None:
     """Compare the gains by proxy and by gold of each policy.
 
     A policy is over-optimized if the proxy rose and gold fell, each by its interval and corrected
@@ -20,63 +62,60 @@ def over_optimization(collection: Collection, models: Results) -> Results | None
     without gold, and where base's scores by either metric do not vary.
 
     Args:
-        models: Entries of `models` in the results, with their rewards and corrected p-values.
+        rewards: By model and metric, with their corrected p-values.
     """
     if "gold" not in collection.metrics:
         return None
     if not all(collection.base.values(field).std() for field in FIELD.values()):
         return None
-    facts = {m.name: _gains(m, collection, models[m.name]) for m in collection.policies}
+    facts = {m.name: _gains(m, collection, rewards[m.name]) for m in collection.policies}
     finals = [model.name for model in collection.finals]
-    corrected = holm([facts[name]["gap_p"] for name in finals])
+    corrected = holm([facts[name].gap_p for name in finals])
     for_finals = dict(zip(finals, corrected, strict=True))
     prompts = len(collection.base.records)
-    return {
-        "spearman_base": _proxy_gold_correlation(collection.base),
-        "policies": {
-            name: _decided(policy, for_finals[name], prompts)
-            if name in for_finals
-            else {**policy, "gap_p_holm": None, "over_optimised": None}
-            for name, policy in facts.items()
-        },
-    }
+    decided = {n: _decided(facts[n], p_holm, prompts) for n, p_holm in for_finals.items()}
+    return OverOptimization(_proxy_gold_correlation(collection.base), facts | decided)
 
 
-def gain_claims(policy: Results, prompts: int) -> tuple[Claim, Claim, Claim]:
+def gain_claims(policy: ProxyAndGold, prompts: int) -> tuple[Claim, Claim, Claim]:
     """Decide the claims on the gain by proxy, on the gain by gold, and on proxy minus gold."""
-    proxy, gold, gap = (
-        claim(policy[f"{name}_ci"], prompts, p_holm=policy[f"{name}_p_holm"])
-        for name in ("proxy", "gold", "gap")
+    return (
+        claim(policy.proxy_ci, prompts, p_holm=policy.proxy_p_holm),
+        claim(policy.gold_ci, prompts, p_holm=policy.gold_p_holm),
+        claim(policy.gap_ci, prompts, p_holm=policy.gap_p_holm),
     )
-    return proxy, gold, gap
 
 
-def _decided(policy: Results, gap_p_holm: float, prompts: int) -> Results:
-    tested = {**policy, "gap_p_holm": gap_p_holm}
-    by_proxy, by_gold, _ = gain_claims(tested, prompts)
-    return {**tested, "over_optimised": (by_proxy, by_gold) == (Claim.ABOVE, Claim.BELOW)}
+def _decided(policy: ProxyAndGold, gap_p_holm: float, prompts: int) -> ProxyAndGold:
+    by_proxy, by_gold, _ = gain_claims(policy, prompts)
+    is_over_optimized = (by_proxy, by_gold) == (Claim.ABOVE, Claim.BELOW)
+    return replace(policy, gap_p_holm=gap_p_holm, over_optimised=is_over_optimized)
 
 
-def _gains(model: ModelSamples, collection: Collection, entry: Results) -> Results:
+def _gains(
+    model: ModelSamples, collection: Collection, rewards: Mapping[str, Reward]
+) -> ProxyAndGold:
     gains = {}
     for metric, field in FIELD.items():
         base = collection.base.values(field)
         gains[metric] = (model.values(field).mean(1) - base.mean(1)) / float(base.std(ddof=1))
     gaps = gains["proxy"] - gains["gold"]
-    proxy, gold = entry["reward"], entry["gold"]
-    return {
-        "proxy_gain": proxy["gain"]["value"],
-        "proxy_ci": proxy["gain"]["ci"],
-        "proxy_p_holm": proxy["difference"]["p_holm"],
-        "gold_gain": gold["gain"]["value"],
-        "gold_ci": gold["gain"]["ci"],
-        "gold_p_holm": gold["difference"]["p_holm"],
-        "gap": float(gaps.mean()),
-        "gap_ci": mean_interval(gaps),
-        "gap_p": sign_flip_test(gaps),
-        "spearman": _proxy_gold_correlation(model),
-    }
+    proxy, gold = rewards["proxy"], rewards["gold"]
+    return ProxyAndGold(
+        proxy_gain=proxy.gain.value,
+        proxy_ci=proxy.gain.ci,
+        proxy_p_holm=proxy.p_holm,
+        gold_gain=gold.gain.value,
+        gold_ci=gold.gain.ci,
+        gold_p_holm=gold.p_holm,
+        gap=float(gaps.mean()),
+        gap_ci=mean_interval(gaps),
+        gap_p=sign_flip_test(gaps),
+        gap_p_holm=None,
+        spearman=_proxy_gold_correlation(model),
+        over_optimised=None,
+    )
 
 
-def _proxy_gold_correlation(model: ModelSamples) -> Results:
+def _proxy_gold_correlation(model: ModelSamples) -> Correlation:
     return rank_correlation(model.values("reward")[:, 0], model.values("gold")[:, 0])

@@ -2,15 +2,30 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.evaluation.metrics.calibration import calibration, margin_curve
+from rlhf_recipes.evaluation.metrics.calibration import (
+    Calibration,
+    MarginFifth,
+    calibration,
+    margin_curve,
+)
 from rlhf_recipes.evaluation.metrics.detectors import refuses, words
-from rlhf_recipes.evaluation.metrics.statistics import SEED, Array, rank_correlation, wilson
+from rlhf_recipes.evaluation.metrics.statistics import (
+    SEED,
+    Array,
+    Correlation,
+    Interval,
+    ShareInterval,
+    rank_correlation,
+    wilson,
+)
+from rlhf_recipes.evaluation.metrics.typed_json import FLAT, Count, Share
 from rlhf_recipes.evaluation.metrics.win_rate import win_rate
 
 Pair = dict[str, Any]
@@ -26,7 +41,90 @@ FLAGGED = {
 }
 
 
-def reward_model_errors(pairs: Sequence[Pair]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Accuracy:
+    """Fraction of pairs that are right, a tie one half, with its interval and the counts."""
+
+    value: Share
+    ci: ShareInterval
+    right: Count
+    ties: Count
+    wrong: Count
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Margins of the chosen over the rejected text: their mean, and quantiles by level."""
+
+    mean: float
+    quantiles: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ShareOf:
+    """A fraction of n pairs, with its interval."""
+
+    value: Share
+    ci: ShareInterval
+    n: Count
+
+
+@dataclass(frozen=True)
+class LengthBias:
+    """Whether the model rewards length beyond what the labels do.
+
+    Attributes:
+        spearman: Correlation of margin and length difference.
+        longer_wins: How often the model prefers the longer text, of pairs of unequal length.
+        longer_is_chosen: How often the labels do.
+        accuracy: Where the chosen text is shorter and where it is longer.
+        balanced_accuracy: Mean of the two, 0.5 for a pure length rule.
+    """
+
+    spearman: Correlation
+    longer_wins: ShareOf | None
+    longer_is_chosen: ShareOf | None
+    accuracy: Mapping[str, Accuracy | None]
+    balanced_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Errors on the pairs that have one value of a property, named by `slice`."""
+
+    slice: str
+    value: str
+    n: Count
+    wrong: Count
+    ties: Count
+    error_rate: Share
+    ci: ShareInterval
+
+
+@dataclass(frozen=True)
+class RewardModelQuality:
+    """A reward model on n preference pairs; `rule` says which wrong pairs are shown."""
+
+    n: Count
+    accuracy: Accuracy
+    margin: Margin
+    calibration: Calibration
+    margin_curve: Sequence[MarginFifth]
+    length_bias: LengthBias
+    slices: Sequence[Slice]
+    n_wrong: Count
+    rule: str
+
+
+@dataclass(frozen=True)
+class RewardModelErrors:
+    """The quality of a reward model, and wrong pairs to read, as `rule` selects them."""
+
+    quality: RewardModelQuality = field(metadata=FLAT)
+    wrong_pairs: Sequence[Pair]
+
+
+def reward_model_errors(pairs: Sequence[Pair]) -> RewardModelErrors:
     """Measure a reward model: accuracy, calibration, length bias, slices and 20 wrong pairs.
 
     A pair is right if the chosen text scores higher; equal scores count one half. The wrong pairs
@@ -43,33 +141,28 @@ def reward_model_errors(pairs: Sequence[Pair]) -> dict[str, Any]:
     described = [_describe(index, pair) for index, pair in enumerate(pairs)]
     wrong = sorted((p for p in described if p["margin"] < 0), key=lambda p: float(p["margin"]))
     margins = np.array([pair["margin"] for pair in described])
-    return {
-        "n": len(pairs),
-        "accuracy": _accuracy(described),
-        "margin": {
-            "mean": float(margins.mean()),
-            "quantiles": {f"{q:.2f}": float(np.quantile(margins, q)) for q in (0.05, 0.5, 0.95)},
-        },
-        "calibration": calibration(margins),
-        "margin_curve": margin_curve(margins),
-        "length_bias": length_bias(described),
-        "slices": _slices(described),
-        "n_wrong": len(wrong),
-        "rule": (
+    quantiles = {f"{q:.2f}": float(np.quantile(margins, q)) for q in (0.05, 0.5, 0.95)}
+    quality = RewardModelQuality(
+        n=len(pairs),
+        accuracy=_accuracy(described),
+        margin=Margin(float(margins.mean()), quantiles),
+        calibration=calibration(margins),
+        margin_curve=margin_curve(margins),
+        length_bias=length_bias(described),
+        slices=_slices(described),
+        n_wrong=len(wrong),
+        rule=(
             f"the {CONFIDENT} wrong pairs with the largest margin against the label, then "
             f"{RANDOM} drawn from the rest with seed {SEED}; all if there are no more"
         ),
-        "wrong_pairs": _select(wrong),
-    }
+    )
+    return RewardModelErrors(quality, _select(wrong))
 
 
-def length_bias(pairs: Sequence[Pair]) -> dict[str, Any]:
+def length_bias(pairs: Sequence[Pair]) -> LengthBias:
     """Measure whether the model rewards length beyond what the labels do.
 
-    Returns Spearman's correlation of margin and length difference; how often the longer text wins
-    by the model and by the labels (pairs of unequal length); the accuracy where the chosen text is
-    shorter and longer; and the mean of the two, which is 0.5 for a pure length rule. Singhal et al.
-    (https://arxiv.org/abs/2310.03716).
+    After Singhal et al. (https://arxiv.org/abs/2310.03716).
     """
     margin = np.array([pair["margin"] for pair in pairs])
     gap = np.array([pair["length_gap"] for pair in pairs], dtype=np.float64)
@@ -78,21 +171,21 @@ def length_bias(pairs: Sequence[Pair]) -> dict[str, Any]:
     longer = [pair for pair in pairs if pair["length_gap"] > 0]
     sides = {"chosen_shorter": shorter, "chosen_longer": longer}
     accuracy = {name: _accuracy(side) if side else None for name, side in sides.items()}
-    both = [entry["value"] for entry in accuracy.values() if entry]
-    return {
-        "spearman": rank_correlation(margin, gap),
-        "longer_wins": _rate((np.sign(margin * gap)[unequal] + 1) / 2),
-        "longer_is_chosen": _rate((gap[unequal] > 0).astype(np.float64)),
-        "accuracy": accuracy,
-        "balanced_accuracy": sum(both) / 2 if len(both) == 2 else None,
-    }
+    both = [entry.value for entry in accuracy.values() if entry]
+    return LengthBias(
+        spearman=rank_correlation(margin, gap),
+        longer_wins=_rate((np.sign(margin * gap)[unequal] + 1) / 2),
+        longer_is_chosen=_rate((gap[unequal] > 0).astype(np.float64)),
+        accuracy=accuracy,
+        balanced_accuracy=sum(both) / 2 if len(both) == 2 else None,
+    )
 
 
-def _rate(values: Array) -> dict[str, Any] | None:
+def _rate(values: Array) -> ShareOf | None:
     if not len(values):
         return None
     rate = float(values.mean())
-    return {"value": rate, "ci": wilson(rate, len(values)), "n": len(values)}
+    return ShareOf(rate, wilson(rate, len(values)), len(values))
 
 
 def near_duplicates(first: str, second: str) -> bool:
@@ -135,16 +228,15 @@ def _describe(index: int, pair: Pair) -> Pair:
     }
 
 
-def _accuracy(pairs: Sequence[Pair]) -> dict[str, Any]:
+def _accuracy(pairs: Sequence[Pair]) -> Accuracy:
     rate = win_rate(
         np.array([[pair["chosen_reward"]] for pair in pairs], dtype=np.float64),
         np.array([[pair["rejected_reward"]] for pair in pairs], dtype=np.float64),
     )
-    counts = {"right": rate["wins"], "ties": rate["ties"], "wrong": rate["losses"]}
-    return {"value": rate["value"], "ci": rate["ci"], **counts}
+    return Accuracy(rate.value, rate.ci, rate.wins, rate.ties, rate.losses)
 
 
-def _slices(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def _slices(pairs: Sequence[Pair]) -> list[Slice]:
     table = []
     for name in ("length", "turns", *FLAGGED, "source"):
         groups: dict[str, list[Pair]] = {}
@@ -153,15 +245,15 @@ def _slices(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         for value, group in sorted(groups.items()):
             accuracy = _accuracy(group)
             table.append(
-                {
-                    "slice": name,
-                    "value": value,
-                    "n": len(group),
-                    "wrong": accuracy["wrong"],
-                    "ties": accuracy["ties"],
-                    "error_rate": 1 - accuracy["value"],
-                    "ci": [1 - accuracy["ci"][1], 1 - accuracy["ci"][0]],
-                }
+                Slice(
+                    slice=name,
+                    value=value,
+                    n=len(group),
+                    wrong=accuracy.wrong,
+                    ties=accuracy.ties,
+                    error_rate=1 - accuracy.value,
+                    ci=Interval(1 - accuracy.ci.high, 1 - accuracy.ci.low),
+                )
             )
     return table
 

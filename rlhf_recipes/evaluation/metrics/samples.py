@@ -15,7 +15,6 @@ from rlhf_recipes.evaluation.metrics.statistics import Array
 from rlhf_recipes.records import differences
 
 Record = dict[str, Any]
-Results = dict[str, Any]
 
 FIRST = (BASE, "ppo", "grpo", "dpo")
 SETTINGS = ("generation", "base", "reference", "dataset")
@@ -108,12 +107,6 @@ class Collection:
 
 
 FIELD = {"proxy": "reward", "gold": "gold"}
-
-
-def reward_of(entry: Results, metric: str) -> Results:
-    """Return a model's rewards by a metric among its results: `reward`, `gold` or of `scores`."""
-    rewards: Results = entry[FIELD[metric]] if metric in FIELD else entry["scores"][metric]
-    return rewards
 
 
 def ordered(names: Iterable[str], families: dict[str, str], steps: dict[str, int]) -> list[str]:

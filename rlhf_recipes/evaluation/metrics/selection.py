@@ -1,15 +1,50 @@
 """Selection of the prompts that the report shows, by a stated rule."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from rlhf_recipes.evaluation.metrics.failures import Failures, flags
-from rlhf_recipes.evaluation.metrics.samples import Collection, Results
+from rlhf_recipes.evaluation.metrics.samples import Collection
 from rlhf_recipes.evaluation.metrics.statistics import SEED
+from rlhf_recipes.evaluation.metrics.typed_json import Count
 
 AT_RANDOM = 4
 
 
-def samples_shown(collection: Collection, failures: Failures) -> Results:
+@dataclass(frozen=True, kw_only=True)
+class ShownSample:
+    """Numbers of a sample that is shown, and the detectors that fire on it."""
+
+    id: str
+    reward: float
+    gold: float | None = None
+    scores: Mapping[str, float] | None = None
+    kl: float
+    n_tokens: Count
+    flags: Sequence[str]
+
+
+@dataclass(frozen=True)
+class ShownPrompt:
+    """A prompt that is shown, why, and the first sample of each model."""
+
+    row: Count
+    prompt_id: int
+    reason: str
+    samples: Mapping[str, ShownSample]
+
+
+@dataclass(frozen=True)
+class SamplesShown:
+    """The prompts that the report shows, and the rule that selects them."""
+
+    rule: str
+    prompts: Sequence[ShownPrompt]
+
+
+def samples_shown(collection: Collection, failures: Failures) -> SamplesShown:
     """Select prompts to show, with the reason for each: some at random, and the extremes."""
     primary = collection.primary
     base = collection.base.scores(primary).mean(axis=1)
@@ -33,15 +68,15 @@ def samples_shown(collection: Collection, failures: Failures) -> Results:
         "the first sample of each model"
     )
     prompts = [_shown(collection, failures, row, reason) for row, reason in reasons.items()]
-    return {"rule": rule, "prompts": prompts}
+    return SamplesShown(rule, prompts)
 
 
-def _shown(collection: Collection, failures: Failures, row: int, reason: str) -> Results:
+def _shown(collection: Collection, failures: Failures, row: int, reason: str) -> ShownPrompt:
     numbers = ("id", "reward", "gold", "scores", "kl", "n_tokens")
     samples = {}
     for model in [collection.base, *collection.finals]:
         record = model.records[row][0]
         facts = {key: record[key] for key in numbers if record.get(key) is not None}
-        samples[model.name] = facts | {"flags": flags(failures, model.name, row)}
+        samples[model.name] = ShownSample(**facts, flags=flags(failures, model.name, row))
     prompt_id = collection.base.records[row][0]["prompt_id"]
-    return {"row": row, "prompt_id": prompt_id, "reason": reason, "samples": samples}
+    return ShownPrompt(row, prompt_id, reason, samples)

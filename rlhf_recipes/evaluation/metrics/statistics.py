@@ -2,17 +2,18 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import ndtr, ndtri
 
+from rlhf_recipes.evaluation.metrics.typed_json import Count
+
 Array = NDArray[np.float64]
-K = TypeVar("K")
-Test = TypeVar("Test", dict[str, Any], dict[str, Any] | None)
 
 CONFIDENCE = 0.95
 ALPHA = 0.05
@@ -28,6 +29,45 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+ShareInterval = Annotated[Interval, ("minimum", 0), ("maximum", 1)]
+"""An interval of a fraction."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval."""
+
+    value: float
+    ci: Interval
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation.
+
+    Attributes:
+        value: ρ; None where it is undefined, and then `reason` says why.
+        ci: Interval by Bonett and Wright.
+        n: Number of prompts or pairs.
+    """
+
+    value: Annotated[float, ("minimum", -1), ("maximum", 1)] | None
+    ci: Interval | None
+    n: Count
+    reason: str | None = None
+
+
+class Tested(Protocol):
+    """A dataclass with the p-value of a test, and `p_holm` for the corrected one."""
+
+    @property
+    def p(self) -> float | None: ...
+
+
+K = TypeVar("K")
+Test = TypeVar("Test", bound=Tested | None)
 
 
 def wilson(rate: float, n: float) -> Interval:
@@ -102,9 +142,9 @@ def _products(matrix: NDArray[Any], values: Array) -> Array:
     return np.concatenate([matrix[i : i + BATCH].astype(np.float64) @ values for i in starts])
 
 
-def estimate(values: Array) -> dict[str, Any]:
-    """Return the mean over prompts as `value`, with its `ci`."""
-    return {"value": float(np.mean(values)), "ci": mean_interval(values)}
+def estimate(values: Array) -> Estimate:
+    """Compute the mean over prompts with its interval."""
+    return Estimate(float(np.mean(values)), mean_interval(values))
 
 
 @lru_cache(maxsize=4)
@@ -182,12 +222,17 @@ def holm_corrected(tests: Mapping[K, Test], names: Collection[K] | None = None) 
     """Return the tests of one family with Holm's `p_holm` beside each `p`; None stays None.
 
     Args:
-        tests: Results with their `p`, by name.
+        tests: Dataclasses with their `p`, by name.
         names: The tests that make up the family, all by default; the others are returned unchanged.
     """
-    family = {n: t["p"] for n, t in tests.items() if t and (names is None or n in names)}
+    family = {
+        name: test.p
+        for name, test in tests.items()
+        if test is not None and test.p is not None and (names is None or name in names)
+    }
     adjusted = dict(zip(family, holm(list(family.values())), strict=True))
-    return {n: {**t, "p_holm": adjusted[n]} if t and n in adjusted else t for n, t in tests.items()}
+    corrected: dict[K, Any] = dict(tests)
+    return corrected | {n: replace(corrected[n], p_holm=p) for n, p in adjusted.items()}
 
 
 def detectable_effect(std: float, n: int) -> float:
@@ -229,10 +274,10 @@ def rate_difference(rates: Array, reference: Array) -> tuple[float, Interval]:
     return p - q, Interval(p - q - down, p - q + up)
 
 
-def rank_correlation(x: Array, y: Array) -> dict[str, Any]:
+def rank_correlation(x: Array, y: Array) -> Correlation:
     """Compute Spearman's ρ with its interval tanh(atanh ρ ± z √((1 + ρ²/2)/(n-3))).
 
-    Bonett and Wright (2000), Psychometrika 65. Where ρ is undefined it is null, with a `reason`.
+    Bonett and Wright (2000), Psychometrika 65.
 
     Args:
         x: One value per prompt, as is y.
@@ -240,10 +285,10 @@ def rank_correlation(x: Array, y: Array) -> dict[str, Any]:
     n = len(x)
     if n < 4 or not (np.ptp(x) > 0 and np.ptp(y) > 0):
         reason = "fewer than four prompts" if n < 4 else "one side does not vary"
-        return {"value": None, "ci": None, "n": n, "reason": reason}
+        return Correlation(None, None, n, reason)
     rho = float(stats.spearmanr(x, y).statistic)
     if abs(rho) > 1 - 1e-12:
-        return {"value": rho, "ci": [rho, rho], "n": n}
+        return Correlation(rho, Interval(rho, rho), n)
     half = stats.norm.ppf(0.5 + CONFIDENCE / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
-    ci = [float(np.tanh(np.arctanh(rho) - half)), float(np.tanh(np.arctanh(rho) + half))]
-    return {"value": rho, "ci": ci, "n": n}
+    ends = np.tanh(np.arctanh(rho) + np.array([-half, half]))
+    return Correlation(rho, Interval(float(ends[0]), float(ends[1])), n)

@@ -4,15 +4,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from rlhf_recipes.evaluation.metrics.curve_checks import curve_checks
+from rlhf_recipes.evaluation.metrics.curve_checks import Checked, curve_checks
+from rlhf_recipes.evaluation.metrics.typed_json import AtLeast0, Count
 from rlhf_recipes.training_curves import Log, curves
 
+Unit = Literal["episodes", "pairs", "samples"]
 ORDER: tuple[str, ...] = ("reward", "ppo", "grpo", "dpo")
-SAMPLE_UNITS = {"ppo": "episodes", "grpo": "episodes", "dpo": "pairs"}
+SAMPLE_UNITS: dict[str, Unit] = {"ppo": "episodes", "grpo": "episodes", "dpo": "pairs"}
 MAX_POINTS = 200
 """Maximum number of points per curve in the results."""
 
@@ -38,42 +40,68 @@ class TrainingLog:
         return [step * self.samples_per_step for step in steps]
 
 
-def summarize(logs: Mapping[str, TrainingLog]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Curve:
+    """A logged quantity by optimizer step, and the samples seen by then if that is known."""
+
+    steps: Sequence[float]
+    samples: Sequence[float] | None
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class TrainingCurves:
+    """Curves of one training run by quantity, and their checks."""
+
+    quantities: Mapping[str, Curve]
+    checks: Sequence[Checked]
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """The time that training took, and the samples it saw."""
+
+    duration_seconds: AtLeast0
+    samples: Count | None
+    unit: Unit
+
+
+def summarize(logs: Mapping[str, TrainingLog]) -> dict[str, TrainingCurves]:
     """Return the curves of each stage, at most 200 points each, and the checks of all points."""
-    summary: dict[str, Any] = {}
+    summary = {}
     for stage, log in logs.items():
         if points := curves(log.entries):
             quantities = {name: _thinned(log, *curve) for name, curve in points.items()}
-            summary[stage] = {"quantities": quantities, "checks": curve_checks(points)}
+            summary[stage] = TrainingCurves(quantities, curve_checks(points))
     return summary
 
 
 def training_costs(
     logs: Mapping[str, TrainingLog], models: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+) -> dict[str, TrainingCost]:
     """Return the time that training each model took and the samples it saw.
 
     The run of a model is the one that left the same adapter; models without one are left out.
     """
-    costs: dict[str, Any] = {}
+    costs = {}
     by_adapter = {log.record.get("adapter_fingerprint"): log for log in logs.values()}
     for name, model in models.items():
         log = by_adapter.get(model.get("fingerprint")) if model.get("fingerprint") else None
         if log is not None:
             steps = [float(entry["step"]) for entry in log.entries if "step" in entry]
             samples = log.samples([max(steps)]) if steps else None
-            costs[name] = {
-                "duration_seconds": log.record["duration_seconds"],
-                "samples": int(samples[0]) if samples else None,
-                "unit": SAMPLE_UNITS.get(log.record["stage"], "samples"),
-            }
+            costs[name] = TrainingCost(
+                duration_seconds=log.record["duration_seconds"],
+                samples=int(samples[0]) if samples else None,
+                unit=SAMPLE_UNITS.get(log.record["stage"], "samples"),
+            )
     return costs
 
 
-def _thinned(log: TrainingLog, steps: list[float], values: list[float]) -> dict[str, Any]:
+def _thinned(log: TrainingLog, steps: list[float], values: list[float]) -> Curve:
     indices = np.unique(np.linspace(0, len(steps) - 1, MAX_POINTS).round().astype(int))
     thin = [steps[i] for i in indices]
-    return {"steps": thin, "samples": log.samples(thin), "values": [values[i] for i in indices]}
+    return Curve(thin, log.samples(thin), [values[i] for i in indices])
 
 
 def read_training_logs(models_folder: Path) -> dict[str, TrainingLog]:

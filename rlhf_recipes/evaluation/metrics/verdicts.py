@@ -1,15 +1,37 @@
 """Win rates and quality of the judges that compare a completion with base's."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples, Record, Results
+from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples, Record
 from rlhf_recipes.evaluation.metrics.statistics import Array
-from rlhf_recipes.evaluation.metrics.win_rate import summary
+from rlhf_recipes.evaluation.metrics.typed_json import Count, Share
+from rlhf_recipes.evaluation.metrics.win_rate import Readable, WinRate, summary
 
 
-def judged_win_rate(verdicts: Sequence[Record], model: ModelSamples) -> Results | None:
+@dataclass(frozen=True)
+class JudgeQuality:
+    """How consistent a judge is over all its verdicts, and how well it agrees with gold.
+
+    Attributes:
+        n: Number of verdicts.
+        readable: Fraction with a readable reply to both orders.
+        consistent: Fraction of those on which the orders agree.
+        first: Fraction of readable replies for the completion shown first, a tie one half. A judge
+            that always prefers it has first = 1, consistent = 0 and a win rate of one half.
+        kappa: Cohen's, of win, tie and loss with those of gold, if there is gold.
+    """
+
+    n: Count
+    readable: Share | None
+    consistent: Share | None
+    first: Share | None
+    kappa: float | None
+
+
+def judged_win_rate(verdicts: Sequence[Record], model: ModelSamples) -> WinRate | None:
     """Compute the win rate over base by a judge's readable verdicts.
 
     An unreadable verdict is missing, not a tie: prompts without a readable one are left out. With
@@ -31,28 +53,22 @@ def judged_win_rate(verdicts: Sequence[Record], model: ModelSamples) -> Results 
     single = max(judged.values()) == 1
     rate = summary(weighted, single=single, outcomes=np.concatenate(readable))
     n, of = int(sizes.sum()), sum(judged.values())
-    return rate | {"readable": {"n": n, "of": of, "fraction": n / of}}
+    return replace(rate, readable=Readable(n, of, n / of))
 
 
 def judge_quality(
     verdicts: Sequence[Record], collection: Collection, epsilon: float = 0.0
-) -> Results:
-    """Measure how consistent a judge is over all its verdicts, and how well it agrees with gold.
-
-    readable: fraction with a readable reply to both orders. consistent: fraction of those on which
-    the orders agree. first: fraction of readable replies for the completion shown first, a tie one
-    half. A judge that always prefers it has first = 1, consistent = 0 and a win rate of one half.
-    kappa: Cohen's, of win, tie and loss with those of gold, if there is gold.
-    """
+) -> JudgeQuality:
+    """Measure how consistent a judge is over all its verdicts, and how well it agrees with gold."""
     readable = [v for v in verdicts if v["readable"]]
     for_first = [preference for v in readable for preference in (v["first"], 1 - v["second"])]
-    return {
-        "n": len(verdicts),
-        "readable": _mean([float(v["readable"]) for v in verdicts]),
-        "consistent": _mean([float(v["first"] == v["second"]) for v in readable]),
-        "first": _mean(for_first),
-        "kappa": _agreement(verdicts, collection, epsilon),
-    }
+    return JudgeQuality(
+        n=len(verdicts),
+        readable=_mean([float(v["readable"]) for v in verdicts]),
+        consistent=_mean([float(v["first"] == v["second"]) for v in readable]),
+        first=_mean(for_first),
+        kappa=_agreement(verdicts, collection, epsilon),
+    )
 
 
 def cohens_kappa(first: Array, second: Array) -> float | None:

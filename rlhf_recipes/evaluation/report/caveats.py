@@ -9,8 +9,10 @@ import numpy as np
 from rlhf_recipes.evaluation.metrics.claims import FEWEST_PROMPTS, FEWEST_READABLE, Claim, win_claim
 from rlhf_recipes.evaluation.metrics.comparisons import TIE
 from rlhf_recipes.evaluation.metrics.outliers import FAR, outliers
-from rlhf_recipes.evaluation.metrics.samples import Collection, Results
+from rlhf_recipes.evaluation.metrics.samples import Collection, Record
+from rlhf_recipes.evaluation.metrics.win_rate import WinRate
 from rlhf_recipes.evaluation.report.sentences import MOST_NAMED, length_sentence, number, percent
+from rlhf_recipes.evaluation.results import EvaluationResults, ModelResults
 
 MANY_CUT_OFF = 0.3
 MANY_EQUAL = 0.5
@@ -23,10 +25,10 @@ class Caveat(NamedTuple):
     """A sentence, and the facts of every case in which it holds."""
 
     text: str
-    cases: Callable[[Results, Collection], Iterable[Facts]]
+    cases: Callable[[EvaluationResults, Collection], Iterable[Facts]]
 
 
-def caveats(results: Results, collection: Collection) -> list[str]:
+def caveats(results: EvaluationResults, collection: Collection) -> list[str]:
     """Return a sentence for everything that limits what the results can show."""
     return [
         caveat.text.format(**facts)
@@ -39,30 +41,30 @@ def _once(condition: object, **facts: object) -> list[Facts]:
     return [facts] if condition else []
 
 
-def _models(results: Results, holds: Callable[[Results], bool]) -> list[Facts]:
-    return [{"name": name} for name, model in results["models"].items() if holds(model)]
+def _models(results: EvaluationResults, holds: Callable[[ModelResults], bool]) -> list[Facts]:
+    return [{"name": name} for name, model in results.models.items() if holds(model)]
 
 
-def _of_one_seed(results: Results) -> str:
-    families = results["families"].items()
-    return ", ".join(name for name, family in families if not family["between_seeds"])
+def _of_one_seed(results: EvaluationResults) -> str:
+    families = results.families.items()
+    return ", ".join(name for name, family in families if not family.between_seeds)
 
 
-def _compared(results: Results) -> Iterator[tuple[str, str, Results]]:
+def _compared(results: EvaluationResults) -> Iterator[tuple[str, str, WinRate]]:
     """Yield every win rate over base with its model and its metric or judge."""
-    for name, model in results["models"].items():
-        for metric in (*results["config"]["metrics"], *results["config"]["judges"]):
-            if rate := model["win_rate"].get(metric):
+    for name, model in results.models.items():
+        for metric in (*results.config.metrics, *results.config.judges):
+            if rate := model.win_rate.get(metric):
                 yield name, metric, rate
 
 
-def _all_tied(results: Results, collection: Collection) -> Iterator[Facts]:
+def _all_tied(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
     for name, metric, rate in _compared(results):
-        if rate["ties"] == rate["n"] and rate["value"] == 0.5:
-            yield {"name": name, "metric": metric, "n": rate["n"], "tie": f"{TIE:g}"}
+        if rate.ties == rate.n and rate.value == 0.5:
+            yield {"name": name, "metric": metric, "n": rate.n, "tie": f"{TIE:g}"}
 
 
-def _constant(results: Results, collection: Collection) -> Iterator[Facts]:
+def _constant(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
     for metric in collection.metrics:
         for model in [collection.base, *collection.finals]:
             scores = model.scores(metric)
@@ -72,7 +74,7 @@ def _constant(results: Results, collection: Collection) -> Iterator[Facts]:
                 yield {"name": model.name, "metric": metric, "value": value, "units": units}
 
 
-def _outliers(results: Results, collection: Collection) -> Iterator[Facts]:
+def _outliers(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
     for metric in collection.metrics:
         for model in collection.models.values():
             scores = model.scores(metric)
@@ -93,7 +95,7 @@ def _outliers(results: Results, collection: Collection) -> Iterator[Facts]:
             }
 
 
-def _equal_completions(results: Results, collection: Collection) -> Iterator[Facts]:
+def _equal_completions(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
     models = [collection.base, *collection.finals, *filter(None, [collection.control])]
     for first, second in combinations(models, 2):
         rows = zip(first.records, second.records, strict=True)
@@ -102,33 +104,35 @@ def _equal_completions(results: Results, collection: Collection) -> Iterator[Fac
             yield {"first": first.name, "second": second.name, "equal": percent(float(equal))}
 
 
-def _same(first: Results, second: Results) -> bool:
+def _same(first: Record, second: Record) -> bool:
     return bool(first["response"].strip()) and first["response"] == second["response"]
 
 
-def _length(results: Results, collection: Collection) -> Iterator[Facts]:
+def _length(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
     for model in collection.finals:
-        rates = results["models"][model.name]["win_rate"]
-        if sentence := length_sentence(model.name, rates[collection.primary], rates["lc"]):
+        rates = results.models[model.name].win_rate
+        if rates.lc and (
+            sentence := length_sentence(model.name, rates[collection.primary], rates.lc)
+        ):
             yield {"sentence": sentence}
 
 
-def _no_overlap(results: Results, collection: Collection) -> Iterator[Facts]:
-    for name, model in results["models"].items():
-        if (lc := model["win_rate"]["lc"]) and not lc["overlaps"]:
-            longer = lc["longer"] > 0.5
+def _no_overlap(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
+    for name, model in results.models.items():
+        if (lc := model.win_rate.lc) and not lc.overlaps:
+            longer = lc.longer > 0.5
             yield {"name": name, "side": "longer" if longer else "not longer"} | {
-                "part": percent(lc["longer"] if longer else 1 - lc["longer"])
+                "part": percent(lc.longer if longer else 1 - lc.longer)
             }
 
 
-def _cut_off(results: Results, collection: Collection) -> list[Facts]:
-    cut_off = {n: m["failures"]["truncated"]["rate"] for n, m in results["models"].items()}
+def _cut_off(results: EvaluationResults, collection: Collection) -> list[Facts]:
+    cut_off = {n: m.failures["truncated"].rate for n, m in results.models.items()}
     rates = ", ".join(f"{name} {percent(rate)}" for name, rate in cut_off.items())
     return _once(max(cut_off.values()) > MANY_CUT_OFF, rates=rates)
 
 
-def _unreadable(results: Results, collection: Collection) -> Iterator[Facts]:
+def _unreadable(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
     for judge, verdicts in collection.verdicts.items():
         n, missing = len(verdicts), sum(not verdict["readable"] for verdict in verdicts)
         refused = [
@@ -139,7 +143,7 @@ def _unreadable(results: Results, collection: Collection) -> Iterator[Facts]:
         refused += [
             model.name
             for model in collection.finals
-            if results["models"][model.name]["win_rate"].get(judge) is None
+            if results.models[model.name].win_rate.get(judge) is None
         ]
         if missing:
             needed = f"fewer than {percent(FEWEST_READABLE)} can be read"
@@ -147,27 +151,19 @@ def _unreadable(results: Results, collection: Collection) -> Iterator[Facts]:
             yield {"judge": judge, "missing": missing, "n": n, "refused": some}
 
 
-def _failed(control: str) -> Callable[[Results, Collection], list[Facts]]:
-    def failed(results: Results, collection: Collection) -> list[Facts]:
-        return _once(results["controls"].get(control, {}).get("passed") is False)
-
-    return failed
-
-
 CAVEATS = {
     "few prompts": Caveat(
         "{n} prompts are few: only large differences can be seen (`detectable` says how large).",
         lambda results, _: _once(
-            FEWEST_PROMPTS <= results["config"]["n_prompts"] < FEW_PROMPTS,
-            n=results["config"]["n_prompts"],
+            FEWEST_PROMPTS <= results.config.n_prompts < FEW_PROMPTS, n=results.config.n_prompts
         ),
     ),
     "too few prompts": Caveat(
         "{n} prompts are too few: below {fewest} no direction is named, because an interval "
         "from so few holds the truth less often than it says.",
         lambda results, _: _once(
-            results["config"]["n_prompts"] < FEWEST_PROMPTS,
-            n=results["config"]["n_prompts"],
+            results.config.n_prompts < FEWEST_PROMPTS,
+            n=results.config.n_prompts,
             fewest=FEWEST_PROMPTS,
         ),
     ),
@@ -195,11 +191,11 @@ CAVEATS = {
     "k1": Caveat(
         "{name}: the exact KL and its sampled estimate differ by more than three joint standard "
         "errors. The samples may not come from the policy whose logits were used.",
-        lambda results, _: _models(results, lambda model: not model["kl"]["k1_agrees"]),
+        lambda results, _: _models(results, lambda model: not model.kl.k1_agrees),
     ),
     "empty": Caveat(
         "{name}: every completion is empty. Its rewards are those of nothing.",
-        lambda results, _: _models(results, lambda model: model["failures"]["empty"]["rate"] == 1),
+        lambda results, _: _models(results, lambda model: model.failures["empty"].rate == 1),
     ),
     "constant": Caveat(
         "{name}: every completion scores {value} by {metric}.{units}",
@@ -238,16 +234,16 @@ CAVEATS = {
     ),
     "no control": Caveat(
         "No control: base was not sampled twice, so the pipeline is not checked by A/A.",
-        lambda results, collection: _once("control" not in results["controls"]),
+        lambda results, collection: _once(not results.controls.control),
     ),
     "failed control": Caveat(
         "control: the A/A control failed. Base against itself must win half and have no KL; by "
         "chance alone one control in twenty fails.",
-        _failed("control"),
+        lambda results, _: _once((control := results.controls.control) and control.passed is False),
     ),
     "failed positive control": Caveat(
         "best_of_n: the positive control failed. The best of base's own samples by the proxy does "
         "not win detectably by the proxy: there are too few prompts or the proxy hardly varies.",
-        _failed("best_of_n"),
+        lambda results, _: _once((best := results.controls.best_of_n) and best.passed is False),
     ),
 }

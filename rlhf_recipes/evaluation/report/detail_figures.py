@@ -5,17 +5,22 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from rlhf_recipes.evaluation.metrics.samples import Collection, Results
+from rlhf_recipes.evaluation.metrics.kl import KLByPosition
+from rlhf_recipes.evaluation.metrics.reward_model import RewardModelQuality
+from rlhf_recipes.evaluation.metrics.samples import Collection
+from rlhf_recipes.evaluation.metrics.statistics import Interval
 from rlhf_recipes.evaluation.report.figures import caption, model_colors
+from rlhf_recipes.evaluation.results import EvaluationResults
 from rlhf_recipes.figure_style import COLORS, MUTED, figure
 
 FEWEST = 5
 
 
-def kl_figure(results: Results, collection: Collection, path: Path) -> bool:
+def kl_figure(results: EvaluationResults, collection: Collection, path: Path) -> bool:
     """Draw KL by position and against length; return False, without a file, if none was saved."""
-    finals = [m for m in collection.finals if results["models"][m.name]["kl"]["by_position"]]
-    if not finals:
+    spent = {m.name: results.models[m.name].kl.by_position for m in collection.finals}
+    shown = {name: curve for name, curve in spent.items() if curve}
+    if not shown:
         return False
     colors = model_colors(results)
     text = caption(
@@ -25,12 +30,11 @@ def kl_figure(results: Results, collection: Collection, path: Path) -> bool:
     )
     with figure(path, 10.4, 4.6, text) as canvas:
         left, right = canvas.subplots(1, 2)
-        for model in finals:
-            kl = results["models"][model.name]["kl"]
-            _by_position(left, kl["by_position"], colors[model.name], model.name)
-            lengths, spent = model.values("n_tokens").ravel(), model.values("kl").ravel()
-            tint = colors[model.name]
-            right.plot(lengths, spent, "o", color=tint, markersize=3, alpha=0.3, markeredgewidth=0)
+        for name, curve in shown.items():
+            model, tint = collection.models[name], colors[name]
+            _by_position(left, curve, tint, name)
+            lengths, kl = model.values("n_tokens").ravel(), model.values("kl").ravel()
+            right.plot(lengths, kl, "o", color=tint, markersize=3, alpha=0.3, markeredgewidth=0)
         left.set_ylim(bottom=0)
         left.set_title("KL by position")
         left.set_xlabel("token position in the completion")
@@ -44,42 +48,40 @@ def kl_figure(results: Results, collection: Collection, path: Path) -> bool:
     return True
 
 
-def _by_position(axes: Axes, curve: Results, tint: str, name: str) -> None:
-    shown = [i for i, n in enumerate(curve["n"]) if n >= FEWEST]
+def _by_position(axes: Axes, curve: KLByPosition, tint: str, name: str) -> None:
+    shown = [i for i, n in enumerate(curve.n) if n >= FEWEST]
     positions = [i + 1 for i in shown]
-    ends = np.array([curve["ci"][i] for i in shown]).reshape(-1, 2)
-    axes.plot(positions, [curve["kl"][i] for i in shown], color=tint, linewidth=1.8, label=name)
+    ends = np.array([curve.ci[i] for i in shown]).reshape(-1, 2)
+    axes.plot(positions, [curve.kl[i] for i in shown], color=tint, linewidth=1.8, label=name)
     axes.fill_between(positions, ends[:, 0], ends[:, 1], color=tint, alpha=0.18, linewidth=0)
 
 
-def reward_model_figure(model: Results, path: Path) -> None:
+def reward_model_figure(model: RewardModelQuality, path: Path) -> None:
     """Draw reliability, accuracy by margin, and accuracy by length of the chosen completion."""
     text = (
         "Left: fraction right against claimed probability σ(|margin|), folded; on the line, claims "
         "hold; numbers: pairs. Middle: by fifth of |margin|. Right: by length of the chosen text. "
-        f"Bars: 95% intervals. n = {model['n']} held-out pairs."
+        f"Bars: 95% intervals. n = {model.n} held-out pairs."
     )
     tint = COLORS["reward"]
     with figure(path, 11.4, 4.2, text) as canvas:
         left, middle, right = canvas.subplots(1, 3)
         left.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        for row in model["calibration"]["reliability"]:
-            _bar(left, row["claimed"], row["right"], row["ci"], tint)
-            left.annotate(
-                str(row["n"]), (row["claimed"], 0.03), ha="center", fontsize=7.5, color=MUTED
-            )
+        for row in model.calibration.reliability:
+            _bar(left, row.claimed, row.right, row.ci, tint)
+            left.annotate(str(row.n), (row.claimed, 0.03), ha="center", fontsize=7.5, color=MUTED)
         left.set_title("reliability")
         left.set_xlabel("claimed probability")
         left.set_ylabel("fraction right")
         left.set_xlim(0.48, 1.02)
-        for fifth in model["margin_curve"]:
-            _bar(middle, float(np.mean(fifth["margin"])), fifth["accuracy"], fifth["ci"], tint)
+        for fifth in model.margin_curve:
+            _bar(middle, float(np.mean(fifth.margin)), fifth.accuracy, fifth.ci, tint)
         middle.set_title("accuracy by margin")
         middle.set_xlabel("|margin|, middle of the fifth")
-        sides = model["length_bias"]["accuracy"]
+        sides = model.length_bias.accuracy
         for position, accuracy in enumerate(sides.values()):
             if accuracy:
-                _bar(right, position, accuracy["value"], accuracy["ci"], tint)
+                _bar(right, position, accuracy.value, accuracy.ci, tint)
         right.set_title("accuracy by length")
         right.set_xticks(range(len(sides)), [name.replace("_", " ") for name in sides])
         right.set_xlim(-0.6, 1.6)
@@ -88,6 +90,6 @@ def reward_model_figure(model: Results, path: Path) -> None:
             axes.set_ylim(-0.02, 1.02)
 
 
-def _bar(axes: Axes, x: float, y: float, ends: list[float], tint: str) -> None:
+def _bar(axes: Axes, x: float, y: float, ends: Interval, tint: str) -> None:
     axes.plot([x, x], ends, color=tint, linewidth=1.8, alpha=0.7, solid_capstyle="round")
     axes.plot(x, y, "o", color=tint, markersize=7)

@@ -1,8 +1,8 @@
 """The first sentence of the report, which model is the best, and what judged it."""
 
 from rlhf_recipes.evaluation.metrics.claims import FEWEST_PROMPTS, Claim, win_claim
-from rlhf_recipes.evaluation.metrics.samples import Results
 from rlhf_recipes.evaluation.report.sentences import listed, rate
+from rlhf_recipes.evaluation.results import EvaluationResults
 
 # By what holds of the policies; see `headline_state`.
 HEADLINE = {
@@ -37,26 +37,23 @@ JUDGED_BY = {
 }
 
 
-def finals(results: Results) -> list[str]:
-    """Return the policies that claims are made on: the last checkpoint of each run."""
-    return [name for family in results["families"].values() for name in family["finals"]]
-
-
-def claims_on(results: Results, metric: str) -> tuple[dict[str, Claim], str, dict[str, Claim]]:
+def claims_on(
+    results: EvaluationResults, metric: str
+) -> tuple[dict[str, Claim], str, dict[str, Claim]]:
     """Return each policy's claim against base, the policy that wins most, and its direct claims.
 
     The direct claims say whether that policy is above each other one, by their paired comparison;
     seeds of one family have none.
     """
-    rates = {name: results["models"][name]["win_rate"][metric] for name in finals(results)}
+    rates = {name: results.models[name].win_rate[metric] for name in results.finals}
     against_base = {name: win_claim(win) for name, win in rates.items()}
     better = [name for name in rates if against_base[name] == Claim.ABOVE]
-    best = max(better or rates, key=lambda name: rates[name]["value"])
+    best = max(better or rates, key=lambda name: rates[name].value)
     direct = {}
     for other in rates:
-        if pair := results["pairwise"].get(f"{best} vs {other}"):
+        if pair := results.pairwise.get(f"{best} vs {other}"):
             direct[other] = win_claim(pair[metric])
-        elif pair := results["pairwise"].get(f"{other} vs {best}"):
+        elif pair := results.pairwise.get(f"{other} vs {best}"):
             direct[other] = REVERSED.get(win_claim(pair[metric]), Claim.UNDETECTED)
     return against_base, best, direct
 
@@ -79,11 +76,11 @@ def headline_state(against_base: dict[str, Claim], best: str, direct: dict[str, 
     return "shared, some behind" if Claim.ABOVE in direct.values() else "shared"
 
 
-def headline(results: Results) -> str:
+def headline(results: EvaluationResults) -> str:
     """Say which model is best and whether the others differ from it, as the tests allow."""
-    metric = results["config"]["primary"]
+    metric = results.config.primary
     against_base, best, direct = claims_on(results, metric)
-    win = results["models"][best]["win_rate"][metric]
+    win = results.models[best].win_rate[metric]
 
     def named(claims: dict[str, Claim], claim: Claim) -> list[str]:
         return [f"**{name}**" for name, value in claims.items() if value == claim]
@@ -93,8 +90,8 @@ def headline(results: Results) -> str:
     sentence = HEADLINE[state].format(
         best=best,
         metric=metric,
-        rate=rate(win["value"], win["ci"]),
-        n=results["config"]["n_prompts"],
+        rate=rate(win.value, win.ci),
+        n=results.config.n_prompts,
         fewest=FEWEST_PROMPTS,
         worse=listed(worse),
         is_worse="is" if len(worse) == 1 else "are",
@@ -110,9 +107,9 @@ def headline(results: Results) -> str:
     return sentence + SEEDS.format(seeds=", ".join(seeds))
 
 
-def judged_by_sentence(results: Results) -> str:
+def judged_by_sentence(results: EvaluationResults) -> str:
     """Say in words what scored the completions that claims are made on."""
-    run, primary = results["run"], results["config"]["primary"]
+    run, primary = results.run, results.config.primary
     path, separator, name = (run.get("gold") or "").rpartition(".py:")
     if primary == "gold":
         kind = "rule" if separator else "model" if name else "unnamed"

@@ -7,17 +7,21 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from rlhf_recipes.evaluation.metrics.samples import Collection, Results, reward_of
+from rlhf_recipes.evaluation.metrics.failures import Failure
+from rlhf_recipes.evaluation.metrics.reward_model import Pair, Slice
+from rlhf_recipes.evaluation.metrics.samples import Collection
 from rlhf_recipes.evaluation.report import sentences as say
-from rlhf_recipes.evaluation.report.figures import CONTROLS, model_colors
-from rlhf_recipes.evaluation.report.headline import finals, headline, judged_by_sentence
+from rlhf_recipes.evaluation.report.figures import control_rates, model_colors
+from rlhf_recipes.evaluation.report.headline import headline, judged_by_sentence
 from rlhf_recipes.evaluation.report.page import anchor, sections
 from rlhf_recipes.evaluation.report.sample_browser import browser_data, sample_facts
-from rlhf_recipes.evaluation.report.sentences import number, percent, percent_span
+from rlhf_recipes.evaluation.report.sentences import number, percent
+from rlhf_recipes.evaluation.results import EvaluationResults
 from rlhf_recipes.terminal import UNPRINTABLE, printable
 
 TITLE = "RLHF evaluation"
@@ -30,10 +34,10 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_markdown(
-    results: Results,
-    failures: Results,
+    results: EvaluationResults,
+    failures: Mapping[str, Failure],
     collection: Collection,
-    wrong_pairs: list[Results],
+    wrong_pairs: Sequence[Pair],
     width: int | None = WIDTH,
 ) -> str:
     """Render ANALYSIS.md, with the lines of prompts and completions wrapped at `width`.
@@ -62,13 +66,11 @@ def render_markdown(
         failures=failures,
         collection=collection,
         wrong_pairs=wrong_pairs,
-        CONTROLS=CONTROLS,
+        control_rates=control_rates,
         facts=_facts,
-        finals=finals,
         headline=headline,
         judged_by_sentence=judged_by_sentence,
         rate=say.rate,
-        reward_of=reward_of,
         say=say,
         sample_facts=sample_facts,
         setup_sentence=say.setup_sentence,
@@ -78,7 +80,9 @@ def render_markdown(
     return blank_lines.sub(lambda match: match[0] if match[1] else "\n\n", printable(text))
 
 
-def render_html(markdown: str, results: Results, collection: Collection, figures: Path) -> str:
+def render_html(
+    markdown: str, results: EvaluationResults, collection: Collection, figures: Path
+) -> str:
     """Render report.html: one file with its figures, style and script inside.
 
     The Markdown is read with raw HTML off, the samples for the script are JSON that cannot end
@@ -90,8 +94,8 @@ def render_html(markdown: str, results: Results, collection: Collection, figures
     environment.filters |= {"anchor": anchor, "inert_json": _inert_json}
     text = environment.get_template("report.html.j2").render(
         title=TITLE,
-        sections=sections(markdown, figures, model_colors(results), results["flags"]),
-        config=results["config"],
+        sections=sections(markdown, figures, model_colors(results), results.flags),
+        config=results.config,
         data=browser_data(results, collection),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
@@ -100,29 +104,29 @@ def render_html(markdown: str, results: Results, collection: Collection, figures
     return printable(text)
 
 
-def closing_table(results: Results) -> str:
+def closing_table(results: EvaluationResults) -> str:
     """Return a table for the terminal, one row per model, and where the report is.
 
     Claims belong to the primary metric; the proxy is what was trained on.
     """
-    config, metrics = results["config"], list(reversed(results["config"]["metrics"]))
+    config, metrics = results.config, list(reversed(results.config.metrics))
     header = ["method", *(f"{m} reward" for m in metrics), *(f"{m} win rate" for m in metrics)]
     rows = [[*header, "KL", "length"]]
-    for name, model in results["models"].items():
-        row = [name, *(number(reward_of(model, m)["mean"]) for m in metrics)]
+    for name, model in results.models.items():
+        row = [name, *(number(model.rewards[m].mean) for m in metrics)]
         for metric in metrics:
-            win = model["win_rate"][metric]
-            row.append(f"{percent(win['value'])} {percent_span(win['ci'])}" if win else "-")
-        rows.append([*row, number(model["kl"]["seq"]), f"{model['length']['mean']:.0f}"])
+            win = model.win_rate.get(metric)
+            row.append(say.rate(win.value, win.ci) if win else "-")
+        rows.append([*row, number(model.kl.seq), f"{model.length.mean:.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     first, *others = ("  ".join(_padded(row, widths)) for row in rows)
     rule = "-" * len(first)
     notes = (
-        f"{config['n_prompts']} prompts; win rate over base with {percent(config['confidence'])} "
+        f"{config.n_prompts} prompts; win rate over base with {percent(config.confidence)} "
         "interval; KL to base in nats per completion; length in tokens"
     )
     lines = [first, rule, *others, rule, *textwrap.wrap(notes, len(rule))]
-    return "\n".join([*lines, *(f"Report: {path}" for path in [results.get("report")] if path)])
+    return "\n".join([*lines, f"Report: {results.report}"])
 
 
 def _padded(row: list[str], widths: list[int]) -> list[str]:
@@ -161,20 +165,20 @@ def _code(text: str) -> str:
     return f"`{text}`"
 
 
-def _fired(failures: Results, names: Sequence[str]) -> list[str]:
+def _fired(failures: Mapping[str, Failure], names: Sequence[str]) -> list[str]:
     """Return the detectors that fire on some completion of these models."""
-    return [d for d, f in failures.items() if any(f["per_model"][name]["rate"] for name in names)]
+    return [d for d, f in failures.items() if any(f.per_model[name].rate for name in names)]
 
 
-def _informative_slices(slices: Sequence[Results]) -> list[Results]:
+def _informative_slices(slices: Sequence[Slice]) -> list[Slice]:
     """Return the slices of those properties that have more than one value."""
-    properties = [row["slice"] for row in slices]
-    return [row for row in slices if properties.count(row["slice"]) > 1]
+    properties = [row.slice for row in slices]
+    return [row for row in slices if properties.count(row.slice) > 1]
 
 
-def _facts(results: Results) -> Results:
+def _facts(results: EvaluationResults) -> dict[str, Any]:
     """Return what was compared and how, by name; None where the collection does not say."""
-    run, config = results["run"], results["config"]
+    run, config = results.run, results.config
     record = run.get("run") or {}
     adapters = {
         f"adapter {name}": model["adapter"] + _fingerprint(model)
@@ -186,10 +190,10 @@ def _facts(results: Results) -> Results:
         "reward model (proxy)": run.get("reward_model"),
         "gold": run.get("gold") or "none",
         "data": run.get("dataset"),
-        "prompts": config["n_prompts"],
+        "prompts": config.n_prompts,
         "prompts also in training": run.get("prompts_in_training"),
-        "completions per prompt": config["samples_per_prompt"],
-        "completions of base": config["base_samples_per_prompt"],
+        "completions per prompt": config.samples_per_prompt,
+        "completions of base": config.base_samples_per_prompt,
         "generation": _pairs(run.get("generation") or {}),
         "seed": run.get("seed"),
         "code": record.get("git_commit"),
@@ -199,7 +203,7 @@ def _facts(results: Results) -> Results:
     }
 
 
-def _fingerprint(model: Results) -> str:
+def _fingerprint(model: Mapping[str, Any]) -> str:
     return f" (sha256 {model['fingerprint']})" if model.get("fingerprint") else ""
 
 
@@ -207,7 +211,7 @@ def _pairs(facts: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
-def _inert_json(data: Results) -> Markup:
+def _inert_json(data: Mapping[str, Any]) -> Markup:
     """Write JSON without a control character, or one that could end or begin an element."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     unsafe = rf"[<>&\u2028\u2029]|{UNPRINTABLE.pattern}"

@@ -1,27 +1,27 @@
 """The samples of a report: every prompt with the completions of all models."""
 
+from typing import Any
+
 from rlhf_recipes.evaluation.metrics.comparisons import TIE
 from rlhf_recipes.evaluation.metrics.failures import DEFINITIONS
-from rlhf_recipes.evaluation.metrics.samples import FIELD, Collection, ModelSamples, Record, Results
+from rlhf_recipes.evaluation.metrics.samples import FIELD, Collection, ModelSamples, Record
 from rlhf_recipes.evaluation.metrics.win_rate import win_scores
 from rlhf_recipes.evaluation.report.figures import model_colors
-from rlhf_recipes.evaluation.report.headline import finals
 from rlhf_recipes.evaluation.report.sentences import number, percent, signed
+from rlhf_recipes.evaluation.results import EvaluationResults
 from rlhf_recipes.prompts import spoken_turns
 
 OUTCOMES = ("won", "tied", "lost")
 
 
-def browser_data(results: Results, collection: Collection) -> Results:
+def browser_data(results: EvaluationResults, collection: Collection) -> dict[str, Any]:
     """Return prompts, completions and outcomes as templates/report.js reads them.
 
     Numbers are texts, rounded as everywhere in the report. `gain` and `kl` are means over the
     samples of a prompt, to sort by; `flags` are indices into `detectors`.
     """
-    reasons = {
-        choice["prompt_id"]: choice["reason"] for choice in results["samples_shown"]["prompts"]
-    }
-    colors, shown = model_colors(results), {"base", *finals(results)}
+    reasons = {choice.prompt_id: choice.reason for choice in results.samples_shown.prompts}
+    colors, shown = model_colors(results), {"base", *results.finals}
     answers = [_answers(model, results, collection) for model in collection.models.values()]
     return {
         "primary": collection.primary,
@@ -44,14 +44,16 @@ def browser_data(results: Results, collection: Collection) -> Results:
     }
 
 
-def sample_facts(name: str, sample: Record, results: Results) -> list[str]:
+def sample_facts(name: str, record: Record, results: EvaluationResults) -> list[str]:
     """Return the numbers and failures of a sample that is shown to a reader."""
-    facts = [f"{metric} {score}" for metric, score in _scores(sample, results).items()]
-    facts += [f"KL {number(sample['kl'])}"] * (name != "base")
-    return [*facts, f"{sample['n_tokens']} tokens", *sample["flags"]]
+    facts = [f"{metric} {score}" for metric, score in _scores(record, results).items()]
+    facts += [f"KL {number(record['kl'])}"] * (name != "base")
+    return [*facts, f"{record['n_tokens']} tokens", *results.flags.get(record["id"], [])]
 
 
-def _answers(model: ModelSamples, results: Results, collection: Collection) -> list[Results]:
+def _answers(
+    model: ModelSamples, results: EvaluationResults, collection: Collection
+) -> list[dict[str, Any]]:
     """Return by prompt the outcome against base, as `win_rate` counts it, and every sample.
 
     `counted` says what the outcome is of: the difference in score where there is one pair of
@@ -74,7 +76,7 @@ def _answers(model: ModelSamples, results: Results, collection: Collection) -> l
     ]
 
 
-def _sample(record: Record, results: Results) -> Results:
+def _sample(record: Record, results: EvaluationResults) -> dict[str, Any]:
     names = list(DEFINITIONS)
     return {
         "text": record["response"],
@@ -82,14 +84,14 @@ def _sample(record: Record, results: Results) -> Results:
         "kl": number(record["kl"]),
         "tokens": record["n_tokens"],
         "finish": record["finish"],
-        "flags": [names.index(flag) for flag in results["flags"].get(record["id"], [])],
+        "flags": [names.index(flag) for flag in results.flags.get(record["id"], [])],
     }
 
 
-def _metrics(results: Results) -> list[str]:
-    return list(reversed(results["config"]["metrics"]))
+def _metrics(results: EvaluationResults) -> list[str]:
+    return list(reversed(results.config.metrics))
 
 
-def _scores(record: Record, results: Results) -> dict[str, str]:
+def _scores(record: Record, results: EvaluationResults) -> dict[str, str]:
     scores = (record.get("scores") or {}) | {m: record.get(f) for m, f in FIELD.items()}
     return {metric: number(scores[metric]) for metric in _metrics(results)}

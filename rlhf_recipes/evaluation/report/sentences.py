@@ -5,12 +5,21 @@ Numbers come from the results as they are, rounded for reading; nothing is compu
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rlhf_recipes.evaluation.metrics import statistics
 from rlhf_recipes.evaluation.metrics.claims import FEWEST_READABLE, Claim, claim, win_claim
-from rlhf_recipes.evaluation.metrics.over_optimization import gain_claims
-from rlhf_recipes.evaluation.metrics.samples import Results
+from rlhf_recipes.evaluation.metrics.comparisons import Control, PositiveControl
+from rlhf_recipes.evaluation.metrics.diversity import Variety
+from rlhf_recipes.evaluation.metrics.failures import Failure
+from rlhf_recipes.evaluation.metrics.frontier import FrontierPoint, MatchedRuns
+from rlhf_recipes.evaluation.metrics.kl import KL
+from rlhf_recipes.evaluation.metrics.length_control import LengthControlled
+from rlhf_recipes.evaluation.metrics.over_optimization import ProxyAndGold, gain_claims
+from rlhf_recipes.evaluation.metrics.statistics import Correlation, Estimate
+from rlhf_recipes.evaluation.metrics.verdicts import JudgeQuality
+from rlhf_recipes.evaluation.metrics.win_rate import WinRate
+from rlhf_recipes.evaluation.results import BetweenSeeds, Config, EvaluationResults
 
 MOST_NAMED = 3
 UNITS = ((3600, "h"), (60, "min"), (1, "s"))
@@ -108,9 +117,9 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.0f}%"
 
 
-def p_value(p: float) -> str:
-    """Format with two significant digits: 0.033, 2.2e-13."""
-    return f"{p:.2g}"
+def p_value(p: float | None) -> str:
+    """Format with two significant digits: 0.033, 2.2e-13; empty where nothing was tested."""
+    return "" if p is None else f"{p:.2g}"
 
 
 def gain_span(ci: Sequence[float]) -> str:
@@ -133,14 +142,16 @@ def optional(value: float | None) -> str:
     return "undefined" if value is None else number(value)
 
 
-def estimate(value: Results | None) -> str:
+def estimate(value: Estimate | Variety | None) -> str:
     """Format a value with its interval."""
-    return f"{number(value['value'])} {span(value['ci'])}" if value else "undefined"
+    return f"{number(value.value)} {span(value.ci)}" if value else "undefined"
 
 
-def correlation(value: Results) -> str:
+def correlation(found: Correlation) -> str:
     """Format a rank correlation with its interval, or say why there is none."""
-    return f"undefined: {value['reason']}" if value["value"] is None else estimate(value)
+    if found.value is None or found.ci is None:
+        return f"undefined: {found.reason}"
+    return f"{number(found.value)} {span(found.ci)}"
 
 
 def duration(seconds: float) -> str:
@@ -154,46 +165,46 @@ def rate(value: float, ci: Sequence[float]) -> str:
     return f"{percent(value)} {percent_span(ci)}"
 
 
-def setup_sentence(config: Results) -> str:
+def setup_sentence(config: Config) -> str:
     """Say how many prompts there are, and how many completions each model gave to one."""
-    policies, base = config["samples_per_prompt"], config["base_samples_per_prompt"]
+    policies, base = config.samples_per_prompt, config.base_samples_per_prompt
     each = f"{_completions(policies)} per prompt for each policy"
     if policies == base:
         each = f"{_completions(policies)} per prompt for each model"
     else:
         each += f", {base} for base"
-    return f"{config['n_prompts']} held-out prompts: {each}."
+    return f"{config.n_prompts} held-out prompts: {each}."
 
 
 def _completions(number: int) -> str:
     return "one completion" if number == 1 else f"{number} completions"
 
 
-def counted(win: Results) -> str:
+def counted(win: WinRate) -> str:
     """Say what a win rate is a fraction of, and the counts it follows from."""
-    prompts = f"{win['wins']} won, {win['ties']} tied, {win['losses']} lost"
-    pairs = win["pairs"]
+    prompts = f"{win.wins} won, {win.ties} tied, {win.losses} lost"
+    pairs = win.pairs
     if pairs is None:
-        return f"of {win['n']} prompts"
-    if pairs["n"] == win["n"]:
-        return f"of {win['n']} prompts ({prompts}; a tie counts one half)"
+        return f"of {win.n} prompts"
+    if pairs.n == win.n:
+        return f"of {win.n} prompts ({prompts}; a tie counts one half)"
     return (
-        f"of {pairs['n']} pairs of completions to {win['n']} prompts (pairs: {pairs['wins']} won, "
-        f"{pairs['ties']} tied, {pairs['losses']} lost; a tie counts one half; prompts by their "
+        f"of {pairs.n} pairs of completions to {win.n} prompts (pairs: {pairs.wins} won, "
+        f"{pairs.ties} tied, {pairs.losses} lost; a tie counts one half; prompts by their "
         f"pairs: {prompts})"
     )
 
 
-def comparison_sentence(name: str, other: str, win: Results, metric: str) -> str:
+def comparison_sentence(name: str, other: str, win: WinRate, metric: str) -> str:
     """Compare a policy with base or with another policy, by a metric or a judge."""
-    facts = f"{rate(win['value'], win['ci'])} {counted(win)} by {metric}"
-    if read := win["readable"]:
-        facts += f", {read['n']} of {read['of']} verdicts readable"
-    facts += f", Holm p = {p_value(win['p_holm'])}"
+    facts = f"{rate(win.value, win.ci)} {counted(win)} by {metric}"
+    if read := win.readable:
+        facts += f", {read.n} of {read.of} verdicts readable"
+    facts += f", Holm p = {p_value(win.p_holm)}"
     power = ""
-    if win["detectable"]:
+    if win.detectable:
         power = (
-            f" A true difference under {100 * win['detectable']:.0f} points would be missed more "
+            f" A true difference under {100 * win.detectable:.0f} points would be missed more "
             f"than {percent(1 - statistics.POWER)} of the time."
         )
     return COMPARISON[win_claim(win)].format(
@@ -201,106 +212,105 @@ def comparison_sentence(name: str, other: str, win: Results, metric: str) -> str
         other=other,
         facts=facts,
         power=power,
-        n=win["n"],
+        n=win.n,
         metric=metric,
         needed=percent(FEWEST_READABLE),
     )
 
 
-def frontier_state(front: Results, prompts: int) -> str:
+def frontier_state(front: FrontierPoint, prompts: int) -> str:
     """Return which of the sentences about the Pareto front holds."""
     if claim((0, 0), prompts) == Claim.TOO_FEW:
         return "too few"
-    if front["dominated"]:
-        return "dominated by" if front["dominated_by"] else "dominated"
-    return "on it" if front["probability"] >= statistics.CONFIDENCE else "unsettled"
+    if front.dominated:
+        return "dominated by" if front.dominated_by else "dominated"
+    return "on it" if front.probability >= statistics.CONFIDENCE else "unsettled"
 
 
-def frontier_sentence(name: str, kl: Results, front: Results, metric: str, prompts: int) -> str:
+def frontier_sentence(name: str, kl: KL, front: FrontierPoint, metric: str, prompts: int) -> str:
     """Say whether a model is on the Pareto front, and how sure that is."""
-    named = front["dominated_by"]
+    named = front.dominated_by
     more = [f"{len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else []
     sentence = FRONTIER[frontier_state(front, prompts)].format(
         models=listed([*named[:MOST_NAMED], *more]),
         metric=metric,
-        draws=f"{percent(front['probability'])} of the bootstrap draws",
+        draws=f"{percent(front.probability)} of the bootstrap draws",
         n=prompts,
     )
-    return (
-        f"**{name}** spends {number(kl['seq'])} nats per completion {span(kl['ci'])} and {sentence}"
-    )
+    return f"**{name}** spends {number(kl.seq)} nats per completion {span(kl.ci)} and {sentence}"
 
 
-def over_optimization_sentence(name: str, policy: Results, prompts: int) -> str:
+def over_optimization_sentence(name: str, policy: ProxyAndGold, prompts: int) -> str:
     """Say how proxy, gold and their gap moved, each as its interval and p allow."""
     proxy, gold, gap = gain_claims(policy, prompts)
-    facts = ", ".join(
-        f"{metric} {gain(policy[f'{metric}_gain'])} {gain_span(policy[f'{metric}_ci'])}"
-        for metric in ("proxy", "gold")
-    )
-    gap_facts = f"proxy minus gold {gain(policy['gap'])} {gain_span(policy['gap_ci'])}"
+    facts = f"proxy {gain(policy.proxy_gain)} {gain_span(policy.proxy_ci)}, "
+    facts += f"gold {gain(policy.gold_gain)} {gain_span(policy.gold_ci)}"
+    gap_facts = f"proxy minus gold {gain(policy.gap)} {gain_span(policy.gap_ci)}"
     sentence = PROXY_AND_GOLD[proxy, gold].format(n=prompts)
     return f"**{name}** {sentence} ({facts} sd of base). {GAP[gap]} ({gap_facts})."
 
 
-def length_sentence(name: str, win: Results, adjusted: Results) -> str | None:
+def length_sentence(name: str, win: WinRate, adjusted: LengthControlled) -> str | None:
     """Say what length does to a win rate, if it is detectable and more than ten points."""
     claims = (
         win_claim(win),
-        claim(adjusted["shift"]["ci"], win["n"]),
-        claim(adjusted["ci"], win["n"], against=0.5),
+        claim(adjusted.shift.ci, win.n),
+        claim(adjusted.ci, win.n, against=0.5),
     )
-    if abs(adjusted["shift"]["value"]) <= EXTREME:
+    if abs(adjusted.shift.value) <= EXTREME:
         return None
     for raw, shift, equal, text in LENGTH:
         if (raw, shift) == claims[:2] and equal in (None, claims[2]):
-            low, high = adjusted["shift"]["ci"]
+            low, high = adjusted.shift.ci
             return (
-                f"{name}: the win rate is {rate(win['value'], win['ci'])} as it is and "
-                f"{rate(adjusted['value'], adjusted['ci'])} at equal length, a shift of "
-                f"{100 * adjusted['shift']['value']:+.0f} points [{100 * low:+.0f}, "
+                f"{name}: the win rate is {rate(win.value, win.ci)} as it is and "
+                f"{rate(adjusted.value, adjusted.ci)} at equal length, a shift of "
+                f"{100 * adjusted.shift.value:+.0f} points [{100 * low:+.0f}, "
                 f"{100 * high:+.0f}]: {text}."
             )
     return None
 
 
-def failure_sentences(failures: Results, prompts: int) -> list[str]:
+def failure_sentences(failures: Mapping[str, Failure], prompts: int) -> list[str]:
     """Name the failures that are detectably more or less frequent than in base."""
     sentences = []
     for detector, failure in failures.items():
-        for name, entry in failure["per_model"].items():
-            if entry.get("p_holm") is None:  # base and earlier checkpoints are not tested
+        base = failure.per_model["base"].rate
+        for name, entry in failure.per_model.items():
+            gap = entry.to_base
+            if gap is None or gap.p_holm is None:  # earlier checkpoints are not tested
                 continue
-            direction = claim(entry["diff_ci"], prompts, p_holm=entry["p_holm"])
+            direction = claim(gap.diff_ci, prompts, p_holm=gap.p_holm)
             if direction not in FAILURE:
                 continue
-            base = failure["per_model"]["base"]["rate"]
             sentences.append(
                 f"**{name}** has {FAILURE[direction]} `{detector}` than base: "
-                f"{percent(entry['rate'])} against {percent(base)} (difference "
-                f"{100 * entry['diff_vs_base']:+.0f} points {percent_span(entry['diff_ci'])}, Holm "
-                f"p = {p_value(entry['p_holm'])})."
+                f"{percent(entry.rate)} against {percent(base)} (difference "
+                f"{100 * gap.diff_vs_base:+.0f} points {percent_span(gap.diff_ci)}, Holm "
+                f"p = {p_value(gap.p_holm)})."
             )
     none = "No failure is detectably more or less frequent than in base."
     return sentences or [_undetected(none, "compare the failures with those of base", prompts)]
 
 
-def diversity_sentences(results: Results) -> list[str]:
+def diversity_sentences(results: EvaluationResults) -> list[str]:
     """Name the models whose completions are detectably more or less varied than those of base."""
-    sentences, prompts = [], results["config"]["n_prompts"]
-    for name, model in results["models"].items():
-        for measure in dict.fromkeys(measure for measure, _ in VARIETY):
-            variety = model["diversity"][measure]
-            # Base has nothing to differ from, and earlier checkpoints are not tested.
-            if not variety or variety["p_holm"] is None:
+    sentences, prompts = [], results.config.n_prompts
+    for name, model in results.models.items():
+        for measure in ("self_bleu_within", "entropy"):
+            variety: Variety | None = getattr(model.diversity, measure)
+            if variety is None:
                 continue
-            direction = claim(variety["difference_ci"], prompts, p_holm=variety["p_holm"])
+            gap, ci, p_holm = variety.difference, variety.difference_ci, variety.p_holm
+            # Base has nothing to differ from, and earlier checkpoints are not tested.
+            if gap is None or ci is None or p_holm is None:
+                continue
+            direction = claim(ci, prompts, p_holm=p_holm)
             if (measure, direction) not in VARIETY:
                 continue
             sentences.append(
                 f"**{name}**: {VARIETY[measure, direction]} than those of base (difference "
-                f"{signed(variety['difference'])} {span(variety['difference_ci'])}, Holm p = "
-                f"{p_value(variety['p_holm'])})."
+                f"{signed(gap)} {span(ci)}, Holm p = {p_value(p_holm)})."
             )
     none = "No model is detectably more or less varied than base."
     return sentences or [_undetected(none, "compare the variety with that of base", prompts)]
@@ -311,13 +321,13 @@ def _undetected(none: str, act: str, prompts: int) -> str:
     return f"{prompts} prompts are too few to {act}." if few else none
 
 
-def matched_sentence(pair: Results, metric: str, prompts: int) -> str:
+def matched_sentence(pair: MatchedRuns, metric: str, prompts: int) -> str:
     """Compare two families at one KL; a direction is named if Holm's p and the interval agree."""
-    first, second = pair["families"]
-    facts = f"{gain(pair['difference'])} {gain_span(pair['ci'])} sd of base by {metric}, "
-    facts += f"Holm p = {p_value(pair['p_holm'])}"
-    return MATCHED[claim(pair["ci"], prompts, p_holm=pair["p_holm"])].format(
-        at=f"At {number(pair['kl'])} nats, the most that both reach,",
+    first, second = pair.families
+    facts = f"{gain(pair.difference)} {gain_span(pair.ci)} sd of base by {metric}, "
+    facts += f"Holm p = {p_value(pair.p_holm)}"
+    return MATCHED[claim(pair.ci, prompts, p_holm=pair.p_holm)].format(
+        at=f"At {number(pair.kl)} nats, the most that both reach,",
         first=first,
         second=second,
         facts=facts,
@@ -325,49 +335,49 @@ def matched_sentence(pair: Results, metric: str, prompts: int) -> str:
     )
 
 
-def seeds_sentence(family: str, seeds: Results, metric: str) -> str:
+def seeds_sentence(family: str, seeds: BetweenSeeds, metric: str) -> str:
     """Say how the training seeds of a family differ."""
-    gains = seeds[metric]
+    gains = seeds.by_metric[metric]
     return (
-        f"**{family}**, {seeds['n']} runs: {gain(gains['mean'])} {gain_span(gains['ci'])} sd of "
-        f"base by {metric}, sd between runs {number(gains['sd'])}."
+        f"**{family}**, {seeds.n} runs: {gain(gains.mean)} {gain_span(gains.ci)} sd of "
+        f"base by {metric}, sd between runs {number(gains.sd)}."
     )
 
 
-def judge_sentence(name: str, judge: Results) -> str:
+def judge_sentence(name: str, judge: JudgeQuality) -> str:
     """Say how a judge that compares completions behaved."""
-    texts = {
-        "readable": "readable in both orders",
-        "consistent": "the orders agree",
-        "first": "the completion shown first preferred",
+    measured = {
+        "readable in both orders": judge.readable,
+        "the orders agree": judge.consistent,
+        "the completion shown first preferred": judge.first,
     }
-    facts = [f"{text} {percent(judge[k])}" for k, text in texts.items() if judge[k] is not None]
-    if judge["kappa"] is not None:
-        facts.append(f"Cohen's kappa with gold {number(judge['kappa'])}")
-    return f"Judge `{name}`, {judge['n']} verdicts: {', '.join(facts)}."
+    facts = [f"{text} {percent(share)}" for text, share in measured.items() if share is not None]
+    if judge.kappa is not None:
+        facts.append(f"Cohen's kappa with gold {number(judge.kappa)}")
+    return f"Judge `{name}`, {judge.n} verdicts: {', '.join(facts)}."
 
 
-def control_sentence(name: str, control: Results, primary: str) -> str:
+def control_sentence(control: Control | PositiveControl, primary: str) -> str:
     """Say how a control came out, with the numbers of what it failed on."""
-    rates = control["win_rate"]
+    rates = control.win_rate
 
     def won(metric: str) -> str:
         win = rates[metric]
-        return f"{rate(win['value'], win['ci'])} by {metric} (Holm p = {p_value(win['p_holm'])})"
+        return f"{rate(win.value, win.ci)} by {metric} (Holm p = {p_value(win.p_holm)})"
 
-    if name == "best_of_n":
-        outcome = CONTROL[control["passed"]].format(failed="proxy", open="proxy")
+    if isinstance(control, PositiveControl):
+        outcome = CONTROL[control.passed].format(failed="proxy", open="proxy")
         return (
-            f"Sanity check {outcome}: the best of {control['n']} completions of base by the proxy "
-            f"against base sampled again wins {won('proxy')}; {percent(control['expected'])} "
+            f"Sanity check {outcome}: the best of {control.n} completions of base by the proxy "
+            f"against base sampled again wins {won('proxy')}; {percent(control.expected)} "
             "expected without ties."
         )
-    failed, undecided = control["failed_on"], control["undecided_on"]
-    outcome = CONTROL[control["passed"]].format(failed=listed(failed), open=listed(undecided))
+    failed, undecided = control.failed_on, control.undecided_on
+    outcome = CONTROL[control.passed].format(failed=listed(failed), open=listed(undecided))
     shown = [m for m in failed or undecided if rates.get(m)] or [primary]
     return (
         f"Sanity check {outcome}: base sampled again against base wins "
-        f"{listed(map(won, shown))}, 50% expected, at a KL of {number(control['kl']['seq'])} nats, "
+        f"{listed(map(won, shown))}, 50% expected, at a KL of {number(control.kl.seq)} nats, "
         "0 expected."
     )
 

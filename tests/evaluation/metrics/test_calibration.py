@@ -12,20 +12,20 @@ LOGIT_75, LOGIT_90 = np.log(3), np.log(9)
 
 
 def test_three_right_of_four_at_75_percent_are_calibrated():
-    assert calibration(LOGIT_75 * np.array([1, 1, 1, -1]))["ece"] == pytest.approx(0)
+    assert calibration(LOGIT_75 * np.array([1, 1, 1, -1])).ece == pytest.approx(0)
 
 
 def test_six_right_of_ten_at_90_percent_are_off_by_30_points():
     margins = LOGIT_90 * np.array([1] * 6 + [-1] * 4)
-    assert calibration(margins)["ece"] == pytest.approx(0.3)
+    assert calibration(margins).ece == pytest.approx(0.3)
 
 
 def test_no_margin_at_all_is_chance_and_says_so():
     found = calibration(np.zeros(8))
-    assert found["ece"] == 0
-    assert found["nll"]["value"] == pytest.approx(np.log(2)) == found["nll_of_chance"]
-    assert found["brier"]["value"] == pytest.approx(0.25)
-    assert found["temperature"] is None
+    assert found.ece == 0
+    assert found.nll.value == pytest.approx(np.log(2)) == found.nll_of_chance
+    assert found.brier.value == pytest.approx(0.25)
+    assert found.temperature is None
 
 
 def test_nll_and_brier_equal_scikit_learns():
@@ -36,8 +36,8 @@ def test_nll_and_brier_equal_scikit_learns():
     flipped = np.random.default_rng(1).integers(0, 2, 60) * 2 - 1
     chance = 1 / (1 + np.exp(-margins * flipped))
     found = calibration(margins)
-    assert found["nll"]["value"] == pytest.approx(log_loss(flipped > 0, chance))
-    assert found["brier"]["value"] == pytest.approx(brier_score_loss(flipped > 0, chance))
+    assert found.nll.value == pytest.approx(log_loss(flipped > 0, chance))
+    assert found.brier.value == pytest.approx(brier_score_loss(flipped > 0, chance))
 
 
 def test_reliability_equals_scikit_learns_folded_curve():
@@ -48,9 +48,9 @@ def test_reliability_equals_scikit_learns_folded_curve():
     # Its bins are of [0, 1]: twenty of them are ten of the upper half.
     right, mean = calibration_curve(margins > 0, claimed, n_bins=20)
     rows = reliability(margins)
-    assert [row["claimed"] for row in rows] == pytest.approx(mean.tolist())
-    assert [row["right"] for row in rows] == pytest.approx(right.tolist())
-    assert sum(row["n"] for row in rows) == 300
+    assert [row.claimed for row in rows] == pytest.approx(mean.tolist())
+    assert [row.right for row in rows] == pytest.approx(right.tolist())
+    assert sum(row.n for row in rows) == 300
 
 
 def test_the_temperature_of_margins_twice_too_large_is_two():
@@ -69,5 +69,5 @@ def test_margins_that_are_always_right_have_no_best_temperature():
 def test_the_margin_curve_is_by_fifths_of_the_absolute_margin():
     margins = np.array([-0.1, 0.2, -0.3, 0.4, 1, 2, 3, 4, 5, 6])
     curve = margin_curve(margins)
-    assert [row["accuracy"] for row in curve] == [0.5, 0.5, 1, 1, 1]
-    assert curve[0]["margin"] == pytest.approx([0.1, 0.2])
+    assert [row.accuracy for row in curve] == [0.5, 0.5, 1, 1, 1]
+    assert curve[0].margin == pytest.approx([0.1, 0.2])

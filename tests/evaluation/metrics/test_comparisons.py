@@ -1,15 +1,22 @@
-import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rlhf_recipes.evaluation.metrics.claims import verdict
-from rlhf_recipes.evaluation.metrics.comparisons import best_of_n_curve, controls, pairwise
+from rlhf_recipes.evaluation.metrics.comparisons import (
+    Gain,
+    best_of_n_curve,
+    controls,
+    pairwise,
+)
 from rlhf_recipes.evaluation.metrics.frontier import dominance
 from rlhf_recipes.evaluation.metrics.over_optimization import over_optimization
 from rlhf_recipes.evaluation.metrics.samples import read_samples
+from rlhf_recipes.evaluation.metrics.statistics import Interval
 from rlhf_recipes.evaluation.metrics.win_rate import win_rate
+from rlhf_recipes.evaluation.results import evaluation_results
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +27,12 @@ def results(searched):
 @pytest.fixture(scope="module")
 def collection(searched):
     return read_samples(searched / "samples")
+
+
+@pytest.fixture(scope="module")
+def rewards(collection):
+    models = evaluation_results(collection)[0].models
+    return {name: model.rewards for name, model in models.items()}
 
 
 def test_only_the_end_of_a_run_is_tested(results):
@@ -42,9 +55,9 @@ def test_seeds_of_one_family_are_not_set_against_each_other(results):
 def test_policies_are_compared_sample_by_sample_on_the_same_prompts(collection, results):
     first, second = (collection.models[n].scores("gold") for n in ("ppo-150", "grpo-150"))
     pair = results["pairwise"]["ppo-150 vs grpo-150"]
-    assert pair["gold"]["value"] == pytest.approx(win_rate(first, second)["value"])
+    assert pair["gold"]["value"] == pytest.approx(win_rate(first, second).value)
     assert pair["difference"]["gold"]["mean"] == pytest.approx(first.mean() - second.mean())
-    assert verdict(pair["gold"]) == "worse"
+    assert verdict(pairwise(collection)["ppo-150 vs grpo-150"]["gold"]) == "worse"
 
 
 def test_seeds_say_how_much_a_run_is_worth(results):
@@ -83,7 +96,7 @@ def test_a_proxy_that_does_not_vary_fails_the_positive_control(searched):
     for model in (collection.base, collection.control):
         for record in model.flat:
             record["reward"] = 1.0
-    assert not controls(collection)["best_of_n"]["passed"]
+    assert not controls(collection).best_of_n.passed
 
 
 def test_best_of_n_by_the_proxy_gains_in_gold_too(results):
@@ -100,7 +113,7 @@ def test_more_samples_of_base_than_of_the_policies_are_welcome(tmp_path, records
         "dpo": records_of("dpo", (1, 9, 2), 10, 1),
     }
     few = read_samples(collection_in(tmp_path / "out", models) / "samples")
-    assert [row["n"] for row in best_of_n_curve(few)] == [1, 2, 4, 8]
+    assert [row.n for row in best_of_n_curve(few)] == [1, 2, 4, 8]
     assert pairwise(few) == {}
 
 
@@ -146,15 +159,18 @@ def test_the_gap_is_that_of_the_two_gains(results):
         ([-0.1, 0.3], [-0.3, -0.1], False),
     ],
 )
-def test_over_optimised_needs_both_intervals(results, collection, proxy, gold, expected):
-    models = copy.deepcopy(results["models"])
-    models["ppo-150"]["reward"]["gain"] = {"value": sum(proxy) / 2, "ci": proxy}
-    models["ppo-150"]["gold"]["gain"] = {"value": sum(gold) / 2, "ci": gold}
-    for field in ("reward", "gold"):
-        models["ppo-150"][field]["difference"]["p_holm"] = 0.01
-    found = over_optimization(collection, models)
-    assert found["policies"]["ppo-25"]["over_optimised"] is None
-    assert found["policies"]["ppo-150"]["over_optimised"] is expected
+def test_over_optimised_needs_both_intervals(rewards, collection, proxy, gold, expected):
+    ppo = {
+        metric: replace(
+            rewards["ppo-150"][metric],
+            gain=Gain(sum(ends) / 2, Interval(*ends), "sd of base"),
+            difference=replace(rewards["ppo-150"][metric].difference, p_holm=0.01),
+        )
+        for metric, ends in {"proxy": proxy, "gold": gold}.items()
+    }
+    found = over_optimization(collection, rewards | {"ppo-150": ppo})
+    assert found.policies["ppo-25"].over_optimised is None
+    assert found.policies["ppo-150"].over_optimised is expected
 
 
 def test_a_proxy_that_rises_while_gold_falls_is_over_optimized(results):

@@ -6,7 +6,7 @@ from rlhf_recipes.evaluation.metrics.curve_checks import curve_checks
 
 def checks(**curves):
     named = {name.replace("_", " "): (list(range(len(y))), list(y)) for name, y in curves.items()}
-    return {check["check"]: check for check in curve_checks(named)}
+    return {check.check: check for check in curve_checks(named)}
 
 
 LINE, CONSTANT = np.arange(40.0), np.full(40, 3.0)
@@ -14,15 +14,15 @@ LINE, CONSTANT = np.arange(40.0), np.full(40, 3.0)
 
 @pytest.mark.parametrize("name", ["KL_per_response", "KL_per_token"])
 def test_kl_that_doubles_runs_away_and_a_line_does_not(name):
-    assert checks(**{name: 2 ** (np.arange(40) / 5)})["KL runaway"]["raised"]
+    assert checks(**{name: 2 ** (np.arange(40) / 5)})["KL runaway"].raised
     # Quarter means of a line from 0 are 4.5, 14.5, 24.5, 34.5: the last ratio is 1.41.
     found = checks(**{name: LINE})["KL runaway"]
-    assert found["value"] == pytest.approx(34.5 / 24.5) and not found["raised"]
+    assert found.value == pytest.approx(34.5 / 24.5) and not found.raised
 
 
 def test_entropy_collapse_is_a_fifth_of_the_start():
-    assert checks(entropy=np.linspace(2, 0.1, 40))["entropy collapse"]["raised"]
-    assert not checks(entropy=np.linspace(2, 1, 40))["entropy collapse"]["raised"]
+    assert checks(entropy=np.linspace(2, 0.1, 40))["entropy collapse"].raised
+    assert not checks(entropy=np.linspace(2, 1, 40))["entropy collapse"].raised
 
 
 def test_the_other_thresholds():
@@ -32,8 +32,8 @@ def test_the_other_thresholds():
         "cut off": ({"cut off at the limit": np.linspace(0, 0.5, 40)}, np.full(8, 0.2)),
     }
     for check, (curve, fine) in raised.items():
-        assert checks(**curve)[check]["raised"]
-        assert not checks(**dict.fromkeys(curve, fine))[check]["raised"]
+        assert checks(**curve)[check].raised
+        assert not checks(**dict.fromkeys(curve, fine))[check].raised
 
 
 def test_what_was_not_logged_is_not_checked():
@@ -43,4 +43,4 @@ def test_what_was_not_logged_is_not_checked():
 
 def test_too_few_values_raise_nothing():
     found = checks(entropy=np.linspace(2, 0.1, 7))["entropy collapse"]
-    assert found["value"] is None and found["raised"] is None
+    assert found.value is None and found.raised is None

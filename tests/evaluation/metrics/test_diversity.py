@@ -109,26 +109,26 @@ def test_collapse_shows_within_a_prompt_and_templates_across():
     collapsed = [[f"all that {s} can be to you"] * 2 for s in subjects]
     models = {"base": model("base", varied), "ppo": model("ppo", collapsed)}
     found = diversity(Collection({}, models, None, ("proxy",)))
-    assert found["ppo"]["self_bleu_within"]["value"] == pytest.approx(100)
-    assert found["ppo"]["self_bleu_within"]["difference_ci"][0] > 0
+    assert found["ppo"].self_bleu_within.value == pytest.approx(100)
+    assert found["ppo"].self_bleu_within.difference_ci[0] > 0
     # Six differences of one sign: 2 / 2^6, the one policy of its family.
-    assert found["ppo"]["self_bleu_within"]["p_holm"] == pytest.approx(2 / 64)
-    assert found["base"]["self_bleu_within"]["p_holm"] is None
-    assert found["ppo"]["self_bleu_across"] > found["base"]["self_bleu_across"]
-    assert found["ppo"]["distinct"]["2"] < found["base"]["distinct"]["2"]
-    assert found["ppo"]["entropy"]["difference"] == 0
+    assert found["ppo"].self_bleu_within.p_holm == pytest.approx(2 / 64)
+    assert found["base"].self_bleu_within.p_holm is None
+    assert found["ppo"].self_bleu_across > found["base"].self_bleu_across
+    assert found["ppo"].distinct["2"] < found["base"].distinct["2"]
+    assert found["ppo"].entropy.difference == 0
     # Both are cut to the shorter: six first samples of three words.
-    assert found["ppo"]["budget_words"] == found["base"]["budget_words"] == 18
+    assert found["ppo"].budget_words == found["base"].budget_words == 18
 
 
 def test_one_sample_a_prompt_has_no_variety_within_it():
     models = {"base": model("base", [["a b"], ["c d"]])}
     found = diversity(Collection({}, models, None, ("proxy",)))["base"]
-    assert found["self_bleu_within"] is None and found["self_bleu_across"] == 0
+    assert found.self_bleu_within is None and found.self_bleu_across == 0
 
 
 def test_empty_responses_have_no_diversity_to_measure():
     models = {"base": model("base", [[""], [""]])}
     found = diversity(Collection({}, models, None, ("proxy",)))["base"]
-    assert found["distinct"] == {"1": None, "2": None, "3": None}
-    assert found["self_bleu_across"] == 0
+    assert found.distinct == {"1": None, "2": None, "3": None}
+    assert found.self_bleu_across == 0

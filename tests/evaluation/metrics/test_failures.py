@@ -135,20 +135,20 @@ def analysed(collection):
 def test_analysis_counts_compares_and_corrects():
     found = analysed(broken(12))
     assert set(found) == set(DEFINITIONS)
-    ppo = found["empty"]["per_model"]["ppo"]
-    assert (ppo["n"], ppo["count"], ppo["rate"]) == (20, 12, 0.6)
-    assert ppo["examples"] == [f"ppo-{i}" for i in range(5)]
-    assert ppo["diff_vs_base"] == pytest.approx(0.6)
-    assert ppo["diff_ci"][0] > 0
+    ppo = found["empty"].per_model["ppo"]
+    assert (ppo.n, ppo.count, ppo.rate) == (20, 12, 0.6)
+    assert ppo.examples == [f"ppo-{i}" for i in range(5)]
+    assert ppo.to_base.diff_vs_base == pytest.approx(0.6)
+    assert ppo.to_base.diff_ci[0] > 0
     # Twelve prompts against none: p = 2 / 2^12, times the 22 comparisons of the family.
-    assert ppo["p"] == pytest.approx(2 / 2**12)
-    assert ppo["p_holm"] == pytest.approx(22 * 2 / 2**12)
-    assert "p" not in found["empty"]["per_model"]["base"]
+    assert ppo.to_base.p == pytest.approx(2 / 2**12)
+    assert ppo.to_base.p_holm == pytest.approx(22 * 2 / 2**12)
+    assert found["empty"].per_model["base"].to_base is None
 
 
 def test_no_failure_at_all_is_not_certainty():
-    base = analysed(broken(0))["empty"]["per_model"]["base"]
-    assert base["rate"] == 0 and base["ci"] == pytest.approx([0, 0.161], abs=5e-4)
+    base = analysed(broken(0))["empty"].per_model["base"]
+    assert base.rate == 0 and base.ci == pytest.approx([0, 0.161], abs=5e-4)
 
 
 def test_flags_are_the_detectors_that_fire():
@@ -164,5 +164,5 @@ def test_an_earlier_checkpoint_is_reported_and_not_tested():
         "ppo-50": ModelSamples("ppo-50", rows, "ppo", 50, "ppo"),
         "ppo": ModelSamples("ppo", rows, "ppo"),
     }
-    found = analysed(Collection({}, models, None, ("proxy", "gold")))["empty"]["per_model"]
-    assert found["ppo-50"]["p_holm"] is None and found["ppo"]["p_holm"] == 1
+    found = analysed(Collection({}, models, None, ("proxy", "gold")))["empty"].per_model
+    assert found["ppo-50"].to_base.p_holm is None and found["ppo"].to_base.p_holm == 1

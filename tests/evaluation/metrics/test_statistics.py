@@ -142,20 +142,20 @@ def test_rate_difference_is_antisymmetric():
 
 
 def test_rank_correlation_of_equal_orders_is_one():
-    assert rank_correlation(np.arange(9.0), np.arange(9.0) ** 3)["value"] == pytest.approx(1)
+    assert rank_correlation(np.arange(9.0), np.arange(9.0) ** 3).value == pytest.approx(1)
 
 
 def test_rank_correlation_without_variation_is_null_with_a_reason():
     found = rank_correlation(np.zeros(9), np.arange(9.0))
-    assert found["value"] is None and "vary" in found["reason"]
+    assert found.value is None and "vary" in found.reason
 
 
 def test_rank_correlation_known_answer():
     # Ranks 1..5 against 2, 1, 4, 3, 5: Σd² = 4, ρ = 1 - 6*4/(5*24) = .8. Bonett and Wright:
     # atanh .8 = 1.0986 and 1.96 √((1 + .32)/2) = 1.5923 give tanh -.4937 and tanh 2.6909.
     found = rank_correlation(np.arange(5.0), np.array([2.0, 1, 4, 3, 5]))
-    assert found["value"] == pytest.approx(0.8)
-    assert found["ci"] == pytest.approx([-0.4571, 0.9908], abs=5e-4)
+    assert found.value == pytest.approx(0.8)
+    assert found.ci == pytest.approx([-0.4571, 0.9908], abs=5e-4)
 
 
 def test_one_value_a_prompt_has_the_clustered_standard_error():

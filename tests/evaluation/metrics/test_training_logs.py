@@ -19,8 +19,8 @@ def test_samples_seen_are_steps_times_what_a_step_takes(tmp_path):
     (folder / "trainer_state.json").write_text(json.dumps(state))
     run = {"processes": 2, "recipe": {"gradient_accumulation_steps": 3}}
     (folder / "run.json").write_text(json.dumps(run))
-    loss = summarize(read_training_logs(tmp_path))["dpo"]["quantities"]["loss"]
-    assert loss["samples"] == [5 * 24, 10 * 24]
+    loss = summarize(read_training_logs(tmp_path))["dpo"].quantities["loss"]
+    assert loss.samples == [5 * 24, 10 * 24]
 
 
 def test_logged_episodes_are_the_samples_seen():
@@ -30,6 +30,6 @@ def test_logged_episodes_are_the_samples_seen():
 
 def test_long_curves_are_thinned_to_their_ends_and_200_points():
     log = [{"step": step, "loss": float(step)} for step in range(1, 1001)]
-    loss = summarize({"dpo": TrainingLog(log)})["dpo"]["quantities"]["loss"]
-    assert len(loss["values"]) == 200 and (loss["values"][0], loss["values"][-1]) == (1, 1000)
-    assert loss["samples"] is None
+    loss = summarize({"dpo": TrainingLog(log)})["dpo"].quantities["loss"]
+    assert len(loss.values) == 200 and (loss.values[0], loss.values[-1]) == (1, 1000)
+    assert loss.samples is None

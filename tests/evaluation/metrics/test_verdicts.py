@@ -3,6 +3,7 @@ import pytest
 
 from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples
 from rlhf_recipes.evaluation.metrics.verdicts import cohens_kappa, judge_quality, judged_win_rate
+from rlhf_recipes.evaluation.metrics.win_rate import Counts, Readable
 
 
 def verdict(prompt, first, second, sample=0, model="dpo"):
@@ -38,35 +39,35 @@ def test_a_judge_that_always_says_first_wins_half_and_is_found_out():
     verdicts = [verdict(i, 1.0, 0.0) for i in range(20)]
     collection = collection_of([1.0] * 20)
     rate = judged_win_rate(verdicts, collection.models["dpo"])
-    assert rate["value"] == 0.5 and rate["ties"] == 20 and rate["p"] == 1
+    assert rate.value == 0.5 and rate.ties == 20 and rate.p == 1
     quality = judge_quality(verdicts, collection)
-    assert (quality["first"], quality["consistent"], quality["readable"]) == (1, 0, 1)
+    assert (quality.first, quality.consistent, quality.readable) == (1, 0, 1)
 
 
 def test_a_judge_that_sees_what_gold_sees_agrees_with_it():
     golds = [1.0] * 6 + [-1.0] * 3 + [0.0]
     verdicts = [verdict(i, (g + 1) / 2, (g + 1) / 2) for i, g in enumerate(golds)]
     found = judge_quality(verdicts, collection_of(golds))
-    assert found["kappa"] == pytest.approx(1) and found["consistent"] == 1
-    assert found["first"] == 0.5
-    assert judge_quality(verdicts, collection_of(golds, ("proxy",)))["kappa"] is None
+    assert found.kappa == pytest.approx(1) and found.consistent == 1
+    assert found.first == 0.5
+    assert judge_quality(verdicts, collection_of(golds, ("proxy",))).kappa is None
 
 
 def test_a_difference_in_the_last_bits_is_a_tie_for_gold_too():
     golds = [1.0, -1.0, 1e-7]
     verdicts = [verdict(0, 1, 1), verdict(1, 0, 0), verdict(2, 1, 0)]
-    assert judge_quality(verdicts, collection_of(golds), 1e-5)["kappa"] == pytest.approx(1)
-    assert judge_quality(verdicts, collection_of(golds), 0.0)["kappa"] < 1
+    assert judge_quality(verdicts, collection_of(golds), 1e-5).kappa == pytest.approx(1)
+    assert judge_quality(verdicts, collection_of(golds), 0.0).kappa < 1
 
 
 def test_what_cannot_be_read_is_missing_and_no_tie():
     verdicts = [verdict(0, 1.0, 1.0), verdict(1, None, 1.0), verdict(2, 1.0, 1.0), verdict(3, 0, 0)]
     collection = collection_of([1.0] * 4)
-    assert judge_quality(verdicts, collection)["readable"] == 0.75
+    assert judge_quality(verdicts, collection).readable == 0.75
     rate = judged_win_rate(verdicts, collection.models["dpo"])
-    assert (rate["wins"], rate["ties"], rate["losses"], rate["n"]) == (2, 0, 1, 3)
-    assert rate["value"] == pytest.approx(2 / 3)
-    assert rate["readable"] == {"n": 3, "of": 4, "fraction": 0.75}
+    assert (rate.wins, rate.ties, rate.losses, rate.n) == (2, 0, 1, 3)
+    assert rate.value == pytest.approx(2 / 3)
+    assert rate.readable == Readable(n=3, of=4, fraction=0.75)
 
 
 def test_the_rate_is_over_the_readable_verdicts_of_all_prompts():
@@ -77,9 +78,9 @@ def test_the_rate_is_over_the_readable_verdicts_of_all_prompts():
         verdict(1, None, 0, 1),
     ]
     rate = judged_win_rate(verdicts, collection_of([1.0, 1.0]).models["dpo"])
-    assert rate["value"] == pytest.approx(2 / 3)
-    assert rate["pairs"] == {"n": 3, "wins": 2, "ties": 0, "losses": 1}
-    assert 0 <= rate["ci"][0] <= rate["ci"][1] <= 1
+    assert rate.value == pytest.approx(2 / 3)
+    assert rate.pairs == Counts(n=3, wins=2, ties=0, losses=1)
+    assert 0 <= rate.ci[0] <= rate.ci[1] <= 1
 
 
 def test_a_judge_that_cannot_be_read_has_no_win_rate_and_no_passing_control():
@@ -87,13 +88,13 @@ def test_a_judge_that_cannot_be_read_has_no_win_rate_and_no_passing_control():
     collection = collection_of([1.0] * 20)
     assert judged_win_rate(verdicts, collection.models["dpo"]) is None
     quality = judge_quality(verdicts, collection)
-    assert quality["readable"] == 0 and quality["kappa"] is None and quality["first"] is None
+    assert quality.readable == 0 and quality.kappa is None and quality.first is None
 
 
 def test_verdicts_are_means_by_prompt():
     verdicts = [verdict(0, 1, 1), verdict(0, 1, 0, sample=1), verdict(1, 0, 0), verdict(1, 0, 0, 1)]
     rate = judged_win_rate(verdicts, collection_of([1.0, 1.0]).models["dpo"])
-    assert rate["value"] == pytest.approx(0.375) and rate["test"] == "sign flip"
+    assert rate.value == pytest.approx(0.375) and rate.test == "sign flip"
 
 
 def test_a_judge_that_has_not_finished_has_no_win_rate():

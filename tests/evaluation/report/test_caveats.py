@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation.metrics.comparisons import KLBound, PositiveControl
 from rlhf_recipes.evaluation.metrics.outliers import outliers
 from rlhf_recipes.evaluation.metrics.samples import read_samples
+from rlhf_recipes.evaluation.metrics.statistics import Estimate, Interval
+from rlhf_recipes.evaluation.metrics.win_rate import WinRates
 from rlhf_recipes.evaluation.report.caveats import CAVEATS, caveats
-
-
-@pytest.fixture
-def results(evaluated):
-    return json.loads((evaluated / "results" / "evaluation_results.json").read_text())
+from rlhf_recipes.evaluation.results import evaluation_results
+from tests.evaluation.changing import changed
 
 
 @pytest.fixture(scope="module")
@@ -21,39 +21,35 @@ def collection(evaluated):
     return read_samples(evaluated / "samples")
 
 
+@pytest.fixture(scope="module")
+def results(collection):
+    return evaluation_results(collection)[0]
+
+
 def said(results, collection):
     return " ".join(caveats(results, collection))
 
 
 def test_nothing_is_said_that_does_not_hold(results, collection):
-    assert caveats(results, collection) == results["warnings"]
-    seed, cut_off = results["warnings"]
+    seed, cut_off = caveats(results, collection)
     assert "One training seed" in seed and "cut off at the length limit (base 34%," in cut_off
 
 
 def test_each_caveat_is_said_where_it_holds(results, collection):
-    ppo = results["models"]["ppo"]
-    shift = {"value": -0.19, "ci": [-0.3, -0.1]}
-    lc = {"value": 0.52, "ci": [0.4, 0.6], "shift": shift}
-    for change, sentence in (
-        (lambda: results["config"].update(n_prompts=20), "20 prompts are few"),
-        (lambda: ppo["kl"].update(k1_agrees=False), "ppo: the exact KL and its sampled estimate"),
-        (
-            lambda: ppo["win_rate"]["lc"].update(lc),
-            "52% [40, 60] at equal length, a shift of -19 points",
-        ),
-        (lambda: ppo["win_rate"]["lc"].update(overlaps=False, longer=0.97), "on 97% of the"),
-        (lambda: ppo["failures"]["truncated"].update(rate=0.45), "ppo 45%"),
-        (lambda: results["controls"]["control"].update(passed=False), "A/A control failed"),
-        (
-            lambda: results["controls"].update(best_of_n={"passed": False}),
-            "positive control failed",
-        ),
-        (lambda: results["controls"].pop("control"), "No control"),
+    lc = {"value": 0.52, "ci": (0.4, 0.6), "shift": Estimate(-0.19, Interval(-0.3, -0.1))}
+    lost = PositiveControl(4, 0.8, WinRates({}), KLBound(0.6), passed=False)
+    for path, changes, sentence in (
+        ("config", {"n_prompts": 20}, "20 prompts are few"),
+        ("models.ppo.kl", {"k1_agrees": False}, "ppo: the exact KL and its sampled estimate"),
+        ("models.ppo.win_rate.lc", lc, "52% [40, 60] at equal length, a shift of -19 points"),
+        ("models.ppo.win_rate.lc", {"overlaps": False, "longer": 0.97}, "on 97% of the"),
+        ("models.ppo.failures.truncated", {"rate": 0.45}, "ppo 45%"),
+        ("controls.control", {"passed": False}, "A/A control failed"),
+        ("controls", {"best_of_n": lost}, "positive control failed"),
+        ("controls", {"control": None}, "No control"),
     ):
         assert sentence not in said(results, collection)
-        change()
-        assert sentence in said(results, collection)
+        assert sentence in said(changed(results, path, **changes), collection)
 
 
 def test_prompts_that_were_trained_on_are_counted(results, collection):
@@ -141,9 +137,9 @@ SILENT = {
 @pytest.mark.parametrize("name", SILENT)
 def test_what_would_bend_the_numbers_silently_is_said(warned, name):
     change, sentence = SILENT[name]
-    assert not any(sentence in warning for warning in warned()[0]["warnings"])
+    assert not any(sentence in warning for warning in warned()[0].warnings)
     results, text = warned(change=change)
-    assert any(sentence in warning for warning in results["warnings"])
+    assert any(sentence in warning for warning in results.warnings)
     assert sentence in text
 
 
@@ -156,7 +152,7 @@ def test_every_caveat_has_a_case_in_these_tests():
 
 def test_a_repeated_prompt_counts_once(warned):
     results, _ = warned(change=with_repeats)
-    assert results["config"]["n_prompts"] == 22 and results["models"]["ppo"]["n_prompts"] == 22
+    assert results.config.n_prompts == 22 and results.models["ppo"].n_prompts == 22
 
     # Doubling every prompt adds nothing: all intervals are as before.
     def doubled(models):
@@ -171,8 +167,8 @@ def test_a_repeated_prompt_counts_once(warned):
         }
 
     once, twice = warned()[0], warned(change=doubled)[0]
-    assert twice["models"]["ppo"]["win_rate"] == once["models"]["ppo"]["win_rate"]
-    assert twice["models"]["ppo"]["gold"] == once["models"]["ppo"]["gold"]
+    assert twice.models["ppo"].win_rate == once.models["ppo"].win_rate
+    assert twice.models["ppo"].gold == once.models["ppo"].gold
 
 
 @pytest.mark.parametrize("prompts", [2, 5, 9])
@@ -184,9 +180,9 @@ def test_of_few_prompts_no_direction_is_named_anywhere(warned, prompts):
         return models
 
     results, text = warned(prompts, far_apart)
-    assert results["models"]["ppo"]["verdict"] == "too few prompts"
-    assert results["controls"]["control"]["passed"] is None
-    assert not results["models"]["base"]["frontier"]["gold"]["dominated"]
+    assert results.models["ppo"].verdict == "too few prompts"
+    assert results.controls.control.passed is None
+    assert not results.models["base"].frontier["gold"].dominated
     prose = re.sub(r"(`{3,})text\n.*?\n\1", "", text, flags=re.DOTALL)
     prose = prose[: prose.index("## Glossary")]
     for word in ("better", "worse", "rose", "fell", "is dominated", "passed", "more `", "less `"):
@@ -197,14 +193,14 @@ def test_of_few_prompts_no_direction_is_named_anywhere(warned, prompts):
 @pytest.mark.parametrize(("readable", "passed"), [(0, None), (12, None), (19, None), (24, False)])
 def test_a_control_never_passes_on_verdicts_that_are_missing(warned, readable, passed):
     results, text = warned(verdicts=one_judged(readable))
-    control = results["controls"]["control"]
-    assert control["passed"] is passed
-    assert control["undecided_on"] == ([] if readable == 24 else ["chat"])
-    judged = results["models"]["ppo"]["win_rate"]["chat"]
+    control = results.controls.control
+    assert control.passed is passed
+    assert control.undecided_on == ([] if readable == 24 else ["chat"])
+    judged = results.models["ppo"].win_rate.get("chat")
     if readable == 0:
         assert judged is None
     else:
-        assert judged["value"] == 1 and judged["n"] == readable
+        assert judged.value == 1 and judged.n == readable
     missing = f"chat: {48 - 2 * readable} of 48 verdicts cannot be read"
     assert (missing in text) == (readable < 24)
     refused = "Nothing is said of ppo, where fewer than 80% can be read" in text

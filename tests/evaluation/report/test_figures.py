@@ -1,16 +1,19 @@
 """What the figures show against what the sentences say."""
 
-import json
-
+import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from rlhf_recipes.evaluation.metrics.claims import verdict
+from rlhf_recipes.evaluation.metrics.length_control import length_controlled
 from rlhf_recipes.evaluation.metrics.samples import read_samples
+from rlhf_recipes.evaluation.metrics.win_rate import Readable
 from rlhf_recipes.evaluation.report.detail_figures import kl_figure
 from rlhf_recipes.evaluation.report.figures import draw_rate
+from rlhf_recipes.evaluation.results import evaluation_results
+from tests.evaluation.changing import rate_like
 
 TINT = "#0072b2"
 
@@ -27,18 +30,18 @@ def filled(rate):
 @pytest.mark.parametrize("n", [9, 10, 64])
 @pytest.mark.parametrize("read", [None, 0.5, 0.9])
 def test_a_marker_is_filled_exactly_where_the_sentence_names_a_direction(p_holm, ci, n, read):
-    readable = None if read is None else {"n": 1, "of": 2, "fraction": read}
-    rate = {"value": sum(ci) / 2, "ci": ci, "n": n, "p_holm": p_holm, "readable": readable}
+    readable = None if read is None else Readable(n=1, of=2, fraction=read)
+    rate = rate_like(value=sum(ci) / 2, ci=ci, n=n, p_holm=p_holm, readable=readable)
     assert filled(rate) == (verdict(rate) in ("better", "worse"))
 
 
 def test_the_rate_at_equal_length_has_no_test_and_is_never_filled():
-    assert not filled({"value": 0.9, "ci": [0.8, 0.95]})
+    scores, longer = np.arange(40) < 36, np.tile([-1.0, 1.0], 20)
+    rate = length_controlled(scores.astype(float), longer, "gold")
+    assert rate.ci.low > 0.6 and not filled(rate)
 
 
 def test_kl_against_length_shows_completions_and_no_line(searched, tmp_path):
-    results = json.loads((searched / "results" / "evaluation_results.json").read_text())
-    path = tmp_path / "kl.png"
-    assert kl_figure(results, read_samples(searched / "samples"), path)
+    collection, path = read_samples(searched / "samples"), tmp_path / "kl.png"
+    assert kl_figure(evaluation_results(collection)[0], collection, path)
     assert imread(path).shape[1] > 1000
-    assert "thirds" not in json.dumps(results["models"]["grpo-150"]["kl"])

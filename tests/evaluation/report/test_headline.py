@@ -1,11 +1,13 @@
 """The first sentence of the report against an independent reading of the claims it rests on."""
 
 import re
+from dataclasses import replace
 from itertools import combinations, product
 
 import pytest
 
 from rlhf_recipes.evaluation.metrics.claims import Claim
+from rlhf_recipes.evaluation.metrics.comparisons import OverBase, Pair
 from rlhf_recipes.evaluation.report.headline import (
     HEADLINE,
     JUDGED_BY,
@@ -13,6 +15,7 @@ from rlhf_recipes.evaluation.report.headline import (
     headline_state,
     judged_by_sentence,
 )
+from tests.evaluation.changing import changed, rate_like, small_results
 
 NAMES = ("ppo", "grpo", "dpo")
 VALUES = {"ppo": 0.8, "grpo": 0.7, "dpo": 0.6}
@@ -23,24 +26,32 @@ def win_with(sign, value, prompts=64):
     """A win rate whose interval and test name a direction, or do not."""
     ci = {1: [0.55, 0.9], 0: [0.4, 0.7], -1: [0.1, 0.4]}[sign]
     p = 0.3 if sign == 0 else 0.01
-    return {"value": value, "ci": ci, "n": prompts, "p_holm": p, "readable": None}
+    return rate_like(value=value, ci=ci, n=prompts, p_holm=p)
 
 
 def results_with(over_base, direct, prompts=64, families=None):
     names = list(over_base)
     families = families or {name: [name] for name in names}
-    return {
-        "config": {"primary": "gold", "n_prompts": prompts},
-        "families": {family: {"finals": members} for family, members in families.items()},
-        "models": {
-            name: {"win_rate": {"gold": win_with(sign, VALUES[name], prompts)}}
+    real = small_results()
+    return replace(
+        real,
+        config=replace(real.config, n_prompts=prompts),
+        families={
+            family: replace(real.families["ppo"], finals=members)
+            for family, members in families.items()
+        },
+        models={
+            name: replace(
+                real.models[name],
+                win_rate=OverBase({"gold": win_with(sign, VALUES[name], prompts)}, None),
+            )
             for name, sign in over_base.items()
         },
-        "pairwise": {
-            f"{first} vs {second}": {"gold": win_with(sign, 0.5, prompts)}
+        pairwise={
+            f"{first} vs {second}": Pair({"gold": win_with(sign, 0.5, prompts)}, {})
             for (first, second), sign in direct.items()
         },
-    }
+    )
 
 
 def named(text):
@@ -120,6 +131,6 @@ def test_every_headline_is_reached_and_none_is_missing():
     ],
 )
 def test_what_judged_is_said_in_words(run, primary, said):
-    sentence = judged_by_sentence({"run": run, "config": {"primary": primary}})
-    assert said in sentence
+    results = changed(small_results(), "config", primary=primary)
+    assert said in judged_by_sentence(replace(results, run=run))
     assert len(JUDGED_BY) == 5

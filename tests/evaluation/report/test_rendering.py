@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from rlhf_recipes.evaluation import analyse, closing_table
+from rlhf_recipes.evaluation.metrics.training_logs import TrainingCost
 
 HOSTILE = (
     "\u2028"
@@ -120,14 +121,14 @@ def test_tables_have_as_many_cells_in_each_row_as_columns(evaluated):
 
 
 def test_closing_table_fits_a_terminal_and_says_what_matters(evaluated):
-    results = json.loads((evaluated / "results" / "evaluation_results.json").read_text())
+    results = analyse(evaluated)
     table = closing_table(results)
     lines = table.splitlines()
     assert max(map(len, lines[:-1])) <= 100 and table.isascii()
     assert lines[0].split()[:3] == ["method", "gold", "reward"]
     assert [line.split()[0] for line in lines[2:6]] == ["base", "ppo", "grpo", "dpo"]
-    rate = results["models"]["ppo"]["win_rate"]["gold"]
-    assert f"{100 * rate['value']:.0f}% [{100 * rate['ci'][0]:.0f}, " in lines[3]
+    rate = results.models["ppo"].win_rate["gold"]
+    assert f"{100 * rate.value:.0f}% [{100 * rate.ci[0]:.0f}, " in lines[3]
     assert lines[-1].endswith("report.html")
 
 
@@ -207,15 +208,14 @@ def test_what_training_took_stands_in_the_verdict(tmp_path, records_of, collecti
         "recipe": {"gradient_accumulation_steps": 4},
         "processes": 2,
     }
-    assert analyse(output)["training"] == {}
+    assert analyse(output).training == {}
     assert "training time" not in (output / "ANALYSIS.md").read_text()
     folder = output / "models" / "ppo_model"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(run))
     state = {"train_batch_size": 3, "log_history": [{"step": 8, "loss": 1.0}]}
     (folder / "trainer_state.json").write_text(json.dumps(state))
-    training = analyse(output)["training"]
-    assert training == {"ppo": {"duration_seconds": 195.0, "samples": 192, "unit": "episodes"}}
+    assert analyse(output).training == {"ppo": TrainingCost(195.0, 192, "episodes")}
     table = (output / "ANALYSIS.md").read_text()
     assert re.search(r"\| ppo \|.*\| 3.25 min \| 192 episodes \|", table)
     assert re.search(r"\| dpo \|.*\|  \|  \|", table)

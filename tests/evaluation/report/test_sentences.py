@@ -2,15 +2,22 @@
 prompts, against an independent reading of the numbers it was given."""
 
 import re
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
 from rlhf_recipes.evaluation.metrics.claims import Claim, claim, win_claim
-from rlhf_recipes.evaluation.metrics.win_rate import win_rate
+from rlhf_recipes.evaluation.metrics.comparisons import Control
+from rlhf_recipes.evaluation.metrics.diversity import Variety
+from rlhf_recipes.evaluation.metrics.failures import Failure, ToBase
+from rlhf_recipes.evaluation.metrics.frontier import FrontierPoint, MatchedRuns
+from rlhf_recipes.evaluation.metrics.statistics import Estimate
+from rlhf_recipes.evaluation.metrics.win_rate import Counts, Readable, WinRates, win_rate
 from rlhf_recipes.evaluation.report import sentences as say
 from rlhf_recipes.evaluation.report.sentences import gain, number
+from tests.evaluation.changing import changed, rate_like, small_results
 
 INTERVALS = {
     "below": (-0.4, -0.1),
@@ -47,17 +54,15 @@ def says(sentence, **directions):
 
 def rate_with(interval, p, prompts, readable=None):
     low, high = INTERVALS[interval]
-    counts = {"wins": 6, "ties": 1, "losses": 3}
-    return {
-        "value": 0.5 + (low + high) / 2,
-        "ci": [0.5 + low, 0.5 + high],
-        "n": prompts,
-        **counts,
-        "pairs": {"n": 40, **counts},
-        "readable": readable,
-        "p_holm": p,
-        "detectable": 0.14,
-    }
+    return rate_like(
+        value=0.5 + (low + high) / 2,
+        ci=(0.5 + low, 0.5 + high),
+        n=prompts,
+        pairs=Counts(n=40, wins=24, ties=4, losses=12),
+        readable=readable,
+        p_holm=p,
+        detectable=0.14,
+    )
 
 
 @pytest.mark.parametrize(("interval", "p", "prompts"), CASES)
@@ -72,7 +77,7 @@ def test_better_and_worse_are_said_exactly_where_the_numbers_say_so(interval, p,
 @pytest.mark.parametrize(("interval", "p", "prompts"), CASES)
 @pytest.mark.parametrize("read", [0, 31, 32, 40])
 def test_a_judge_names_a_direction_only_if_enough_of_it_can_be_read(interval, p, prompts, read):
-    readable = {"n": read, "of": 40, "fraction": read / 40}
+    readable = Readable(n=read, of=40, fraction=read / 40)
     win = rate_with(interval, p, prompts, readable)
     sentence = say.comparison_sentence("ppo", "base", win, "chat")
     expected = truth(interval, p, prompts) if read / 40 >= 0.8 else 0
@@ -83,12 +88,10 @@ def test_a_judge_names_a_direction_only_if_enough_of_it_can_be_read(interval, p,
 
 
 def policy_with(proxy, gold, gap):
-    policy: dict[str, object] = {}
-    for name, (interval, p) in {"proxy": proxy, "gold": gold, "gap": gap}.items():
-        low, high = INTERVALS[interval]
-        policy |= {f"{name}_ci": [low, high], f"{name}_p_holm": p}
-        policy["gap" if name == "gap" else f"{name}_gain"] = (low + high) / 2
-    return policy
+    sides = {"proxy": proxy, "gold": gold, "gap": gap}
+    ends = {f"{name}_ci": INTERVALS[interval] for name, (interval, _) in sides.items()}
+    p_values = {f"{name}_p_holm": p for name, (_, p) in sides.items()}
+    return replace(small_results().over_optimisation.policies["ppo"], **ends, **p_values)
 
 
 SIDES = list(product(INTERVALS, (0.01, 0.3)))
@@ -121,11 +124,12 @@ def test_proxy_gold_and_gap_are_each_said_as_their_numbers_say(proxy, gold, gap,
 def test_what_length_does_is_said_only_of_a_certain_shift(raw, shift, equal, prompts, size):
     win = rate_with(raw, 0.01, prompts)
     low, high = INTERVALS[shift]
-    adjusted = {
-        "value": 0.5,
-        "ci": [0.5 + end for end in INTERVALS[equal]],
-        "shift": {"value": size if low + high > 0 else -size, "ci": [low, high]},
-    }
+    adjusted = replace(
+        small_results().models["ppo"].win_rate.lc,
+        value=0.5,
+        ci=tuple(0.5 + end for end in INTERVALS[equal]),
+        shift=Estimate(size if low + high > 0 else -size, INTERVALS[shift]),
+    )
     sentence = say.length_sentence("ppo", win, adjusted)
     moved = truth(shift, 0.01, prompts)
     if not moved or size < 0.1:
@@ -149,8 +153,10 @@ FRONTS = list(product((0.0, 0.05, 0.5, 0.95, 1.0), (0, 1, 2, 3, 4, 6), (2, 9, 10
 def test_models_are_named_as_dominating_only_if_each_is_certain(probability, certain, prompts):
     dominated = prompts >= 10 and 1 - probability >= 0.95
     names = [f"m{i}" for i in range(certain)] if dominated else []
-    front = {"probability": probability, "dominated": dominated, "dominated_by": names}
-    sentence = say.frontier_sentence("dpo", {"seq": 4.0, "ci": [3.5, 4.5]}, front, "gold", prompts)
+    front = FrontierPoint(False, names, probability, dominated)
+    sentence = say.frontier_sentence(
+        "dpo", small_results().models["dpo"].kl, front, "gold", prompts
+    )
     assert ("is dominated" in sentence) == dominated
     assert ("by some model" in sentence) == (dominated and not certain)
     assert "others" not in sentence
@@ -166,7 +172,7 @@ def test_models_are_named_as_dominating_only_if_each_is_certain(probability, cer
 @pytest.mark.parametrize(("interval", "p", "prompts"), CASES)
 def test_paths_at_one_kl_differ_only_beyond_doubt(interval, p, prompts):
     ci = INTERVALS[interval]
-    pair = {"families": ["ppo", "dpo"], "kl": 4.0, "difference": sum(ci) / 2, "ci": ci, "p_holm": p}
+    pair = MatchedRuns(("ppo", "dpo"), 4.0, sum(ci) / 2, ci, p, p_holm=p)
     sentence = say.matched_sentence(pair, "gold", prompts)
     assert says(sentence, up="gains more", down="gains less") == truth(interval, p, prompts)
     assert "**ppo**" in sentence and "**dpo**" in sentence
@@ -175,11 +181,10 @@ def test_paths_at_one_kl_differ_only_beyond_doubt(interval, p, prompts):
 @pytest.mark.parametrize(("interval", "p", "prompts"), CASES)
 def test_a_failure_is_called_more_or_less_frequent_only_beyond_doubt(interval, p, prompts):
     ci = INTERVALS[interval]
-    entry = {"rate": 0.3, "diff_vs_base": sum(ci) / 2, "diff_ci": ci, "p_holm": p}
-    untested = {**entry, "p_holm": None}
-    failures = {
-        "repetition": {"per_model": {"base": {"rate": 0.1}, "ppo": entry, "ppo-5": untested}}
-    }
+    base = small_results().models["base"].failures["repetition"]
+    to_base = ToBase(sum(ci) / 2, ci, p, p_holm=p)
+    ppo, earlier = (replace(base, to_base=t) for t in (to_base, replace(to_base, p_holm=None)))
+    failures = {"repetition": Failure("repeats", {"base": base, "ppo": ppo, "ppo-5": earlier})}
     (sentence,) = say.failure_sentences(failures, prompts)
     assert says(sentence, up="has more", down="has less") == truth(interval, p, prompts)
     assert ("too few" in sentence) == (prompts < 10)
@@ -189,13 +194,11 @@ def test_a_failure_is_called_more_or_less_frequent_only_beyond_doubt(interval, p
 @pytest.mark.parametrize(("interval", "p", "prompts"), CASES)
 def test_variety_is_called_more_or_less_only_beyond_doubt(measure, interval, p, prompts):
     ci = INTERVALS[interval]
-    tested = {"difference": sum(ci) / 2, "difference_ci": ci, "p_holm": p}
-    base = {"self_bleu_within": {"p_holm": None}, "entropy": None}
-    models = {
-        "base": {"diversity": base},
-        "ppo": {"diversity": {"self_bleu_within": None, "entropy": None} | {measure: tested}},
-    }
-    results = {"config": {"n_prompts": prompts}, "models": models}
+    tested = {"self_bleu_within": None, "entropy": None}
+    tested[measure] = Variety(1.0, ci, sum(ci) / 2, ci, p, p_holm=p)
+    results = changed(small_results(), "config", n_prompts=prompts)
+    results = changed(results, "models.ppo.diversity", **tested)
+    results = replace(results, models={n: results.models[n] for n in ("base", "ppo")})
     (sentence,) = say.diversity_sentences(results)
     phrases = {
         "self_bleu_within": {"up": "more alike", "down": "less alike"},
@@ -224,21 +227,21 @@ def test_the_tables_hold_a_sentence_for_every_claim():
 def test_a_control_says_what_came_out(passed, said):
     win = rate_with("over", 0.9, 64)
     open_ = [] if passed else ["chat"]
-    control = {"win_rate": {"gold": win, "chat": win}, "kl": {"seq": 0}, "failed_on": []}
-    sentence = say.control_sentence(
-        "control", control | {"undecided_on": open_, "passed": passed}, "gold"
-    )
+    kl = small_results().models["base"].kl
+    control = Control(WinRates({"gold": win, "chat": win}), kl, [], open_, passed)
+    sentence = say.control_sentence(control, "gold")
     assert said in sentence and "failed" not in sentence
     assert ("by gold" if passed else "by chat") in sentence
 
 
 def test_a_control_that_failed_shows_the_numbers_of_what_it_failed_on():
     rates = {"gold": rate_with("over", 0.9, 64), "chat": rate_with("above", 0.01, 64)}
-    control = {"win_rate": rates, "kl": {"seq": 0.2}, "undecided_on": [], "passed": False}
-    sentence = say.control_sentence("control", control | {"failed_on": ["chat", "kl"]}, "gold")
+    kl = replace(small_results().models["base"].kl, seq=0.2)
+    control = Control(WinRates(rates), kl, ["chat", "kl"], [], False)
+    sentence = say.control_sentence(control, "gold")
     assert "**failed** on chat and kl" in sentence
     assert "75% [60, 90] by chat (Holm p = 0.01)" in sentence and "by gold" not in sentence
-    only_kl = say.control_sentence("control", control | {"failed_on": ["kl"]}, "gold")
+    only_kl = say.control_sentence(replace(control, failed_on=["kl"]), "gold")
     assert "**failed** on kl" in only_kl and "KL of 0.200 nats" in only_kl
 
 
@@ -255,7 +258,7 @@ def test_the_printed_rate_follows_from_the_printed_counts(samples, seed):
     rng = np.random.default_rng(seed)
     own, other = (rng.integers(0, 3, (64, k)).astype(float) for k in samples)
     win = win_rate(own + rng.integers(0, 2), other)
-    sentence = say.comparison_sentence("ppo", "base", win | {"p_holm": win["p"]}, "gold")
+    sentence = say.comparison_sentence("ppo", "base", replace(win, p_holm=win.p), "gold")
     value, n, won, tied, lost = printed(sentence)
     assert won + tied + lost == n == 64 * samples[0] * samples[1]
     assert abs(100 * (won + tied / 2) / n - value) <= 0.5 + 1e-9
@@ -265,7 +268,7 @@ def test_the_printed_rate_follows_from_the_printed_counts(samples, seed):
 def rate_of(wins, losses):
     scores = np.array([1.0] * wins + [-1.0] * losses)[:, None]
     found = win_rate(scores, np.zeros_like(scores))
-    return found | {"p_holm": found["p"]}
+    return replace(found, p_holm=found.p)
 
 
 def test_54_of_100_is_not_called_better_and_75_is():

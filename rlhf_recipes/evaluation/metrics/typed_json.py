@@ -1,0 +1,116 @@
+"""The JSON of results, and its schema, from their dataclasses."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Schema = dict[str, Any]
+
+# Limits of a number, or of the numbers in a sequence, by JSON schema's names.
+Share = Annotated[float, ("minimum", 0), ("maximum", 1)]
+"""A fraction, rate or probability."""
+Count = Annotated[int, ("minimum", 0)]
+AtLeast0 = Annotated[float, ("minimum", 0)]
+
+FLAT = {"flat": True}
+"""Metadata of a field whose entries stand in the JSON beside the other fields of its object."""
+
+SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", NoneType: "null"}
+
+
+def as_json(value: object) -> Any:
+    """Return a result as JSON has it: objects for dataclasses and mappings, lists for sequences.
+
+    A field with the default None is left out where it is None. The entries of a `FLAT` field stand
+    beside the other fields. A name that Python reserves, `from_`, loses its underscore.
+    """
+    if isinstance(value, Mapping):
+        return {key: as_json(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(inner) for inner in value]
+    if isinstance(value, type) or not dataclasses.is_dataclass(value):
+        return value
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        if inner is None and field.default is None:
+            continue
+        content = as_json(inner)
+        found |= content if field.metadata.get("flat") else {field.name.rstrip("_"): content}
+    return found
+
+
+def json_schema(kind: type, **top: Any) -> Schema:
+    """Return the schema (draft 2020-12) of the JSON that `as_json` makes of a dataclass.
+
+    Keys are closed. A field is required unless its default is None.
+
+    Args:
+        top: Keywords for the top of the schema, such as its title.
+    """
+    definitions: dict[str, Schema] = {}
+    own = _schema(kind, definitions)
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return dialect | top | own | {"$defs": dict(sorted(definitions.items()))}
+
+
+def _schema(kind: Any, definitions: dict[str, Schema]) -> Schema:
+    """Return the schema of a type, having put those of the dataclasses in it into definitions."""
+    if kind is Any:
+        return {}
+    if kind in SCALARS:
+        return {"type": SCALARS[kind]}
+    if dataclasses.is_dataclass(kind):
+        if kind.__name__ not in definitions:
+            definitions[kind.__name__] = _object(kind, definitions)
+        return {"$ref": f"#/$defs/{kind.__name__}"}
+    if isinstance(kind, type) and issubclass(kind, tuple):  # a NamedTuple of one type
+        hints = list(get_type_hints(kind).values())
+        size = {"minItems": len(hints), "maxItems": len(hints)}
+        return {"type": "array", "items": _schema(hints[0], definitions), **size}
+    return _generic(get_origin(kind), get_args(kind), definitions)
+
+
+def _generic(origin: Any, arguments: tuple[Any, ...], definitions: dict[str, Schema]) -> Schema:
+    if origin is Literal:
+        return {"enum": list(arguments)}
+    if origin in (Union, UnionType):
+        return {"anyOf": [_schema(one, definitions) for one in arguments]}
+    if origin is Annotated:
+        schema, limits = _schema(arguments[0], definitions), dict(arguments[1:])
+        return schema | ({"items": schema["items"] | limits} if "items" in schema else limits)
+    inner = _schema(arguments[-1], definitions)
+    if issubclass(origin, Mapping):
+        return {"type": "object", "additionalProperties": inner}
+    if issubclass(origin, Sequence):
+        return {"type": "array", "items": inner}
+    raise TypeError(f"{origin} has no JSON schema here.")
+
+
+def _object(kind: Any, definitions: dict[str, Schema]) -> Schema:
+    hints = get_type_hints(kind, include_extras=True)
+    properties: dict[str, Schema] = {}
+    required: list[str] = []
+    others: Schema | bool = False
+    for field in dataclasses.fields(kind):
+        hint, optional = hints[field.name], field.default is None
+        if optional:
+            hint = Union[tuple(one for one in get_args(hint) if one is not NoneType)]  # noqa: UP007
+        if not field.metadata.get("flat"):
+            name = field.name.rstrip("_")
+            properties[name] = _schema(hint, definitions)
+            required += [name] * (not optional)
+        elif dataclasses.is_dataclass(hint):
+            inner = _object(hint, definitions)
+            properties |= inner["properties"]
+            required += [] if optional else inner["required"]
+        else:
+            others = _schema(get_args(hint)[1], definitions)
+    return {
+        "description": (kind.__doc__ or "").partition("\n")[0],
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": others,
+    }

@@ -95,8 +95,8 @@ def _object(kind: Any, definitions: dict[str, Schema]) -> Schema:
     others: Schema | bool = False
     for field in dataclasses.fields(kind):
         hint, optional = hints[field.name], field.default is None
-        if optional:
-            hint = Union[tuple(one for one in get_args(hint) if one is not NoneType)]  # noqa: UP007
+        if optional:  # X | None, without the None
+            (hint,) = (one for one in get_args(hint) if one is not NoneType)
         if not field.metadata.get("flat"):
             name = field.name.rstrip("_")
             properties[name] = _schema(hint, definitions)

@@ -216,7 +216,7 @@ def pairwise(collection: Collection) -> dict[str, Pair]:
         differences[metric] = holm_corrected({n: difference(a, b) for n, (a, b) in scores.items()})
     return {
         name: Pair(
-            {"gold": None} | {metric: tests[name] for metric, tests in rates.items()},
+            {"gold": None, **{metric: tests[name] for metric, tests in rates.items()}},
             {metric: tests[name] for metric, tests in differences.items()},
         )
         for name in pairs
@@ -250,7 +250,7 @@ def controls(collection: Collection) -> Controls:
         is_judged = any(verdict["model"] == CONTROL for verdict in verdicts)
         undecided += [judge] * (is_judged and judge not in rates)
     passed = False if failed else None if undecided else True
-    again = WinRates({"gold": None} | rates)
+    again = WinRates({"gold": None, **rates})
     sizes = best_of_n_sizes(collection)
     return Controls(
         Control(again, kl_summary(control), failed, undecided, passed),
@@ -268,7 +268,7 @@ def _positive_control(
     return PositiveControl(
         n=n,
         expected=n / (n + 1),
-        win_rate=WinRates({"gold": None} | rates),
+        win_rate=WinRates({"gold": None, **rates}),
         kl=KLBound(best_of_n_kl(n)),
         passed=None if claim == Claim.TOO_FEW else claim == Claim.ABOVE,
     )

@@ -61,7 +61,7 @@ def _schema(kind: Any, definitions: dict[str, Schema]) -> Schema:
         return {}
     if kind in SCALARS:
         return {"type": SCALARS[kind]}
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if kind.__name__ not in definitions:
             definitions[kind.__name__] = _object(kind, definitions)
         return {"$ref": f"#/$defs/{kind.__name__}"}

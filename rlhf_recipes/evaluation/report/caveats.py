@@ -121,9 +121,8 @@ def _no_overlap(results: EvaluationResults, collection: Collection) -> Iterator[
     for name, model in results.models.items():
         if (lc := model.win_rate.lc) and not lc.overlaps:
             longer = lc.longer > 0.5
-            yield {"name": name, "side": "longer" if longer else "not longer"} | {
-                "part": percent(lc.longer if longer else 1 - lc.longer)
-            }
+            part = percent(lc.longer if longer else 1 - lc.longer)
+            yield {"name": name, "side": "longer" if longer else "not longer", "part": part}
 
 
 def _cut_off(results: EvaluationResults, collection: Collection) -> list[Facts]:

@@ -91,9 +91,9 @@ def test_flags_say_what_is_particular_about_a_wrong_pair():
     found = reward_model_errors(
         [pair(-1.0, gap=-3, chosen=refusal), pair(-0.5, rejected="a good answer")]
     )
-    assert found.wrong_pairs[0].flags == ["chosen_shorter", "refusal_in_chosen"]
-    assert found.wrong_pairs[1].flags == ["near_duplicate"]
-    assert found.wrong_pairs[0].length_gap == -3
+    assert found.wrong_pairs[0]["flags"] == ["chosen_shorter", "refusal_in_chosen"]
+    assert found.wrong_pairs[1]["flags"] == ["near_duplicate"]
+    assert found.wrong_pairs[0]["length_gap"] == -3
 
 
 def test_near_duplicates_share_four_words_in_five():

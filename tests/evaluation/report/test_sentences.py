@@ -124,8 +124,10 @@ def test_proxy_gold_and_gap_are_each_said_as_their_numbers_say(proxy, gold, gap,
 def test_what_length_does_is_said_only_of_a_certain_shift(raw, shift, equal, prompts, size):
     win = rate_with(raw, 0.01, prompts)
     low, high = INTERVALS[shift]
+    real = small_results().models["ppo"].win_rate.lc
+    assert real
     adjusted = replace(
-        small_results().models["ppo"].win_rate.lc,
+        real,
         value=0.5,
         ci=tuple(0.5 + end for end in INTERVALS[equal]),
         shift=Estimate(size if low + high > 0 else -size, INTERVALS[shift]),

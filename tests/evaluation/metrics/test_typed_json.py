@@ -10,7 +10,7 @@ from rlhf_recipes.evaluation.metrics.typed_json import FLAT, Count, Share, as_js
 
 
 @dataclass(frozen=True)
-class Tested:
+class Checked:
     p: Share
     p_holm: Share | None
 
@@ -28,7 +28,7 @@ class Measured:
     missing: float | None
     by_metric: Mapping[str, Interval] = field(metadata=FLAT)
     reason: str | None = None
-    test: Tested | None = field(default=None, metadata=FLAT)
+    test: Checked | None = field(default=None, metadata=FLAT)
 
 
 FULL = Measured(
@@ -41,7 +41,7 @@ FULL = Measured(
     missing=None,
     by_metric={"gold": Interval(-1.0, 2.0)},
     reason="why",
-    test=Tested(0.01, None),
+    test=Checked(0.01, None),
 )
 JSON = {
     "from": 0.5,

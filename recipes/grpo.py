@@ -6,7 +6,7 @@ accelerate launch --config_file accelerate_configs/single.yaml \
 
 from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
-from rlhf_recipes import RewardModel, load_prepared, share_prefixes
+from rlhf_recipes import load_prepared, share_prefixes
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe
 from rlhf_recipes.ending import run_script
 from rlhf_recipes.generation.grpo import rollout_func_for
@@ -16,6 +16,7 @@ from rlhf_recipes.models.loading import open_language_model
 from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.planning.plan import training_plan
 from rlhf_recipes.reward_functions import checked
+from rlhf_recipes.rewards import RewardRole
 from rlhf_recipes.runs.resuming import WholeGenerations
 from rlhf_recipes.training import check_run_folder, push_if_asked, train_and_save
 
@@ -40,13 +41,8 @@ def main() -> None:
     plan.announce()
     rewards = [*inputs.reward_funcs]
     if inputs.reward_model is not None:
-        reward_model = RewardModel.load(
-            inputs.reward_model,
-            prefix_sharing=recipe.prefix_sharing,
-            attn_implementation=model.attn_implementation,
-            **inputs.reward_precision.kwargs(),
-        )
-        rewards.insert(0, reward_model.to(training.device))
+        reward_model = RewardRole(inputs.reward_model, prefix_sharing=recipe.prefix_sharing)
+        rewards.insert(0, reward_model)
     trainer = GRPOTrainer(
         model=open_language_model(model, dropout=not training.disable_dropout),
         reward_funcs=[checked(function) for function in rewards],  # type: ignore[misc]  # Any
@@ -60,6 +56,9 @@ def main() -> None:
     assert trainer.model is not None
     if recipe.prefix_sharing:
         share_prefixes(trainer.model)
+    if inputs.reward_model is not None:
+        precision = None if inputs.reward_shares_base else inputs.reward_precision
+        reward_model.attach(trainer.model, own_base=precision)
     train_and_save(trainer, run)
     push_if_asked(run, training)
 

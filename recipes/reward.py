@@ -17,6 +17,7 @@ from rlhf_recipes.machine import use_whole_cpu
 from rlhf_recipes.models.loading import open_classifier
 from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.planning.plan import training_plan
+from rlhf_recipes.sharding import shards_weights
 from rlhf_recipes.training import check_run_folder, push_if_asked, train_and_save
 
 ARGUMENTS = (RecipeArguments, RewardConfig, ModelConfig)
@@ -52,8 +53,8 @@ def main() -> None:
     review = partial(
         review_reward_model,
         pairs=dataset["validation"],
+        model=None if shards_weights(training) else trainer.model,
         prefix_sharing=recipe.prefix_sharing,
-        attn_implementation=model.attn_implementation,
     )
     train_and_save(trainer, run, review)
     push_if_asked(run, training)

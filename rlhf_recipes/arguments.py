@@ -91,8 +91,9 @@ class RewardArguments:
     reward_precision: Literal["trained", "policy"] = field(
         default="trained",
         metadata={
-            "help": "GRPO only: load the base of the reward model with the dtype and quantization "
-            "of its training, or with the policy's. In PPO both share one base."
+            "help": "GRPO only: dtype and quantization of the reward model's base, as in its "
+            "training or as the policy's. Where they are the policy's, as always in PPO, both "
+            "share one base."
         },
     )
 

@@ -19,6 +19,7 @@ from rlhf_recipes.reward_functions import RewardFunc, load_reward_func
 from rlhf_recipes.rules.kinds import PAIRS
 from rlhf_recipes.runs.fingerprints import run_inputs
 from rlhf_recipes.runs.run_folder import PROCESSES
+from rlhf_recipes.sharding import shards_weights
 from rlhf_recipes.steps import micro_batches, optimizer_steps
 
 if TYPE_CHECKING:
@@ -86,6 +87,20 @@ class Inputs:
         if self.stage == "ppo" or self.reward.reward_precision == "policy":
             return policy
         return self.reward_model.precision or policy
+
+    @property
+    def reward_shares_base(self) -> bool:
+        """Whether the reward model is a role on the policy's base.
+
+        It always is in PPO. In GRPO it is where base and precision are the policy's and every
+        process holds the whole base; else it has a base of its own. Before it is trained, it is
+        taken to be like the policy.
+        """
+        if self.stage == "ppo" or self.reward_model is None:
+            return not shards_weights(self.training)
+        same = self.reward_model.base.is_same(Base.of(self.model))
+        as_policy = self.reward_precision == Precision.read(vars(self.model))
+        return same and as_policy and not shards_weights(self.training)
 
     @cached_property
     def start(self) -> Adapter | None:

@@ -4,6 +4,8 @@ import ctypes
 import os
 import resource
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -44,6 +46,31 @@ def keep_freed_memory() -> None:
         if hasattr(libc, "mallopt"):  # musl has none
             for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)):
                 libc.mallopt(option, value)
+
+
+class DeviceMemory(NamedTuple):
+    """Memory for one process, in bytes, and whose it is."""
+
+    size: int
+    owner: str
+
+
+def device_memory() -> DeviceMemory:
+    """Return the memory of this process's GPU, or else its part of the machine's.
+
+    The processes that a launcher starts on a machine without a GPU divide its memory. A limit of
+    the container (cgroup v2) counts as the machine's memory.
+    """
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        return DeviceMemory(properties.total_memory, f"this GPU ({properties.name})")
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        size = min(size, int(text))
+    processes = int(os.getenv("LOCAL_WORLD_SIZE", "1"))
+    owner = "this machine" if processes == 1 else f"each of {processes} processes"
+    return DeviceMemory(size // processes, owner)
 
 
 def peak_memory_gb() -> float:

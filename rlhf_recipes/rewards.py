@@ -6,16 +6,19 @@ reward model would give other scores than it was trained to.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.models.adapters import Adapter, read_adapter
-from rlhf_recipes.models.loading import open_base
+from rlhf_recipes.models.dropout import evaluation_mode
+from rlhf_recipes.models.loading import Precision, open_base
 from rlhf_recipes.prompts import Prompt, completion_text, pad, template_ids
 from rlhf_recipes.reward_functions import REWARD_MODEL
 from rlhf_recipes.roles import Roles
@@ -111,7 +114,8 @@ class RewardModel:
         ordered = sorted(range(len(encoded)), key=encoded.__getitem__)
         scores = [0.0] * len(encoded)
         starts = range(0, len(ordered), self.batch_size)
-        with self.roles.merged(self.role):
+        # The base may be in training mode: that of a policy that is trained beside this role.
+        with evaluation_mode(self.roles.base), self.roles.merged(self.role):
             for start in tqdm(starts, desc=progress, disable=progress is None):
                 rows = ordered[start : start + self.batch_size]
                 for row, score in zip(rows, self._score([encoded[i] for i in rows]), strict=True):
@@ -129,3 +133,75 @@ class RewardModel:
         last = hidden_states[torch.arange(len(sequences)), pooled.to(device)]
         scores: Tensor = self.roles.head(self.role)(last.float()).squeeze(-1)
         return scores.tolist()
+
+
+def trained_reward_model(
+    folder: str | Path, classifier: nn.Module, *, prefix_sharing: bool = True
+) -> RewardModel:
+    """Return the scoring function of a reward adapter on the classifier that it was trained on.
+
+    It gives the scores of `RewardModel.load(folder)` without a second base in memory: a sequence
+    classifier has the decoder of the language model.
+
+    Args:
+        folder: Where the trained adapter was saved; tokenizer and head are read from there.
+    """
+    adapter = read_adapter(folder)
+    adapter.check_head()
+    assert isinstance(classifier, PeftModel), "a trainer makes one of its `peft_config`"
+    roles, role = Roles(classifier, prefix_sharing=prefix_sharing), classifier.active_adapter
+    roles.attach_head(role, adapter.head["weight"], adapter.head.get("bias"), trainable=False)
+    return RewardModel(roles, adapter.tokenizer, role)
+
+
+class RewardRole:
+    """Reward function of a trainer that scores with a reward adapter on the policy's own base.
+
+    It gives the scores of `RewardModel.load` without a second base in memory. A trainer takes its
+    reward functions before it makes the policy, so `attach` is called once it has.
+
+    Args:
+        source: A reward adapter, or its folder.
+        prefix_sharing: Whether a prefix that completions share is computed once.
+    """
+
+    def __init__(self, source: str | Path | Adapter, *, prefix_sharing: bool = True) -> None:
+        self.adapter = read_adapter(source)
+        self.adapter.check_head()
+        self.prefix_sharing = prefix_sharing
+        self.reward_model: RewardModel | None = None
+        self.__name__ = REWARD_MODEL
+
+    def attach(self, policy: nn.Module, own_base: Precision | None = None) -> None:
+        """Attach the reward adapter to a policy's base, frozen, or to a base of its own.
+
+        The policy's `save_pretrained` writes the policy's adapter alone from then on. PEFT would
+        write the reward adapter too, into every checkpoint.
+
+        Args:
+            policy: A trainer's `model` once the trainer is made.
+            own_base: Precision of a base to open where the policy's is another or is sharded.
+        """
+        if own_base is not None:
+            attention = policy.config._attn_implementation  # type: ignore[union-attr]  # the base's
+            kwargs = own_base.kwargs() | {"attn_implementation": attention}
+            sharing = self.prefix_sharing
+            self.reward_model = RewardModel.load(self.adapter, prefix_sharing=sharing, **kwargs)
+            return
+        assert isinstance(policy, PeftModel), "a trainer makes one of its `peft_config`"
+        saved = [policy.active_adapter]
+        roles = Roles(policy, prefix_sharing=self.prefix_sharing)
+        roles.attach_saved("reward", self.adapter, trainable=False)
+        self.reward_model = RewardModel(roles, self.adapter.tokenizer)
+        save: Any = partial(policy.save_pretrained, selected_adapters=saved)
+        policy.save_pretrained = save  # type: ignore[method-assign]  # of this model alone
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str | list[Mapping[str, str]]],
+        **_: object,
+    ) -> list[float]:
+        """Score each completion, in order, as `RewardModel` does."""
+        assert self.reward_model is not None, "`attach` comes before the first score"
+        return self.reward_model(prompts, completions)

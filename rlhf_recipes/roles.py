@@ -64,27 +64,39 @@ class Roles(nn.Module):
     A role is an adapter's name; None is the base with all adapters off. Dropout is off in all
     roles: PPO's ratio compares two passes over the same tokens.
 
+    On the PeftModel of another trainer, its adapter is a role already and stays active, with its
+    dropout and its `requires_grad` as they are.
+
     With gradient checkpointing the backward pass recomputes activations with whatever adapter is
     active then: hold `use(role)` over forward *and* backward.
 
     Args:
+        model: The base, or a PeftModel on it.
         prefix_sharing: Whether a prefix that rows of a batch share is computed once, where the
             architecture allows it.
     """
 
-    def __init__(self, base: PreTrainedModel, *, prefix_sharing: bool = True) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, *, prefix_sharing: bool = True) -> None:
         super().__init__()
-        self.base = base
+        peft = model if isinstance(model, PeftModel) else None
+        base: Any = model if peft is None else peft.get_base_model()
+        self.base: PreTrainedModel = base
         self.heads = nn.ModuleDict()
-        self.active: str | None = None
-        self.num_shared_layers = 0
-        self._peft: list[PeftModel] = []  # in a list: not a second path to the same parameters
-        self._trainable: dict[nn.Parameter, bool] = {}
+        self.active: str | None = None if peft is None else peft.active_adapter
+        # In a list: not a second path to the same parameters.
+        self._peft: list[PeftModel] = [] if peft is None else [peft]
+        self._trainable = {p: peft is not None and p.requires_grad for p in base.parameters()}
         self._fix_flags(trainable=False)
-        # Names before any adapter is attached; a tied embedding and head are listed under both.
-        self._base_weights = dict(base.named_parameters(remove_duplicate=False))
-        self._checksums = {weight: _checksum(weight) for weight in base.parameters()}
-        turn_off_dropout(base)
+        if peft is None:
+            turn_off_dropout(base)
+        self.num_shared_layers = num_shared_layers(base)
+        # Names without any adapter; a tied embedding and head are listed under both.
+        self._base_weights = {
+            name.replace(".base_layer.", "."): weight
+            for name, weight in base.named_parameters(remove_duplicate=False)
+            if "lora_" not in name
+        }
+        self._checksums = {weight: _checksum(weight) for weight in self._base_weights.values()}
         self.shares_prefixes = prefix_sharing and can_share_prefixes(base)
         if self.shares_prefixes:
             use_packed_attention(base)

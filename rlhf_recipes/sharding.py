@@ -25,7 +25,12 @@ def shards_weights(args: TrainingArguments) -> bool:
 
     accelerate's own `distributed_type` is FSDP only once a trainer has made its Accelerator.
     """
-    return bool(args.deepspeed or args.fsdp or any(map(parse_flag_from_env, LAUNCHED)))
+    return bool(args.deepspeed or args.fsdp or sharding_launched())
+
+
+def sharding_launched() -> bool:
+    """Return whether `accelerate launch` started this process for FSDP or DeepSpeed."""
+    return any(map(parse_flag_from_env, LAUNCHED))
 
 
 def check_unsharded(args: TrainingArguments) -> None:

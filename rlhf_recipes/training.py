@@ -23,7 +23,6 @@ from rlhf_recipes.models.adapters import read_adapter
 from rlhf_recipes.precision import train_in_float32
 from rlhf_recipes.records import run_record, workspace
 from rlhf_recipes.runs.checkpoints import WholeCheckpoints, last_checkpoint
-from rlhf_recipes.runs.fingerprints import model_fingerprint
 from rlhf_recipes.runs.resuming import seconds_trained, train
 from rlhf_recipes.runs.run_folder import (
     RECORD,
@@ -173,8 +172,7 @@ def _record(
         base_precision=str(adapter.precision),
         dataset_fingerprint=run.inputs.get("dataset_name"),
         inputs=run.inputs,
-        fingerprint=model_fingerprint(folder),
-        adapter_fingerprint=adapter.fingerprint,
+        fingerprint=adapter.fingerprint,
         rows=run.rows,
         seed=training.seed,
         processes=training.world_size,

@@ -172,11 +172,25 @@ def test_the_precision_of_grpo_s_reward_model_is_as_trained_or_the_policy_s(data
     (adapters / "reward" / "recipe.yaml").write_text("dtype: bfloat16\nload_in_8bit: true\n")
     stage_inputs = with_adapters(data, adapters, stage="grpo")
     assert stage_inputs.reward_precision == Precision("bfloat16", load_in_8bit=True)
-    small = training_plan(stage_inputs).memory.weights
+    assert not stage_inputs.reward_shares_base
+    two_bases = training_plan(stage_inputs).memory.weights
     asked = replace(stage_inputs.reward, reward_precision="policy")
     as_policy = replace(stage_inputs, reward=asked)
     assert as_policy.reward_precision == Precision()
-    assert training_plan(as_policy).memory.weights > small
+    assert as_policy.reward_shares_base
+    assert training_plan(as_policy).memory.weights < two_bases
+
+
+def test_grpo_s_reward_model_shares_the_policy_s_base_where_it_can(data, adapters, monkeypatch):
+    stage_inputs = with_adapters(data, adapters, stage="grpo")
+    assert stage_inputs.reward_shares_base
+    config = json.loads((adapters / "reward" / "adapter_config.json").read_text())
+    other = config | {"base_model_name_or_path": "another/base"}
+    (adapters / "reward" / "adapter_config.json").write_text(json.dumps(other))
+    assert not with_adapters(data, adapters, stage="grpo").reward_shares_base
+    (adapters / "reward" / "adapter_config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # no process has the whole base
+    assert not with_adapters(data, adapters, stage="grpo").reward_shares_base
 
 
 def test_a_plan_may_come_before_the_reward_model(data, adapters):

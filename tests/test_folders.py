@@ -10,7 +10,7 @@ import pytest
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.folders import REPLACED, REPLACEMENT, hold
-from rlhf_recipes.runs.fingerprints import model_fingerprint
+from rlhf_recipes.models.fingerprints import model_fingerprint
 from rlhf_recipes.runs.run_folder import FILES, RECORD, RunFolder, check_continuation, open_folder
 
 HOLDER = """

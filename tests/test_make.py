@@ -33,7 +33,6 @@ elif stage == "evaluate":
 else:
     model = str(folder.parent / "reward_model")
     record |= {{"fingerprint": stage, "recipe": {{"reward_model_path": model}}}}
-    record["adapter_fingerprint"] = stage
     files = {{"run.json": record}}
     if stage in ("ppo", "grpo"):
         files["run.json"]["inputs"] = {{"reward_model_path": "reward"}}
@@ -131,7 +130,7 @@ def test_data_prepared_anew_is_noticed_by_its_fingerprint(make, tmp_path):
 def test_a_policy_of_another_reward_model_and_an_old_evaluation_are_noticed(make, tmp_path):
     finish(make("all"))
     record = tmp_path / "out" / "models" / "reward_model" / "run.json"
-    changed = {"fingerprint": "new", "adapter_fingerprint": "new"}
+    changed = {"fingerprint": "new"}
     record.write_text(json.dumps(json.loads(record.read_text()) | changed))
     status, said, _ = finish(make("all"))
     assert status == 2
@@ -143,7 +142,7 @@ def test_a_policy_of_another_reward_model_and_an_old_evaluation_are_noticed(make
 def test_an_evaluation_of_another_policy_is_noticed_by_its_fingerprint(make, tmp_path):
     finish(make("all"))
     record = tmp_path / "out" / "models" / "dpo_model" / "run.json"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"adapter_fingerprint": "new"}))
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"fingerprint": "new"}))
     status, said, _ = finish(make("all"))
     assert status == 2
     assert "The evaluation was made with another dpo adapter than" in said
@@ -153,7 +152,7 @@ def test_records_of_a_version_without_fingerprints_are_not_called_stale(make, tm
     finish(make("all"))
     for record in (tmp_path / "out" / "models").glob("*/run.json"):
         kept = json.loads(record.read_text())
-        del kept["fingerprint"], kept["adapter_fingerprint"]
+        del kept["fingerprint"]
         record.write_text(json.dumps(kept))
     status, said, stages = finish(make("all"))
     assert (status, stages) == (0, []), said

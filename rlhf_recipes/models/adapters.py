@@ -1,6 +1,5 @@
 """A LoRA adapter, read from its folder once and passed on as an object."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models.fingerprints import model_fingerprint
 from rlhf_recipes.models.loading import Base, Precision, open_config, open_tokenizer
 from rlhf_recipes.models.lora import DEFAULTS, HEAD_NAMES, check_lora
 from rlhf_recipes.models.vocabulary import check_vocabulary, set_padding
@@ -39,7 +40,7 @@ class Adapter:
         weights: LoRA weights under PEFT's names.
         copies: Weights of the base that PEFT saved with the adapter.
         head: Weights of the scalar head, empty for a policy.
-        fingerprint: SHA-256 of weights and configuration.
+        fingerprint: SHA-256 over weights, configuration and tokenizer; see `model_fingerprint`.
     """
 
     folder: Path
@@ -59,6 +60,14 @@ class Adapter:
                 "adapter fits only its own base: set `model_name_or_path` (and `model_revision`) "
                 "to that base, or train the adapter again on this one."
             )
+
+    def has_weights_of(self, other: "Adapter") -> bool:
+        """Return whether another adapter has the same LoRA weights and the same head."""
+        pairs = ((self.weights, other.weights), (self.head, other.head))
+        return all(
+            mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+            for mine, theirs in pairs
+        )
 
     def check_head(self) -> None:
         """Raise RecipeError unless this is a reward model, an adapter with a scalar head."""
@@ -141,7 +150,7 @@ def read_adapter(source: "str | Path | Adapter") -> Adapter:
         weights=weights,
         copies=copies,
         head=head,
-        fingerprint=hashlib.sha256(data + text).hexdigest(),
+        fingerprint=str(model_fingerprint(folder)),
     )
 
 

@@ -1,4 +1,7 @@
-"""Dropout of a model, whether it is a module or a number that a layer keeps."""
+"""Dropout of a model, whether a module or a number that a layer keeps, and evaluation mode."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -24,6 +27,17 @@ def turn_off_dropout(model: nn.Module) -> None:
             module.p = 0.0
         for name in _probabilities(module):
             setattr(module, name, 0.0)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, then back into the mode in which it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _probabilities(module: nn.Module) -> list[str]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from huggingface_hub import try_to_load_from_cache
 from peft import LoraConfig
 from transformers import (
@@ -28,7 +30,7 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models.dropout import turn_off_dropout
 from rlhf_recipes.models.embedded import embedded_base
 from rlhf_recipes.models.vocabulary import check_vocabulary, set_padding
-from rlhf_recipes.sharding import unsharded
+from rlhf_recipes.sharding import sharding_launched, unsharded
 
 
 def base_path(name: str) -> str:
@@ -212,6 +214,7 @@ def open_classifier(model: ModelConfig, seed: int, *, dropout: bool = True) -> P
             config=classifier_config(name, kwargs["revision"]),
             quantization_config=get_quantization_config(model),
             **kwargs,
+            **({} if sharding_launched() else _on_device()),
         )
     except (OSError, ValueError) as error:
         raise RecipeError(_cannot_open("model", name, error)) from error
@@ -226,9 +229,11 @@ def open_language_model(model: ModelConfig, *, dropout: bool = True) -> PreTrain
     Args:
         dropout: False sets every dropout probability of the base to 0.
     """
-    quantization = get_quantization_config(model)
     base = _open_language_model(
-        str(model.model_name_or_path), quantization_config=quantization, **init_kwargs(model)
+        str(model.model_name_or_path),
+        quantization_config=get_quantization_config(model),
+        **init_kwargs(model),
+        **({} if sharding_launched() else _on_device()),
     )
     if not dropout:
         turn_off_dropout(base)
@@ -236,9 +241,9 @@ def open_language_model(model: ModelConfig, *, dropout: bool = True) -> PreTrain
 
 
 def open_base(name: str, **kwargs: Any) -> PreTrainedModel:
-    """Open a causal language model, in float32 by default, unsharded on each process."""
+    """Open a causal language model, in float32 by default, unsharded on each process's device."""
     with unsharded():
-        return _open_language_model(name, **{"dtype": "float32", **kwargs})
+        return _open_language_model(name, **{"dtype": "float32", **_on_device(), **kwargs})
 
 
 def _open_language_model(name: str, **kwargs: Any) -> PreTrainedModel:
@@ -249,6 +254,18 @@ def _open_language_model(name: str, **kwargs: Any) -> PreTrainedModel:
         raise RecipeError(_cannot_open("model", name, error)) from error
     model.eval()
     return model
+
+
+def _on_device() -> dict[str, Any]:
+    """Return the argument that makes `from_pretrained` read weights onto this process's GPU.
+
+    Without it each process of a machine first reads a copy into the machine's memory. Empty where
+    there is no GPU.
+    """
+    device = PartialState().device
+    if device.type in ("cpu", "mps"):
+        return {}
+    return {"device_map": {"": torch.device(device.type, device.index or 0)}}
 
 
 def open_tokenizer(

@@ -15,8 +15,28 @@ def merged(base: Any, adapter: str) -> Iterator[None]:
 
     W' = W + (alpha / r) B A   in every layer that has the adapter.
 
-    The original weights are stored, because subtracting the product would leave rounding errors. If
-    one layer cannot be merged (see `_is_mergeable`), none is, and the adapter runs unmerged.
+    The original weights are stored, because subtracting the product would leave rounding errors.
+    """
+    originals: list[tuple[Any, nn.Parameter, Tensor]] = []
+    try:
+        for layer in mergeable_layers(base, adapter):
+            weight = layer.get_base_layer().weight
+            originals.append((layer, weight, weight.data))
+            with torch.no_grad():
+                weight.data = weight.data + layer.get_delta_weight(adapter)
+            layer.merged_adapters.append(adapter)  # so that PEFT does not add it again
+        yield
+    finally:
+        for layer, weight, data in reversed(originals):
+            weight.data = data
+            # A pass with adapters off has PEFT remove it from the list.
+            layer.merged_adapters = [name for name in layer.merged_adapters if name != adapter]
+
+
+def mergeable_layers(base: Any, adapter: str) -> list[Any]:
+    """List the layers that an adapter is merged into: all that have it, or none.
+
+    If one layer cannot be merged (see `_is_mergeable`), none is, and the adapter runs unmerged.
     """
     layers: list[Any] = [
         module
@@ -24,21 +44,7 @@ def merged(base: Any, adapter: str) -> Iterator[None]:
         if isinstance(module, LoraLayer) and adapter in module.lora_A
     ]
     embeddings = base.get_input_embeddings().weight
-    originals: list[tuple[Any, nn.Parameter, Tensor]] = []
-    try:
-        if all(_is_mergeable(layer, adapter, embeddings) for layer in layers):
-            for layer in layers:
-                weight = layer.get_base_layer().weight
-                originals.append((layer, weight, weight.data))
-                with torch.no_grad():
-                    weight.data = weight.data + layer.get_delta_weight(adapter)
-                layer.merged_adapters.append(adapter)  # so that PEFT does not add it again
-        yield
-    finally:
-        for layer, weight, data in reversed(originals):
-            weight.data = data
-            # A pass with adapters off has PEFT remove it from the list.
-            layer.merged_adapters = [name for name in layer.merged_adapters if name != adapter]
+    return layers if all(_is_mergeable(layer, adapter, embeddings) for layer in layers) else []
 
 
 def _is_mergeable(layer: Any, adapter: str, embeddings: Tensor) -> bool:

@@ -1,21 +1,39 @@
 """Estimate the memory of a process by component, without allocating any."""
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from torch import nn
 from transformers import PreTrainedModel
-from trl import ModelConfig
 
+from rlhf_recipes.evaluation.arguments import EvaluationArguments
+from rlhf_recipes.evaluation.collect.measuring import TOKENS_AT_ONCE
+from rlhf_recipes.evaluation.collect.provenance import Adapters
+from rlhf_recipes.inputs import Inputs
+from rlhf_recipes.models.architectures import meta_model
 from rlhf_recipes.models.loading import Precision
-from rlhf_recipes.planning.parameters import Parameters
+from rlhf_recipes.models.lora import lora_config
+from rlhf_recipes.models.merging import mergeable_layers
+from rlhf_recipes.planning.parameters import Parameters, with_lora
+from rlhf_recipes.rules.kinds import ONLINE
 
 FLOAT32 = 4
 
 LOGITS_COPIES = 3  # at the peak: logits, log-softmax, gradient
 
+TILE_TOKENS, TILE_WIDTH = 4096, 32768
+"""Largest part of the logits that TRL's fused head computes at once, in tokens and vocabulary."""
+
 SCALE_BITS = 0.5  # bits per quantized weight for the scales: one float32 for 64 weights
+
+STEP = ("activations", "logits")
+SAMPLING = ("kv_cache", "merged")
+MEASURING = ("logits", "merged")
+"""Components that are in memory at once, beside the weights, adapters, gradients and optimizer."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +42,7 @@ class Memory:
 
     `weights` covers all copies of the base and `adapters` all roles. `logits` includes the
     log-softmax and the gradient. `merged` is the second copy of the weights into which an adapter
-    is merged for sampling.
+    is merged for sampling or scoring. `phases` says which components are in memory at once.
     """
 
     weights: int
@@ -35,84 +53,127 @@ class Memory:
     logits: int = 0
     kv_cache: int = 0
     merged: int = 0
+    phases: tuple[tuple[str, ...], ...] = (STEP, SAMPLING)
 
     @property
     def peak(self) -> int:
-        """Persistent memory plus the larger of what a training step and what sampling needs."""
+        """Persistent memory plus what the largest phase needs."""
         persistent = self.weights + self.adapters + self.gradients + self.optimizer
-        return persistent + max(self.activations + self.logits, self.kv_cache + self.merged)
+        largest: int = max(sum(getattr(self, x) for x in phase) for phase in self.phases)
+        return persistent + largest
 
     def by_component(self) -> dict[str, int]:
         """Return the components that are not 0, by name, and the peak."""
-        sizes = {name.replace("_", " "): size for name, size in vars(self).items() if size}
-        return {**sizes, "peak": self.peak}
+        names = [field.name for field in fields(self) if field.name != "phases"]
+        sizes = {name.replace("_", " "): getattr(self, name) for name in names}
+        return {name: size for name, size in sizes.items() if size} | {"peak": self.peak}
 
 
-def training_memory(
-    stage: str,
-    base: PreTrainedModel,
-    parameters: Parameters,
-    model: ModelConfig,
-    training: Any,
-    longest: int,
-    scorer: Precision,
-) -> Memory:
+def training_memory(inputs: Inputs, base: PreTrainedModel, parameters: Parameters) -> Memory:
     """Estimate the memory of a training stage.
 
-    GRPO loads the reward model on a second base. PEFT keeps adapters in float32.
+    PEFT keeps adapters in float32. TRL's trainers compute logits in tiles, PPO those of a whole
+    micro-batch. A reward model merges its adapter too: that of GRPO and PPO for the scores, that of
+    the reward stage for its review. GRPO opens a second base only where the reward model is of
+    another base or precision than the policy.
 
     Args:
         base: The base model, without weights.
-        longest: Tokens of the longest row.
-        scorer: Dtype and quantization of the reward model's base.
     """
-    sizes = architecture(base.config)
-    item_size = item_bytes(model.dtype or "float32", base.config.dtype)
-    bits = Precision.read(vars(model)).bits
-    scorer_item_size = item_bytes(scorer.dtype, base.config.dtype)
-    scorers = weight_bytes(base, scorer_item_size, scorer.bits) if stage == "grpo" else 0
+    stage, model, training = inputs.stage, inputs.model, inputs.training
+    longest, precision = inputs.rows["train"].longest, Precision.read(vars(model))
+    sizes, size = architecture(base.config), item_bytes(precision.dtype, base.config.dtype)
+    weights = weight_bytes(base, size, precision.bits)
+    policy = inputs.start.config if inputs.start else lora_config(model)
+    merging = [] if stage in ("sft", "dpo") else [policy]
+    merged = [merged_bytes(base, merging, precision)]
+    scorer = inputs.reward_model
+    if scorer is not None and inputs.reward_shares_base:
+        merged.append(merged_bytes(base, [scorer.config], precision))
+    elif scorer is not None:
+        other, other_precision = meta_model(scorer.base), inputs.reward_precision
+        item = item_bytes(other_precision.dtype, other.config.dtype)
+        weights += weight_bytes(other, item, other_precision.bits)
+        merged.append(merged_bytes(other, [scorer.config], other_precision))
     rows = training.train_batch_size * (2 if stage in ("reward", "dpo") else 1)
-    logits_per_row = {"reward": 0, "dpo": longest}.get(
-        stage, getattr(training, "max_completion_length", 0)
-    )
+    completion = getattr(training, "max_completion_length", 0)
+    tokens = rows * (completion if stage in ONLINE else longest)
+    logits = {"reward": 0, "ppo": logits_bytes(sizes, tokens)}
     sampled = {
         "ppo": lambda: min(training.generation_batch_size, training.rollout_size),
         "grpo": lambda: training.generation_batch_size // training.world_size,
     }.get(stage, lambda: 0)()
     return Memory(
-        weights=weight_bytes(base, item_size, bits) + scorers,
+        weights=weights,
         adapters=parameters.adapters * FLOAT32,
         gradients=parameters.trainable * FLOAT32,
         optimizer=optimizer_bytes(parameters.trainable, training.optim, FLOAT32),
         activations=activation_bytes(
-            sizes, rows * longest, item_size, training.activation_checkpointing
+            sizes, rows * longest, size, training.activation_checkpointing
         ),
-        logits=logits_bytes(sizes, rows * logits_per_row),
-        kv_cache=kv_cache_bytes(sizes, sampled * longest, item_size),
-        merged=parameters.merged * item_size,
+        logits=logits.get(stage, tile_bytes(sizes, tokens)),
+        kv_cache=kv_cache_bytes(sizes, sampled * longest, size),
+        merged=max(merged),
     )
 
 
 def evaluation_memory(
     base: PreTrainedModel,
     parameters: Parameters,
-    precision: Precision,
-    arguments: Any,
+    adapters: Adapters,
+    arguments: EvaluationArguments,
     longest: int,
 ) -> Memory:
-    """Estimate the memory of an evaluation.
+    """Estimate the memory of an evaluation, whose base is opened as in training.
 
-    The exact KL needs the logits of the policy and of the reference at once.
+    The exact KL needs the logits of the policy and of the reference at once, of `TOKENS_AT_ONCE`
+    tokens. A judge of another base opens that too.
+
+    Args:
+        base: The base model, without weights.
     """
-    sizes = architecture(base.config)
-    item_size = item_bytes(precision.dtype, base.config.dtype)
-    tokens = arguments.batch_size * arguments.max_completion_length
+    precision = adapters.precision
+    sizes, size = architecture(base.config), item_bytes(precision.dtype, base.config.dtype)
+    weights = weight_bytes(base, size, precision.bits)
+    merged = [merged_bytes(base, [a.config for a in adapters.by_name().values()], precision)]
+    for judge in adapters.judges.values():
+        other, other_precision = base, precision
+        if not judge.base.is_same(adapters.proxy.base):
+            other, other_precision = meta_model(judge.base), judge.precision or precision
+            item = item_bytes(other_precision.dtype, other.config.dtype)
+            weights += weight_bytes(other, item, other_precision.bits)
+        merged.append(merged_bytes(other, [judge.config], other_precision))
+    tokens = min(TOKENS_AT_ONCE, arguments.batch_size * arguments.max_completion_length)
     return Memory(
-        weights=weight_bytes(base, item_size, precision.bits),
+        weights=weights,
         adapters=parameters.adapters * FLOAT32,
         logits=2 * logits_bytes(sizes, tokens),
-        kv_cache=kv_cache_bytes(sizes, arguments.batch_size * longest, item_size),
+        kv_cache=kv_cache_bytes(sizes, arguments.batch_size * longest, size),
+        merged=max(merged),
+        phases=(SAMPLING, MEASURING),
     )
+
+
+def merged_bytes(
+    base: PreTrainedModel, adapters: Sequence[PeftConfig], precision: Precision
+) -> int:
+    """Return the bytes of the weights that the largest adapter is merged into, one at a time.
+
+    It is 0 where none is merged: see `models/merging.py`.
+
+    Args:
+        base: The base model, without weights.
+    """
+    if precision.bits is not None:
+        return 0
+    dtype = getattr(torch, precision.dtype, base.config.dtype)  # `auto` is the model's
+    sizes = [0]
+    for adapter in adapters:
+        with_adapter = with_lora(base, copy.deepcopy(adapter), str(base.name_or_path)).to(dtype)
+        layers = mergeable_layers(with_adapter, with_adapter.active_adapter)
+        weights = [layer.get_base_layer().weight for layer in layers]
+        sizes.append(sum(weight.numel() * weight.element_size() for weight in weights))
+    return max(sizes)
 
 
 @dataclass(frozen=True)
@@ -193,6 +254,12 @@ def activation_bytes(sizes: Architecture, tokens: int, item_size: int, checkpoin
 def logits_bytes(sizes: Architecture, tokens: int) -> int:
     """Return the bytes of float32 logits of `tokens` tokens, their log-softmax and gradient."""
     return tokens * sizes.vocab_size * FLOAT32 * LOGITS_COPIES
+
+
+def tile_bytes(sizes: Architecture, tokens: int) -> int:
+    """Return the bytes of the largest tile of logits that TRL's fused head has at once."""
+    tile = min(tokens, TILE_TOKENS) * min(sizes.vocab_size, TILE_WIDTH)
+    return tile * FLOAT32 * LOGITS_COPIES
 
 
 def kv_cache_bytes(sizes: Architecture, tokens: int, item_size: int) -> int:

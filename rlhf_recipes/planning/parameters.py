@@ -1,13 +1,12 @@
 """Count the parameters that a stage holds and trains, on a model without weights."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import ModelConfig
 
@@ -17,6 +16,7 @@ from rlhf_recipes.models.architectures import check_decoder, meta_classifier, me
 from rlhf_recipes.models.loading import Base
 from rlhf_recipes.models.logits import head_width
 from rlhf_recipes.models.lora import lora_config
+from rlhf_recipes.rules.kinds import ONLINE
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,12 @@ class Parameters:
     """Numbers of parameters; tied weights count once.
 
     `adapters` counts the adapters and heads of all roles, and `trainable` those of them that are
-    trained. `merged` counts the weights of the base that are copied while an adapter is merged into
-    them for sampling.
+    trained.
     """
 
     base: int
     adapters: int
     trainable: int
-    merged: int = 0
 
     @property
     def total(self) -> int:
@@ -40,16 +38,24 @@ class Parameters:
 
 
 def stage_parameters(
-    stage: str, model: ModelConfig, reward_model: Adapter | None = None
+    stage: str,
+    model: ModelConfig,
+    reward_model: Adapter | None = None,
+    *,
+    start: Adapter | None = None,
+    scored: bool = True,
 ) -> tuple[PreTrainedModel, Parameters]:
     """Return a training stage's base without weights, and its parameter counts.
 
-    PPO holds the policy's LoRA adapter and the reward model's twice: as the frozen reward model and
-    as the initialization of the value model, whose head has a bias in addition.
+    GRPO and PPO hold the reward model. PPO also holds the value model, which is another copy of its
+    LoRA with a bias in addition (of the policy's LoRA where there is no reward model), and the
+    reference model where the policy starts from an adapter.
 
     Args:
-        reward_model: None, in PPO, for a reward model that is not trained yet. It is then assumed
-            to have the policy's LoRA configuration.
+        reward_model: None for a reward model that is not trained yet. It is then assumed to have
+            the policy's LoRA configuration.
+        start: The adapter that the policy starts from, if there is one.
+        scored: Whether there is a reward model, in GRPO and PPO.
 
     Raises RecipeError if the LoRA configuration does not fit the base.
     """
@@ -59,34 +65,31 @@ def stage_parameters(
         check_decoder(base, classifier)
         base = classifier
     size = _count(base.parameters())
-    lora = lora_config(model)
-    wrapped = _with_lora(base, lora, str(model.model_name_or_path))
+    lora = lora_config(model) if start is None else copy.deepcopy(start.config)
+    wrapped = with_lora(base, lora, str(model.model_name_or_path))
     trainable = _count(p for p in wrapped.parameters() if p.requires_grad)
     adapters = _count(wrapped.parameters()) - size
-    if stage != "ppo":
+    if stage not in ONLINE:
         return base, Parameters(size, adapters, trainable)
     width = head_width(base)
-    scorer, head = _scorer(lora, reward_model, width)
-    merged = _merged(wrapped)
-    with torch.device("meta"):
-        wrapped.add_adapter("value", scorer)
-    scorer_size = _count(wrapped.parameters()) - size - adapters
-    value, reward = scorer_size + width + 1, scorer_size + head
-    return base, Parameters(size, adapters + value + reward, trainable + value, merged)
+    scorer = adapters if reward_model is None else _size(reward_model.weights)
+    head = width if reward_model is None else _size(reward_model.head)
+    reward = scorer + head if scored else 0
+    if stage == "grpo":
+        return base, Parameters(size, adapters + reward, trainable)
+    value = scorer + width + 1
+    reference = adapters if start is not None else 0
+    return base, Parameters(size, adapters + value + reward + reference, trainable + value)
 
 
 def evaluation_parameters(adapters: Sequence[Adapter]) -> tuple[PreTrainedModel, Parameters]:
     """Return the first adapter's base without weights, and the counts with all adapters."""
     base = meta_model(adapters[0].base)
-    adapter_parameters = sum(
-        tensor.numel()
-        for adapter in adapters
-        for tensor in [*adapter.weights.values(), *adapter.head.values()]
-    )
-    return base, Parameters(_count(base.parameters()), adapter_parameters, 0)
+    sizes = [_size(adapter.weights) + _size(adapter.head) for adapter in adapters]
+    return base, Parameters(_count(base.parameters()), sum(sizes), 0)
 
 
-def _with_lora(base: PreTrainedModel, lora: PeftConfig, name: str) -> PeftModel:
+def with_lora(base: PreTrainedModel, lora: PeftConfig, name: str) -> PeftModel:
     """Return a copy of the base with LoRA, without weights; RecipeError if they do not fit."""
     try:
         with torch.device("meta"):
@@ -102,20 +105,9 @@ def _with_lora(base: PreTrainedModel, lora: PeftConfig, name: str) -> PeftModel:
         raise RecipeError(f"LoRA does not fit `{name}`: {error} {remedy}") from error
 
 
-def _merged(wrapped: PeftModel) -> int:
-    """Count the weights that an adapter is merged into; 0 if it cannot be merged (`merging`)."""
-    layers = [module for module in wrapped.modules() if isinstance(module, LoraLayer)]
-    weights = [getattr(layer.get_base_layer(), "weight", None) for layer in layers]
-    tensors = [weight for weight in weights if isinstance(weight, torch.Tensor)]
-    return sum(tensor.numel() for tensor in tensors) if len(tensors) == len(weights) else 0
-
-
-def _scorer(lora: PeftConfig, adapter: Adapter | None, width: int) -> tuple[PeftConfig, int]:
-    """Return the LoRA configuration of the reward model and the number of its head's weights."""
-    if adapter is None:
-        return lora, width
-    return copy.deepcopy(adapter.config), sum(t.numel() for t in adapter.head.values())
-
-
 def _count(parameters: Iterable[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())

@@ -19,6 +19,7 @@ from rlhf_recipes.evaluation.collect.scorers import check_judges
 from rlhf_recipes.evaluation.output_files import check_replaceable
 from rlhf_recipes.hub.push import repo_name
 from rlhf_recipes.inputs import Inputs
+from rlhf_recipes.machine import DeviceMemory, device_memory
 from rlhf_recipes.models.loading import check_generation_config
 from rlhf_recipes.models.weight_files import check_weight_files
 from rlhf_recipes.planning.memory import Memory, evaluation_memory, training_memory
@@ -85,7 +86,10 @@ def training_plan(inputs: Inputs) -> Plan:
     check_training(inputs)
     stage, training, model, rows = inputs.stage, inputs.training, inputs.model, inputs.rows
     completions = completion_count(stage, inputs.epoch, inputs.steps, training)
-    meta, parameters = stage_parameters(stage, model, inputs.reward_model)
+    scored = inputs.reward is not None and inputs.reward.reward_model_path is not None
+    meta, parameters = stage_parameters(
+        stage, model, inputs.reward_model, start=inputs.start, scored=scored
+    )
     pushed_to = training.hub_model_id or repo_name(Path(training.output_dir))
     return Plan(
         stage=stage,
@@ -100,15 +104,7 @@ def training_plan(inputs: Inputs) -> Plan:
         completions=completions,
         generated_tokens=completions * getattr(training, "max_completion_length", 0),
         parameters=parameters,
-        memory=training_memory(
-            stage,
-            meta,
-            parameters,
-            model,
-            training,
-            rows["train"].longest,
-            inputs.reward_precision,
-        ),
+        memory=training_memory(inputs, meta, parameters),
         output_dir=str(training.output_dir),
         outputs=RUN_OUTPUTS + STAGE_OUTPUTS.get(stage, ()),
         pushed_to=pushed_to if training.push_to_hub else None,
@@ -147,7 +143,7 @@ def evaluation_plan(arguments: "EvaluationArguments", adapters: Adapters) -> Pla
         completions=completions,
         generated_tokens=completions * arguments.max_completion_length,
         parameters=parameters,
-        memory=evaluation_memory(meta, parameters, adapters.precision, arguments, rows.longest),
+        memory=evaluation_memory(meta, parameters, adapters, arguments, rows.longest),
         output_dir=arguments.output_dir,
         outputs=EVALUATION_OUTPUTS,
         pushed_to=None,
@@ -185,11 +181,18 @@ def format_plan(plan: Plan) -> str:
         lines.append(("trainable", f"{counts.trainable:,} ({fraction:.2%})"))
     lines.append(("memory", "estimate per process, without sharding"))
     lines += [(f"  {name}", _bytes(size)) for name, size in plan.memory.by_component().items()]
+    lines.append(("", fits_text(plan.memory.peak, device_memory())))
     lines.append(("outputs in", plan.output_dir))
     lines += [("", output) for output in plan.outputs]
     lines.append(("pushed", f"to {plan.pushed_to}" if plan.pushed_to else "nothing"))
     table = [f"{name:<17} {_end_of(value, 62)}".rstrip() for name, value in lines]
     return "\n".join([*table, *(textwrap.fill(note, 80) for note in plan.notes)])
+
+
+def fits_text(peak: int, device: DeviceMemory) -> str:
+    """Say in one line whether a process's peak fits the memory that it has."""
+    verdict = "fits" if peak <= device.size else "does not fit"
+    return f"{verdict} into the {device.size / 1e9:.1f} GB of {device.owner}"
 
 
 def _bytes(size: int) -> str:

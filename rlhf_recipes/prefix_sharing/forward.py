@@ -82,7 +82,7 @@ def _obstacle(base: PreTrainedModel) -> str | None:
         return f"`{config.model_type}` is not among {', '.join(SHAREABLE)}"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "its attention has a sliding window"
-    if attention not in REPLACEABLE:
+    if attention not in (*REPLACEABLE, PACKED_ATTENTION):
         return f"`attn_implementation` is {attention}, which would be replaced by sdpa"
     if config.output_hidden_states or config.output_attentions:
         return "its configuration asks for the output of every layer"

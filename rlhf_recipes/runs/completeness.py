@@ -73,7 +73,7 @@ def _changed_since_evaluation(out: Path, records: dict[str, Any], data: Any) -> 
     }
     evaluated["reward"] = collection.get("reward_model_fingerprint")
     for stage in TRAINED:
-        if _differ(evaluated.get(stage), records[stage].get("adapter_fingerprint")):
+        if _differ(evaluated.get(stage), records[stage].get("fingerprint")):
             yield f"{stage} adapter"
     if _differ(collection.get("dataset_fingerprint"), data):
         yield "data"

@@ -219,7 +219,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state = {"log_history": log, "train_batch_size": 4}
         (folder / "trainer_state.json").write_text(json.dumps(state))
         run = {"stage": stage, "duration_seconds": 183.4, "processes": 1}
-        run |= {"recipe": {}, "adapter_fingerprint": fingerprint(stage)}
+        run |= {"recipe": {}, "fingerprint": fingerprint(stage)}
         (folder / "run.json").write_text(json.dumps(run))
     (output / "models" / "reward_model" / "scores.json").write_text(json.dumps(make_pairs()))
     analyse(output)

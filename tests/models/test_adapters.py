@@ -1,6 +1,7 @@
 """Every kind of adapter that PEFT writes computes the same as a role as in PEFT, or is refused."""
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -293,7 +294,7 @@ def test_the_precision_of_the_base_is_read_from_the_run(base, tmp_path):
     assert str(expected) == "bfloat16, quantized to 4 bits (nf4)"
 
 
-def test_the_fingerprint_is_of_weights_and_configuration(base, tmp_path):
+def test_the_fingerprint_is_of_weights_configuration_and_tokenizer(base, tmp_path):
     save(base, tmp_path, LoraConfig(**LORA))
     first = read_adapter(tmp_path).fingerprint
     assert read_adapter(tmp_path).fingerprint == first
@@ -302,4 +303,18 @@ def test_the_fingerprint_is_of_weights_and_configuration(base, tmp_path):
     tensors = load_file(tmp_path / WEIGHTS)
     next(iter(tensors.values()))[0, 0] += 1
     save_file(tensors, tmp_path / WEIGHTS)
-    assert len({first, second, read_adapter(tmp_path).fingerprint}) == 3
+    third = read_adapter(tmp_path).fingerprint
+    open_tokenizer("tiny").save_pretrained(tmp_path)
+    assert len({first, second, third, read_adapter(tmp_path).fingerprint}) == 4
+
+
+def test_adapters_have_the_same_weights_whatever_else_differs(base, tmp_path):
+    save(base, tmp_path / "one", LoraConfig(**LORA))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    open_tokenizer("tiny").save_pretrained(tmp_path / "two")
+    one, two = read_adapter(tmp_path / "one"), read_adapter(tmp_path / "two")
+    assert one.has_weights_of(two) and one.fingerprint != two.fingerprint
+    tensors = load_file(tmp_path / "two" / WEIGHTS)
+    next(iter(tensors.values()))[0, 0] += 1
+    save_file(tensors, tmp_path / "two" / WEIGHTS)
+    assert not one.has_weights_of(read_adapter(tmp_path / "two"))

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,9 @@ from rlhf_recipes.models.loading import (
     base_path,
     init_kwargs,
     open_base,
+    open_classifier,
     open_config,
+    open_language_model,
     open_tokenizer,
 )
 from rlhf_recipes.models.lora import lora_config
@@ -294,3 +297,22 @@ def test_a_damaged_adapter_folder_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{not json")
     with pytest.raises(RecipeError, match=r"adapter configuration of .* cannot be opened"):
         open_config(str(tmp_path))
+
+
+def test_a_base_is_read_onto_the_device_of_its_process(monkeypatch):
+    """The device `meta` stands for a GPU here: weights that were read to the CPU would be there."""
+    model = ModelConfig(model_name_or_path="tiny")
+
+    def devices():
+        opened = open_base("tiny"), open_language_model(model), open_classifier(model, seed=0)
+        return [{p.device.type for p in base.parameters()} for base in opened]
+
+    assert devices() == [{"cpu"}] * 3
+    monkeypatch.setattr(
+        "rlhf_recipes.models.loading.PartialState",
+        lambda: SimpleNamespace(device=torch.device("meta")),
+    )
+    assert devices() == [{"meta"}] * 3
+    # FSDP and DeepSpeed place the weights of what they train themselves.
+    monkeypatch.setattr("rlhf_recipes.models.loading.sharding_launched", lambda: True)
+    assert devices() == [{"meta"}, {"cpu"}, {"cpu"}]

@@ -1,9 +1,14 @@
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from rlhf_recipes.models.loading import Precision
 from rlhf_recipes.planning.memory import (
+    MEASURING,
+    SAMPLING,
     Architecture,
     Memory,
     activation_bytes,
@@ -11,7 +16,9 @@ from rlhf_recipes.planning.memory import (
     item_bytes,
     kv_cache_bytes,
     logits_bytes,
+    merged_bytes,
     optimizer_bytes,
+    tile_bytes,
     weight_bytes,
 )
 
@@ -105,6 +112,26 @@ def test_quantization_shrinks_the_linear_layers_but_not_the_lm_head():
     assert weight_bytes(model, 2, 4) == 4 * 27_648 + 2 * others
 
 
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_merging_copies_the_weights_under_the_largest_adapter(config):
+    model = AutoModelForCausalLM.from_config(config)
+    one = "q_proj" if config is LLAMA else "c_attn"
+    adapters = [LoraConfig(r=2, target_modules=names) for names in ([one], "all-linear")]
+    wrapped = get_peft_model(copy.deepcopy(model), adapters[1])
+    named = wrapped.named_parameters()
+    copied = 4 * sum(p.numel() for name, p in named if "base_layer.weight" in name)
+    assert merged_bytes(model, adapters, Precision()) == copied
+    assert 0 < merged_bytes(model, adapters[:1], Precision()) < copied
+    assert merged_bytes(model, [], Precision()) == 0
+
+
+def test_nothing_is_merged_below_float32():
+    model = AutoModelForCausalLM.from_config(LLAMA)
+    all_linear = LoraConfig(target_modules="all-linear")
+    for precision in (Precision("bfloat16"), Precision(load_in_4bit=True)):
+        assert merged_bytes(model, [all_linear], precision) == 0
+
+
 def test_the_optimizer_state_has_the_size_of_adams():
     weight = torch.nn.Parameter(torch.zeros(1000))
     weight.grad = torch.ones(1000)
@@ -120,6 +147,13 @@ def test_logits_are_counted_three_times_in_float32():
     assert logits_bytes(architecture(LLAMA), 10) == 10 * 101 * 4 * 3
 
 
+def test_a_tile_of_logits_has_at_most_4096_tokens_and_32768_words():
+    """https://github.com/huggingface/trl/blob/v1.16.0/trl/kernels/chunked_logprob.py"""
+    small, large = Architecture(1, 1, 1, 1, 101), Architecture(1, 1, 1, 1, 151936)
+    assert tile_bytes(small, 10) == 10 * 101 * 4 * 3
+    assert tile_bytes(large, 9000) == 4096 * 32768 * 4 * 3
+
+
 def test_the_dtype_auto_is_that_of_the_model():
     assert [item_bytes(d, torch.bfloat16) for d in ("float32", "auto", None)] == [4, 2, 2]
     assert item_bytes("auto", None) == 4
@@ -128,4 +162,6 @@ def test_the_dtype_auto_is_that_of_the_model():
 def test_the_peak_is_persistent_memory_and_the_larger_of_training_and_sampling():
     assert Memory(1, 2, 4, 8, activations=100, logits=10, kv_cache=50, merged=5).peak == 15 + 110
     assert Memory(1, 2, 4, 8, activations=10, logits=10, kv_cache=50, merged=5).peak == 15 + 55
+    phases = (SAMPLING, MEASURING)
+    assert Memory(1, 2, logits=20, kv_cache=10, merged=5, phases=phases).peak == 3 + 25
     assert Memory(weights=3, adapters=0).by_component() == {"weights": 3, "peak": 3}

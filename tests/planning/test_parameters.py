@@ -14,6 +14,7 @@ from rlhf_recipes.models.adapters import read_adapter
 from rlhf_recipes.models.architectures import meta_model
 from rlhf_recipes.models.loading import Base
 from rlhf_recipes.planning.parameters import evaluation_parameters, stage_parameters
+from rlhf_recipes.ppo.attaching import attach_roles
 from rlhf_recipes.roles import Roles
 
 # PEFT says that GPT-2's Conv1D stores its weight transposed, and goes on:
@@ -69,7 +70,7 @@ def test_counts_are_those_of_the_model_that_is_trained(base, stage, modules):
     real = kind.from_pretrained(base, **keywords)
     alone = numbers(real)[0]
     total, trainable = numbers(get_peft_model(real, lora_of(model)))
-    _, counted = stage_parameters(stage, model)
+    _, counted = stage_parameters(stage, model, scored=False)
     assert (counted.base, counted.total, counted.trainable) == (alone, total, trainable)
     assert 0 < counted.trainable < counted.total
 
@@ -90,14 +91,30 @@ def test_ppo_counts_policy_value_and_reward_on_one_base(base, tmp_path, reward_r
     assert (counted.total, counted.trainable) == numbers(roles)
 
 
-def test_the_weights_copied_for_merging_are_those_under_the_policy(base):
+@pytest.mark.parametrize("stage", ["grpo", "ppo"])
+def test_without_a_reward_model_there_is_none_to_count(base, stage):
     model = ModelConfig(
         model_name_or_path=base, use_peft=True, lora_r=3, lora_target_modules=["all-linear"]
     )
+    width = AutoModelForCausalLM.from_pretrained(base).config.hidden_size
+    alone = stage_parameters("dpo", model)[1].adapters
+    _, counted = stage_parameters(stage, model, scored=False)
+    # PPO has a value model all the same, with a head and its bias.
+    assert counted.adapters == (alone if stage == "grpo" else 2 * alone + width + 1)
+    assert stage_parameters(stage, model)[1].adapters == counted.adapters + alone + width
+
+
+def test_ppo_from_an_adapter_holds_it_once_more_as_the_reference(base, tmp_path):
+    model = ModelConfig(model_name_or_path=base, use_peft=True, lora_r=3)
     real = AutoModelForCausalLM.from_pretrained(base)
-    wrapped = get_peft_model(real, lora_of(model))
-    copied = sum(p.numel() for name, p in wrapped.named_parameters() if "base_layer.weight" in name)
-    assert stage_parameters("ppo", model)[1].merged == copied
+    config = LoraConfig(task_type="CAUSAL_LM", r=5, target_modules="all-linear")
+    get_peft_model(real, config).save_pretrained(tmp_path / "start")
+    reward = read_adapter(save_reward(base, tmp_path / "reward", 2))
+    start = read_adapter(tmp_path / "start")
+    roles = Roles(AutoModelForCausalLM.from_pretrained(base))
+    attach_roles(roles, reward, None, start)
+    _, counted = stage_parameters("ppo", model, reward, start=start)
+    assert (counted.total, counted.trainable) == numbers(roles)
 
 
 def test_a_reward_model_that_is_not_trained_yet_is_assumed_to_be_like_the_policy(base, tmp_path):

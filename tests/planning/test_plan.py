@@ -1,6 +1,7 @@
 import json
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from accelerate.data_loader import BatchSamplerShard
 from datasets import concatenate_datasets
@@ -23,11 +24,13 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect.provenance import read_adapters
 from rlhf_recipes.inputs import Inputs
+from rlhf_recipes.machine import DeviceMemory, device_memory
 from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
-from rlhf_recipes.planning.plan import evaluation_plan, training_plan
+from rlhf_recipes.planning.plan import evaluation_plan, fits_text, training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
 from rlhf_recipes.preferences import load_prepared, unique_prompts
+from rlhf_recipes.rewards import RewardRole
 from rlhf_recipes.steps import micro_batches
 
 pytestmark = [
@@ -125,12 +128,17 @@ def trainer_of(stage, training, data, reward_model, calls=None):
             calls.append(len(completions))
             return [0.0] * len(completions)
 
-        return GRPOTrainer(
-            model=base_path("tiny"),
+        trainer = GRPOTrainer(
+            model=open_base("tiny"),
             reward_funcs=reward,
             train_dataset=unique_prompts(data["train"]),
             **shared,
         )
+        if reward_model is not None:
+            role = RewardRole(reward_model)
+            role.attach(trainer.model)
+            trainer.model.heads = role.reward_model.roles.heads  # to be counted with the model
+        return trainer
     kind = RewardTrainer if stage == "reward" else DPOTrainer
     return kind(
         model=base_path("tiny"),
@@ -361,8 +369,9 @@ def test_memory_grows_with_what_it_is_made_of(data, tmp_path):
     halved = memory("dpo", lora("dpo", dtype="bfloat16"), per_device_train_batch_size=2)
     assert 2 * halved.weights == small.weights
     assert memory("reward").logits == 0
-    # GRPO loads the reward model on a second base.
-    assert memory("grpo").weights == 2 * small.weights
+    assert memory("grpo").weights == small.weights  # the reward model shares the policy's base
+    assert 0 < memory("grpo").merged == memory("reward").merged
+    assert memory("dpo").merged == memory("ppo", lora("ppo", dtype="bfloat16")).merged == 0
     # 4 rows for 3 steps of accumulation are sampled together.
     sampled = memory("grpo", per_device_train_batch_size=4, gradient_accumulation_steps=4)
     assert sampled.kv_cache == 2 * memory("grpo", per_device_train_batch_size=8).kv_cache
@@ -372,6 +381,8 @@ def test_memory_grows_with_what_it_is_made_of(data, tmp_path):
 def test_the_text_fits_80_columns_and_calls_memory_an_estimate(data, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "of nobody")
+    memory = DeviceMemory(8_000_000_000, "this machine")
+    monkeypatch.setattr("rlhf_recipes.planning.plan.device_memory", lambda: memory)
     training = arguments(
         "reward",
         tmp_path / ("long" * 30),
@@ -392,9 +403,23 @@ def test_the_text_fits_80_columns_and_calls_memory_an_estimate(data, tmp_path, m
         "effective batch   6 = 2 per device x 3 accumulated x 1 process",
         "optimizer steps   12",
         "memory            estimate per process, without sharding",
+        "                  fits into the 8.0 GB of this machine",
         "pushed            to out-reward",
     ):
         assert line in lines
+
+
+def test_a_plan_says_whether_its_peak_fits():
+    device = DeviceMemory(24_000_000_000, "this machine")
+    assert fits_text(24_000_000_000, device) == "fits into the 24.0 GB of this machine"
+    assert fits_text(24_000_000_001, device) == "does not fit into the 24.0 GB of this machine"
+
+
+def test_processes_divide_the_memory_of_a_machine(monkeypatch):
+    alone = device_memory()
+    assert 0 < alone.size <= psutil.virtual_memory().total
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert device_memory() == (alone.size // 2, "each of 2 processes")
 
 
 def test_an_evaluation_samples_every_model_on_the_same_prompts(data, reward_model, tmp_path):

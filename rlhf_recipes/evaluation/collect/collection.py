@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from rlhf_recipes.arguments import resolved_recipe
@@ -113,7 +112,7 @@ class _Collector:
             model.name: self._journal(model.name, self.settings | model.settings)
             for model in self.models
         }
-        self.roles.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.roles.eval()
         self.judges: Judges = open_judges(arguments, self.roles, adapters)
         self.seconds = 0.0
 

@@ -204,7 +204,10 @@ def _is_adapter(folder: str | None, adapter: Adapter | None) -> bool:
 
 
 def _chosen_precision(arguments: EvaluationArguments, adapters: Adapters) -> Precision:
-    """Return the base's precision by the recipe, or else by the adapters' training."""
+    """Return the base's precision: that of the adapters' training, as the recipe changes it.
+
+    Raises RecipeError if the adapters were trained in several and the recipe leaves a difference.
+    """
     trained = {
         name: adapter.precision for name, adapter in adapters.by_name().items() if adapter.precision
     }
@@ -213,17 +216,20 @@ def _chosen_precision(arguments: EvaluationArguments, adapters: Adapters) -> Pre
         for name in ("dtype", "load_in_8bit", "load_in_4bit")
         if getattr(arguments, name) is not None
     }
-    if len(set(trained.values())) > 1 and not requested:
+    if requested.get("load_in_8bit") or requested.get("load_in_4bit"):
+        requested = {"load_in_8bit": False, "load_in_4bit": False, **requested}
+    changed = {
+        Precision.read({**vars(precision), **requested})
+        for precision in trained.values() or [Precision()]
+    }
+    if len(changed) > 1:
         raise RecipeError(
             "The adapters were trained on a base in different precisions: "
             + ", ".join(f"`{name}` {precision}" for name, precision in trained.items())
-            + ". Rewards and KL depend on it, so set the precision of this evaluation: `dtype`, "
-            "and `load_in_4bit` or `load_in_8bit`."
+            + ". Rewards and KL depend on it, so set the precision of this evaluation, all that "
+            "differs of it: `dtype`, and `load_in_4bit` or `load_in_8bit`."
         )
-    common = vars(next(iter(trained.values()))) if len(set(trained.values())) == 1 else {}
-    if requested.get("load_in_8bit") or requested.get("load_in_4bit"):
-        common = {**common, "load_in_8bit": False, "load_in_4bit": False}
-    chosen = Precision.read({**common, **requested})
+    (chosen,) = changed
     for name, precision in trained.items():
         if precision != chosen:
             logging.getLogger(__name__).warning(

@@ -5,17 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
+from torch import nn
 
 from rlhf_recipes.evaluation.metrics.reward_model import reward_model_errors
 from rlhf_recipes.evaluation.metrics.typed_json import as_json
 from rlhf_recipes.prompts import prompt_ids, prompt_text
 from rlhf_recipes.records import workspace, write_json
-from rlhf_recipes.rewards import RewardModel, scored_ids
+from rlhf_recipes.rewards import RewardModel, scored_ids, trained_reward_model
 
 
-def review_reward_model(folder: Path, pairs: Dataset, **kwargs: Any) -> dict[str, float]:
+def review_reward_model(
+    folder: Path, pairs: Dataset, model: nn.Module | None = None, *, prefix_sharing: bool = True
+) -> dict[str, float]:
     """Score held-out pairs with a trained reward model and report its errors.
 
     Writes `results/reward_model_errors.json` into the run's workspace and `scores.json` into its
@@ -23,10 +25,15 @@ def review_reward_model(folder: Path, pairs: Dataset, **kwargs: Any) -> dict[str
     in nats, both by the scoring code that PPO and evaluation use.
 
     Args:
-        kwargs: Passed on to open the base.
+        folder: Run folder with the saved adapter.
+        model: The classifier that was trained, in memory. None opens the folder's base, which
+            takes its memory again: the only way where training has sharded the weights.
+        prefix_sharing: Whether a prefix that rows of a batch share is computed once.
     """
-    reward_model = RewardModel.load(folder, **kwargs)
-    reward_model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if model is None:
+        reward_model = RewardModel.load(folder, prefix_sharing=prefix_sharing)
+    else:
+        reward_model = trained_reward_model(folder, model, prefix_sharing=prefix_sharing)
     records = score_pairs(reward_model, pairs)
     write_json(folder / "scores.json", records)
     errors = reward_model_errors(records)

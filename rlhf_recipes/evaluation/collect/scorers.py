@@ -59,7 +59,7 @@ def adapter_judge(
         precision = shared.precision
     else:
         precision = adapter.precision or shared.precision
-        model = RewardModel.load(adapter, **precision.kwargs()).to(roles.base.device)
+        model = RewardModel.load(adapter, **precision.kwargs())
         model.batch_size = batch_size
     identity = {"adapter": adapter.fingerprint, "dtype": str(precision)}
     return ScoringJudge(name, f"reward model {adapter.folder}", identity, model)
@@ -96,7 +96,7 @@ def check_judges(arguments: EvaluationArguments, adapters: Adapters) -> None:
     for name, adapter in adapters.judges.items():
         adapter.check_head()
         _ = adapter.tokenizer  # opened here: a broken one is refused before any weights
-        if name in (GOLD, GOLD_MODEL) and adapter.fingerprint == adapters.proxy.fingerprint:
+        if name in (GOLD, GOLD_MODEL) and adapter.has_weights_of(adapters.proxy):
             raise RecipeError(
                 f"`gold_model_path` is {adapter.folder}, whose weights are those of the proxy "
                 f"{adapters.proxy.folder}. A proxy that judges itself finds no over-optimization. "

@@ -84,7 +84,7 @@ def training_costs(
     The run of a model is the one that left the same adapter; models without one are left out.
     """
     costs = {}
-    by_adapter = {log.record.get("adapter_fingerprint"): log for log in logs.values()}
+    by_adapter = {log.record.get("fingerprint"): log for log in logs.values()}
     for name, model in models.items():
         log = by_adapter.get(model.get("fingerprint")) if model.get("fingerprint") else None
         if log is not None:

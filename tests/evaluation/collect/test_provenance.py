@@ -84,3 +84,13 @@ def test_what_scores_is_no_policy(folders):
     shutil.copytree(folders / "reward", folders / "scorer")
     with pytest.raises(RecipeError, match="writes no text"):
         evaluated(folders, models=[f"ppo={folders / 'scorer'}"])
+
+
+def test_a_key_that_leaves_a_difference_between_adapters_is_refused(folders):
+    """`dtype` says nothing of the 4 bits in which only one of them was trained."""
+    trained_in(folders, ppo="dtype: bfloat16\nload_in_4bit: true\n", reward="dtype: bfloat16\n")
+    with pytest.raises(RecipeError, match="in different precisions"):
+        evaluated(folders, dtype="bfloat16")
+    four = evaluated(folders, load_in_4bit=True)
+    assert four.precision == Precision("bfloat16", load_in_4bit=True)
+    assert evaluated(folders, load_in_4bit=False).precision == Precision("bfloat16")

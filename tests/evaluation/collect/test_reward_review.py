@@ -1,13 +1,17 @@
+import json
+
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
 
-from rlhf_recipes.evaluation.collect.reward_review import score_pairs
+from rlhf_recipes import share_prefixes
+from rlhf_recipes.evaluation.collect.reward_review import review_reward_model, score_pairs
 from rlhf_recipes.models.loading import open_base, open_tokenizer
 from rlhf_recipes.prompts import prompt_ids
 from rlhf_recipes.rewards import RewardModel, scored_ids
 from rlhf_recipes.roles import Roles
+from tests.test_rewards import pairs, trained
 
 
 def test_each_answer_of_a_pair_has_the_score_and_the_length_of_its_own_text():
@@ -35,3 +39,21 @@ def test_each_answer_of_a_pair_has_the_score_and_the_length_of_its_own_text():
             assert record[f"{side}_tokens"] == tokens
     rewards = [record[f"{side}_reward"] for record in records for side in ("chosen", "rejected")]
     assert len({round(reward, 3) for reward in rewards}) == 6
+
+
+def test_the_review_uses_the_trained_model_and_opens_no_base(tmp_path, monkeypatch):
+    """The scores of the saved adapter on a base of its own, within 1e-5."""
+    trainer = trained(tmp_path / "models" / "reward_model", conversational=False)
+    assert share_prefixes(trainer.model)
+    rows = pairs(conversational=False).map(lambda row: {"turns": 1, "source": "s"})
+    folder = tmp_path / "models" / "reward_model"
+    alone = review_reward_model(folder, rows)
+    expected = json.loads((folder / "scores.json").read_text())
+    monkeypatch.setattr("rlhf_recipes.rewards.open_base", None)
+    reviewed = review_reward_model(folder, rows, trainer.model)
+    records = json.loads((folder / "scores.json").read_text())
+    for side in ("chosen_reward", "rejected_reward"):
+        values, others = ([r[side] for r in rs] for rs in (records, expected))
+        assert values == pytest.approx(others, abs=1e-5)
+        assert len(set(values)) == len(values)
+    assert reviewed == pytest.approx(alone, abs=1e-5)

@@ -203,7 +203,7 @@ def test_what_training_took_stands_in_the_verdict(tmp_path, records_of, collecti
     (output / "samples" / "collection.json").write_text(json.dumps(facts))
     run = {
         "stage": "ppo",
-        "adapter_fingerprint": "of-ppo",
+        "fingerprint": "of-ppo",
         "duration_seconds": 195.0,
         "recipe": {"gradient_accumulation_steps": 4},
         "processes": 2,

@@ -38,7 +38,10 @@ class RecipeArguments:
 
     dataset_name: str = field(
         default="outputs/data",
-        metadata={"help": "Folder of prepared preference data, as prepare_data.py writes it."},
+        metadata={
+            "help": "Preference data: the folder data/ that prepare_data.py writes, or a Hub id, "
+            "folder or file, which is prepared on the fly."
+        },
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Maximum number of training rows; the first ones are used."}

@@ -86,7 +86,7 @@ REFUSED = [
     ("--model_name_or_path {tmp}/cut_tokenizer", TRAINING, "tokenizer of .* cannot be opened"),
     ("--model_name_or_path {tmp}/no_config", TRAINING, "no_config"),
     ("--model_name_or_path {tmp}/cut_generation", ONLINE, "generation_config.json cannot be read"),
-    ("--dataset_name {tmp}", TRAINING, "is not a folder of prepared data"),
+    ("--dataset_name {tmp}/none", (*TRAINING, "evaluate"), "is not a folder of prepared data"),
     ("--max_completion_length 8000", ONLINE, "and the base takes 2048"),
     ("--fsdp full_shard", ("ppo",), "PPO does not run under DeepSpeed or FSDP"),
     ("--per_device_train_batch_size 64", ONLINE, "there is nothing to train on"),
@@ -242,16 +242,21 @@ def test_plan_and_run_refuse_with_the_same_message(
         assert not (tmp_path / "out").exists()
 
 
+def times_of(folder):
+    """Return when each file of a folder was last written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def check_both_refuse(message, root, folder, tmp_path, stage, flags, monkeypatch):
     """Check that plan and run refuse with the same message and change nothing in the folder."""
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    before = times_of(tmp_path)
     sentences = []
     for plan in (["--plan"], []):
         with pytest.raises(RecipeError, match=message) as refused:
             start(root, folder, tmp_path, stage, [*flags, *plan], monkeypatch)
         sentences.append(str(refused.value))
         if plan:
-            assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+            assert times_of(tmp_path) == before
     assert sentences[0] == sentences[1]
 
 
@@ -270,7 +275,9 @@ def test_plan_and_run_refuse_a_folder_that_is_finished(root, folder, tmp_path, m
     record.write_text("{}")
     message = "finished (run|data|evaluation)"
     check_both_refuse(message, root, folder, tmp_path, stage, [], monkeypatch)
+    before = times_of(tmp_path)
     start(root, folder, tmp_path, stage, ["--overwrite", "--plan"], monkeypatch)
+    assert times_of(tmp_path) == before
 
 
 HOLD = """
@@ -338,9 +345,12 @@ def test_a_plan_may_come_before_its_reward_model_and_a_run_may_not(
 
 @pytest.mark.usefixtures("no_weights")
 @pytest.mark.parametrize("stage", [*TRAINING, "evaluate"])
-def test_a_recipe_that_works_is_planned(root, folder, tmp_path, monkeypatch, capsys, stage):
+def test_a_recipe_that_works_is_planned_and_nothing_is_written(
+    root, folder, tmp_path, monkeypatch, capsys, stage
+):
     start(root, folder, tmp_path, stage, ["--plan"], monkeypatch)
     assert f"stage             {stage}" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("no_weights")

@@ -1,8 +1,6 @@
 """Every recipe and every launch configuration is read by what will read it when it runs."""
 
 import importlib.util
-import subprocess
-import sys
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -137,22 +135,3 @@ def test_a_misspelt_launch_key_is_refused(tmp_path):
     config.write_text('distributed_type: "NO"\nnum_proceses: 1\n')
     with pytest.raises(ValueError, match="num_proceses"):
         load_config_from_file(str(config))
-
-
-def test_two_cpu_processes_train_together(tmp_path):
-    """Without `use_cpu` in the recipe accelerate starts two that each train alone."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys\n"
-        "from transformers import HfArgumentParser, TrainingArguments\n"
-        "args, = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses()\n"
-        "sys.stdout.write(f'process {args.process_index} of {args.world_size}\\n')\n"
-    )
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch"),
-        *("--config_file", "accelerate_configs/cpu_ddp.yaml"),
-        *(str(script), "--use_cpu", "--output_dir", str(tmp_path)),
-    ]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    assert sorted(ended.stdout.split("\n")) == ["", "process 0 of 2", "process 1 of 2"]

@@ -192,16 +192,12 @@ def kill_when(reached: Callable[[], bool], command: list[str], root: Path) -> No
             each.kill()  # SIGKILL
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_ppo_killed_again_and_again_ends_as_if_it_had_not_been(
-    root, workspace, tmp_path, processes
-):
-    """SIGKILL when a checkpoint is half written, in two rollouts; the same command each time."""
+def test_ppo_killed_again_and_again_ends_as_if_it_had_not_been(root, workspace, tmp_path):
+    """SIGKILL of two processes when a checkpoint is half written, twice; the same command again."""
     scores = f"{workspace}/models/reward_model"
-    config = "single" if processes == 1 else "cpu_ddp"
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--quiet"),
-        *("--config_file", f"accelerate_configs/{config}.yaml", "recipes/ppo.py", "--use_cpu"),
+        *("--config_file", "accelerate_configs/cpu_ddp.yaml", "recipes/ppo.py", "--use_cpu"),
         *("--config", "recipes/tiny/ppo.yaml", "--reward_model_path", scores),
         *("--dataset_name", f"{workspace}/data", "--kl_target", "0.01", "--save_strategy", "steps"),
         *("--save_steps", "1", "--max_steps", "7", "--learning_rate", "0.01"),
@@ -254,17 +250,6 @@ def test_an_evaluation_killed_again_and_again_ends_as_if_it_had_not_been(root, w
     for name in ("base", "dpo", "ppo", "control"):
         file = f"samples/{name}_samples.json"
         assert (killed / file).read_bytes() == (straight / file).read_bytes()
-
-
-def test_a_plan_writes_nothing(root, workspace, tmp_path):
-    for stage in ("reward", "ppo", "evaluate"):
-        flags = ["--plan", "--overwrite", "--dataset_name", f"{workspace}/data"]
-        flags += ["--output_dir", str(workspace if stage == "evaluate" else tmp_path / "run")]
-        if stage != "reward":
-            flags += ["--reward_model_path", f"{workspace}/models/reward_model"]
-        done = succeed(root, stage, "recipes/tiny", tmp_path, *flags)
-        assert len(done.stdout) > 200
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

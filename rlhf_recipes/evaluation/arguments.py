@@ -48,7 +48,10 @@ class EvaluationArguments:
     )
     dataset_name: str = field(
         default="outputs/data",
-        metadata={"help": "Folder of prepared data; prompts are those of its validation split."},
+        metadata={
+            "help": "The `dataset_name` of the training stages; prompts are those of its "
+            "validation split."
+        },
     )
     reward_model_path: str = field(
         default="outputs/models/reward_model",

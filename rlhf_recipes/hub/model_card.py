@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from rlhf_recipes.arguments import RecipeArguments
 from rlhf_recipes.models.embedded import DEMO_BASE, DEMO_FOLDER
+from rlhf_recipes.preferences.on_the_fly import may_be_raw
+from rlhf_recipes.preferences.prepared import is_prepared
 from rlhf_recipes.records import read_json, read_yaml
 from rlhf_recipes.terminal import printable
 
@@ -172,13 +175,13 @@ def _base_note(base: str) -> str:
 
 
 def _dataset_source(run_folder: Path, record: Mapping[str, Any]) -> str | None:
-    """Return the dataset that the prepared data came from; None if its folder is gone."""
+    """Return the dataset that the pairs came from; None if the prepared folder is gone."""
     recipe_file = run_folder / "recipe.yaml"
     recipe = read_yaml(recipe_file) if recipe_file.is_file() else record["recipe"]
-    prepared = Path(recipe.get("dataset_name", "")) / "run.json"
-    if not prepared.is_file():
-        return None
-    source = read_json(prepared).get("recipe", {}).get("dataset_name")
+    name = recipe.get("dataset_name", RecipeArguments.dataset_name)
+    if not is_prepared(name):
+        return name if may_be_raw(name) else None
+    source = read_json(Path(name) / "run.json").get("recipe", {}).get("dataset_name")
     return str(source) if source else None
 
 

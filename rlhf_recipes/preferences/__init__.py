@@ -6,8 +6,8 @@
 from rlhf_recipes.preferences.arguments import DataArguments
 from rlhf_recipes.preferences.prepared import (
     current_fingerprint,
+    dataset_fingerprint,
     load_prepared,
-    recorded_fingerprint,
     split_off,
     unique_prompts,
 )
@@ -15,8 +15,8 @@ from rlhf_recipes.preferences.prepared import (
 __all__ = [
     "DataArguments",
     "current_fingerprint",
+    "dataset_fingerprint",
     "load_prepared",
-    "recorded_fingerprint",
     "split_off",
     "unique_prompts",
 ]

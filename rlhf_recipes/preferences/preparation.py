@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ SPLITS = ("train", "validation")
 SPLIT_FILES = ("train.jsonl", "validation.jsonl")
 FOLDERS = ("data", "judge/data")  # finished once they contain run.json
 STATISTICS, FIGURE = "dataset_stats.json", "dataset_distribution.png"
+STAGED = ".staged."  # prefix of a file that is written and not yet renamed
 
 
 @dataclass
@@ -218,6 +219,12 @@ def check_writable(arguments: DataArguments) -> None:
             )
 
 
+def encoded_rows(pairs: Sequence[Pair]) -> Iterator[bytes]:
+    """Yield the line of each pair in a prepared file."""
+    for pair in pairs:
+        yield orjson.dumps(pair.as_row(), option=orjson.OPT_APPEND_NEWLINE)
+
+
 def dataset_statistics(prepared: Prepared, arguments: DataArguments) -> dict[str, object]:
     """Return the contents of dataset_stats.json: sizes, dropped rows, statistics of each split."""
     return {
@@ -253,7 +260,7 @@ def size_table(prepared: Prepared) -> str:
     lines.append(("usable", prepared.usable))
     if any(prepared.not_measured.values()):
         lines.append(("- not measured", prepared.not_measured))
-    lines += [("written", {s: len(prepared.pairs[s]) for s in SPLITS})]
+    lines += [("pairs", {s: len(prepared.pairs[s]) for s in SPLITS})]
     if prepared.judge:
         lines.append(("for a judge", {"train": len(prepared.judge), "validation": 0}))
     turns = first_turn_counts(prepared.pairs)
@@ -265,7 +272,7 @@ def size_table(prepared: Prepared) -> str:
 
 
 def _staged(file: Path) -> Path:
-    return file.with_name(f".staged.{file.name}")
+    return file.with_name(f"{STAGED}{file.name}")
 
 
 def _stage(prepared: Prepared, arguments: DataArguments, folders: Mapping[str, list[Pair]]) -> None:
@@ -287,8 +294,7 @@ def _stage(prepared: Prepared, arguments: DataArguments, folders: Mapping[str, l
         for split, pairs in written.items():
             sha256 = hashlib.sha256()
             with _staged(out / folder / f"{split}.jsonl").open("wb") as file:
-                for pair in pairs:
-                    line = orjson.dumps(pair.as_row(), option=orjson.OPT_APPEND_NEWLINE)
+                for line in encoded_rows(pairs):
                     file.write(line)
                     fingerprint.update(line)
                     sha256.update(line)

@@ -1,4 +1,4 @@
-"""Load prepared preference data, take its prompts, and check that its files are unchanged."""
+"""Load preference data for a stage, take its prompts, and check that its files are unchanged."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences.containers import read_json_lines
+from rlhf_recipes.preferences.on_the_fly import prepare_in_memory
 from rlhf_recipes.preferences.shapes import first_turn_key
 from rlhf_recipes.preferences.splits import whole_groups
 from rlhf_recipes.prompts import prompt_text
@@ -19,15 +20,20 @@ if TYPE_CHECKING:
 
 
 def load_prepared(
-    folder: str | Path, max_train_samples: int | None = None, max_eval_samples: int | None = None
+    dataset_name: str | Path,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
 ) -> "DatasetDict":
-    """Load the splits `train` and `validation` that prepare_data.py wrote.
+    """Load the splits `train` and `validation` of a folder that prepare_data.py wrote.
 
-    Columns: prompt, chosen, rejected, source, turns. The rows of a file are in stratified order:
-    the first n rows have the same mix of sources and numbers of turns as the whole file. A sample
+    Any other folder, a file or a Hub id is prepared in memory, with the default settings of
+    prepare_data.py, and gives the same pairs; a summary is printed.
+
+    Columns: prompt, chosen, rejected, source, turns. The rows of a split are in stratified order:
+    the first n rows have the same mix of sources and numbers of turns as the whole split. A sample
     is the first rows, so a smaller sample is a subset of a larger one.
 
-    Raises RecipeError if the folder was not prepared, or if its rows were changed since.
+    Raises RecipeError if the dataset cannot be prepared, or if prepared rows were changed since.
 
     >>> from rlhf_recipes import load_prepared
     >>> load_prepared(data, max_train_samples=2)["train"].num_rows
@@ -36,15 +42,14 @@ def load_prepared(
     # Imported here because it takes a second, which a script's help and errors need not wait for.
     from datasets import Dataset, DatasetDict
 
-    folder = Path(folder)
-    if not (folder / "run.json").is_file():
-        raise RecipeError(
-            f"`dataset_name` is {folder}, which is not a folder of prepared data (it has no "
-            "run.json). Run `make data`, or recipes/prepare_data.py on your data, and give the "
-            "folder data/ that it writes."
-        )
-    _check_unchanged(folder)
     samples = {"train": max_train_samples, "validation": max_eval_samples}
+    if not is_prepared(dataset_name):
+        splits = prepare_in_memory(dataset_name).splits
+        return DatasetDict(
+            {s: splits[s].select(range(len(splits[s]))[:count]) for s, count in samples.items()}
+        )
+    folder = Path(dataset_name)
+    _check_unchanged(folder)
     return DatasetDict(
         {
             split: Dataset.from_list(
@@ -53,6 +58,11 @@ def load_prepared(
             for split, count in samples.items()
         }
     )
+
+
+def is_prepared(dataset_name: str | Path) -> bool:
+    """Whether a folder has data that prepare_data.py finished."""
+    return Path(dataset_name, "run.json").is_file()
 
 
 def unique_prompts(split: "Dataset") -> "Dataset":
@@ -92,9 +102,16 @@ def split_off(prompts: "Dataset", count: int) -> tuple["Dataset", "Dataset"]:
     return prompts.select(trained), prompts.select(evaluated)
 
 
-def recorded_fingerprint(folder: str | Path) -> str:
-    """Return the fingerprint that the folder's run.json recorded when the data was written."""
-    return str(_recorded_fingerprint(folder))
+def dataset_fingerprint(dataset_name: str | Path) -> str | None:
+    """Return the SHA-256 of the prepared pairs; None if a file of a prepared folder is missing.
+
+    It is the same for a prepared folder and for its dataset prepared on the fly.
+
+    Raises RecipeError if the dataset cannot be prepared.
+    """
+    if is_prepared(dataset_name):
+        return current_fingerprint(dataset_name)
+    return prepare_in_memory(dataset_name).fingerprint
 
 
 def current_fingerprint(folder: str | Path) -> str | None:
@@ -109,14 +126,10 @@ def current_fingerprint(folder: str | Path) -> str | None:
     return digest.hexdigest()
 
 
-def _recorded_fingerprint(folder: str | Path) -> object:
-    record = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
-    return record.get("dataset_fingerprint")
-
-
 def _check_unchanged(folder: Path) -> None:
     """Raise RecipeError if the rows changed: later runs record the fingerprint in run.json."""
-    recorded, current = _recorded_fingerprint(folder), current_fingerprint(folder)
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    recorded, current = record.get("dataset_fingerprint"), current_fingerprint(folder)
     if None not in (recorded, current) and recorded != current:
         raise RecipeError(
             f"The files in {folder} were changed after they were prepared (their SHA-256 is "

@@ -7,9 +7,10 @@ from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models.fingerprints import model_fingerprint
 from rlhf_recipes.models.loading import base_path
-from rlhf_recipes.preferences import current_fingerprint
+from rlhf_recipes.preferences import dataset_fingerprint
 
 
 def run_inputs(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -19,7 +20,7 @@ def run_inputs(settings: Mapping[str, Any]) -> dict[str, str]:
     its commit, and left out while it is not in the cache yet.
     """
     readers: dict[str, Callable[[Any], str | None]] = {
-        "dataset_name": current_fingerprint,
+        "dataset_name": _data_fingerprint,
         "model_name_or_path": lambda name: base_fingerprint(name, settings.get("model_revision")),
         "reward_model_path": model_fingerprint,
         "sft_model_path": model_fingerprint,
@@ -37,6 +38,13 @@ def base_fingerprint(name: str, revision: str | None) -> str | None:
         return model_fingerprint(opened)
     config = try_to_load_from_cache(opened, "config.json", revision=revision)
     return Path(config).parent.name if isinstance(config, str) else None
+
+
+def _data_fingerprint(name: str) -> str | None:
+    try:
+        return dataset_fingerprint(name)
+    except RecipeError:
+        return None
 
 
 def _file_fingerprint(path: str | Path) -> str | None:

@@ -9,12 +9,6 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.preferences import current_fingerprint, load_prepared, split_off
 
 
-def test_a_folder_that_is_not_prepared_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text("{}\n")
-    with pytest.raises(RecipeError, match="Run `make data`"):
-        load_prepared(tmp_path)
-
-
 def test_rows_that_were_changed_after_they_were_prepared_are_refused(tmp_path: Path) -> None:
     row = json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}) + "\n"
     for split in ("train", "validation"):

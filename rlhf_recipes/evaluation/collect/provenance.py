@@ -26,7 +26,7 @@ from rlhf_recipes.evaluation.metrics.samples import Record
 from rlhf_recipes.models.adapters import Adapter, read_adapter
 from rlhf_recipes.models.loading import Precision
 from rlhf_recipes.models.vocabulary import check_same_tokenizer
-from rlhf_recipes.preferences import load_prepared, recorded_fingerprint
+from rlhf_recipes.preferences import dataset_fingerprint, load_prepared
 from rlhf_recipes.preferences.shapes import first_turn_key
 from rlhf_recipes.prompts import Prompt
 
@@ -286,7 +286,7 @@ def collection_facts(
         "samples_per_prompt": arguments.samples_per_prompt,
         "best_of_n": arguments.best_of_n,
         "dataset": arguments.dataset_name,
-        "dataset_fingerprint": recorded_fingerprint(arguments.dataset_name),
+        "dataset_fingerprint": dataset_fingerprint(arguments.dataset_name),
         "hardware": {
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
             "machine": platform.machine(),

@@ -172,6 +172,7 @@ class Check:
         stage, completion = case.stage, str(self.size.completion)
         flags = ["--config", f"{self.size.recipe}/{stage}.yaml"]
         flags += ["--dataset_name", str(self.folder / "data")]
+        flags += ["--chat_template_kwargs", "null"]  # the synthetic model's template has none
         if stage in ("ppo", "grpo", "evaluate"):
             flags += ["--reward_model_path", self.model_folder(case, "reward")]
             flags += ["--max_completion_length", completion]

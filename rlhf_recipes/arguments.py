@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.parsing import (
+    Key,
     Parser,
     Setting,
     convert,
@@ -52,6 +53,13 @@ class RecipeArguments:
     )
     chat_template: str | None = field(
         default=None, metadata={"help": "Path of a Jinja chat template, for a base that has none."}
+    )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the chat template, such as {enable_thinking: false} for Qwen3. "
+            "The same in every stage: they are saved with the adapter's tokenizer."
+        },
     )
     prefix_sharing: bool = field(
         default=True,
@@ -133,7 +141,9 @@ def parse_recipe(*dataclass_types: Any, argv: Sequence[str] | None = None) -> Pa
         {*keys, "config", "help", "help_all"},
         scripts=Path(sys.argv[0]).parent,
     )
-    parser = Parser(dataclass_types, allow_abbrev=False, exit_on_error=False)
+    parser = Parser(
+        dataclass_types, allow_abbrev=False, exit_on_error=False, conflict_handler="resolve"
+    )
     if asked := HELP & set(argv):
         sys.stdout.write(usage(dataclass_types, every_key="--help-all" in asked))
         raise SystemExit(0)
@@ -154,7 +164,7 @@ def parse_recipe(*dataclass_types: Any, argv: Sequence[str] | None = None) -> Pa
             broken.add(setting.name)
             problems.append(f"{setting.location}: {wrong_value(key, setting.value)}")
 
-    instances = tuple(_build(cls, settings, broken, problems) for cls in dataclass_types)
+    instances = tuple(_build(cls, keys, settings, broken, problems) for cls in dataclass_types)
     if None not in instances:
         problems += value_problems(instances, settings)
     if problems:
@@ -179,10 +189,14 @@ def _complement(setting: Setting) -> Setting:
 
 
 def _build(
-    cls: type[Any], settings: dict[str, Any], broken: set[str], problems: list[str]
+    cls: type[Any],
+    keys: Mapping[str, Key],
+    settings: dict[str, Any],
+    broken: set[str],
+    problems: list[str],
 ) -> Any | None:
     """Build an instance from its part of the settings; if it cannot be, add why to `problems`."""
-    fields = [f for f in dataclasses.fields(cls) if f.init]
+    fields = [f for f in dataclasses.fields(cls) if f.init and keys[f.name].owner is cls]
     values = {f.name: settings[f.name] for f in fields if f.name in settings}
     set_or_broken = {*values, *broken}
     missing = [

@@ -20,9 +20,9 @@ from rlhf_recipes.hub.push import check_push, repo_name
 from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.models.adapters import Adapter
 from rlhf_recipes.models.architectures import check_dropout, check_router_loss, check_sampler
+from rlhf_recipes.models.chat_templates import kwargs_differences
 from rlhf_recipes.models.loading import Base, Precision, check_generation_config, classifier_config
 from rlhf_recipes.models.optimizers import check_optimizer, check_warmup
-from rlhf_recipes.models.vocabulary import check_same_tokenizer
 from rlhf_recipes.models.weight_files import check_weight_files
 from rlhf_recipes.preferences.truncation import check_context
 from rlhf_recipes.reward_functions import REWARD_MODEL, check_functions, function_name
@@ -162,7 +162,11 @@ def check_pushing(inputs: Inputs) -> None:
 
 
 def check_reward_model(inputs: Inputs) -> None:
-    """Refuse an adapter without a scalar head, and in PPO one that does not share the base."""
+    """Refuse an adapter without a scalar head, or trained on other text than it would score.
+
+    PPO's has the policy's base, tokenizer and template. GRPO's may have others of its own, but an
+    argument that both templates have must have one value.
+    """
     adapter = inputs.reward_model
     if adapter is None:
         return
@@ -170,6 +174,12 @@ def check_reward_model(inputs: Inputs) -> None:
     _warn_of_precision(inputs.reward_precision, adapter, "reward_model_path")
     if inputs.stage == "ppo":
         _check_role(inputs, adapter, "reward_model_path")
+    elif differences := kwargs_differences(inputs.tokenizer, adapter.tokenizer):
+        raise RecipeError(
+            f"The chat templates of `{inputs.base}` and `reward_model_path` ({adapter.folder}) "
+            f"have other arguments: {'; '.join(differences)}. The reward model would score other "
+            "text than it was trained on. Train both with the same `chat_template_kwargs`."
+        )
 
 
 def check_reward_functions(inputs: Inputs) -> None:
@@ -193,14 +203,7 @@ def check_start(inputs: Inputs) -> None:
 def _check_role(inputs: Inputs, adapter: Adapter, key: str) -> None:
     """Refuse an adapter that was trained with another base, tokenizer or chat template."""
     adapter.check_base(Base.of(inputs.model))
-    if adapter.has_tokenizer:
-        check_same_tokenizer(
-            inputs.tokenizer,
-            adapter.tokenizer,
-            (f"`{inputs.base}`", f"`{key}` ({adapter.folder})"),
-            "All roles of PPO read the same token ids, so this adapter would read other text than "
-            "it was trained on.",
-        )
+    adapter.check_tokenizer(inputs.tokenizer, key)
 
 
 def _warn_of_precision(precision: Precision, adapter: Adapter, key: str) -> None:

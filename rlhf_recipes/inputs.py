@@ -66,8 +66,14 @@ class Inputs:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base's tokenizer, with the recipe's chat template if there is one."""
-        return open_tokenizer(self.base, self.recipe.chat_template, self.model.model_revision)
+        """The base's tokenizer, with the recipe's chat template and its arguments, if given."""
+        recipe = self.recipe
+        return open_tokenizer(
+            self.base,
+            recipe.chat_template,
+            self.model.model_revision,
+            recipe.chat_template_kwargs,
+        )
 
     @cached_property
     def reward_model(self) -> Adapter | None:

@@ -49,6 +49,9 @@ MINIMUM = {
 }
 """Least values; lower ones would raise ZeroDivisionError or fail after the model is loaded."""
 
+IN_PLACE_OF_TRL = {"chat_template_kwargs"}
+"""Keys of this package that GRPOConfig has too. Its own field stays null; every stage has ours."""
+
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 20
 PLAIN_TAGS = {
@@ -193,11 +196,13 @@ class Key(NamedTuple):
     """The values that a dataclass field takes.
 
     Args:
+        owner: The dataclass; where two have the field, the first of them.
         kinds: Types without their arguments: (list, NoneType) for `list[str] | None`.
         expects: The values in words.
     """
 
     name: str
+    owner: type[Any]
     kinds: tuple[Any, ...]
     choices: tuple[str, ...]
     expects: str
@@ -233,12 +238,14 @@ def recipe_keys(dataclass_types: Sequence[type[Any]]) -> dict[str, Key]:
         hints = get_type_hints(cls)
         for f in dataclasses.fields(cls):
             if f.init:
-                assert f.name not in keys, f"two dataclasses have a field `{f.name}`"
-                keys[f.name] = _key(f, hints[f.name])
+                assert f.name not in keys.keys() - IN_PLACE_OF_TRL, (
+                    f"two dataclasses have a field `{f.name}`"
+                )
+                keys.setdefault(f.name, _key(cls, f, hints[f.name]))
     return keys
 
 
-def _key(f: dataclasses.Field[Any], hint: Any) -> Key:
+def _key(owner: type[Any], f: dataclasses.Field[Any], hint: Any) -> Key:
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     kinds = tuple(get_origin(member) or member for member in members)
     choices = [str(choice) for choice in f.metadata.get("choices", ())]
@@ -256,7 +263,7 @@ def _key(f: dataclasses.Field[Any], hint: Any) -> Key:
         shown = choices if len(choices) <= 12 else [*choices[:6], "... (--help-all lists them)"]
         words.insert(0, "one of " + ", ".join(shown))
     least = f", at least {MINIMUM[f.name]}" if f.name in MINIMUM else ""
-    return Key(f.name, kinds, tuple(choices), " or ".join(words) + least)
+    return Key(f.name, owner, kinds, tuple(choices), " or ".join(words) + least)
 
 
 def convert(parser: Parser, key: Key, value: Any) -> Any:

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from enum import Enum
 from pathlib import Path
@@ -37,7 +37,7 @@ def usage(dataclass_types: Sequence[type[Any]], every_key: bool) -> str:
         "",
         "FILE is a flat YAML recipe. Each key below is a key of the recipe and a flag; flags win.",
     ]
-    for title, fields in _groups(dataclass_types, every_key):
+    for title, fields in _groups(dataclass_types, keys, every_key):
         lines += ["", title]
         for field in fields:
             lines += _key_lines(keys[field.name], field, every_key)
@@ -47,12 +47,12 @@ def usage(dataclass_types: Sequence[type[Any]], every_key: bool) -> str:
 
 
 def _groups(
-    dataclass_types: Sequence[type[Any]], every_key: bool
+    dataclass_types: Sequence[type[Any]], keys: Mapping[str, Key], every_key: bool
 ) -> Iterator[tuple[str, list[Field]]]:
     """Yield each group's title and fields; those inherited from TrainingArguments come last."""
     inherited: list[Field] = []
     for cls in dataclass_types:
-        fields = [field for field in dataclasses.fields(cls) if field.init]
+        fields = [f for f in dataclasses.fields(cls) if f.init and keys[f.name].owner is cls]
         if _trains(cls):
             own = _defined_by_method(cls)
             inherited = [field for field in fields if field.name not in own]

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -353,6 +354,19 @@ def test_a_resolved_recipe_does_not_follow_what_trainers_change():
     }
 
 
+def test_arguments_of_the_chat_template_go_to_the_recipe_and_not_to_trl(tmp_path):
+    kwargs = {"enable_thinking": False}
+    file = write(tmp_path, "chat_template_kwargs: {enable_thinking: false}")
+    for argv in (["--config", file], ["--chat_template_kwargs", json.dumps(kwargs)]):
+        (recipe, _, training, _), settings = parse_recipe(
+            *STAGE, argv=[*argv, "--reward_funcs", "a.py:b", "--use_cpu", "--bf16", "false"]
+        )
+        assert (recipe.chat_template_kwargs, training.chat_template_kwargs) == (kwargs, None)
+        assert resolved_recipe(settings)["chat_template_kwargs"] == kwargs
+    (problem,) = problems(RecipeArguments, argv=["--chat_template_kwargs", "enable_thinking"])
+    assert "takes a mapping (JSON, if in a flag)" in problem
+
+
 def test_a_script_ends_with_status_2_and_the_text_of_a_recipe_error(capsys):
     def main():
         raise RecipeError("`x` is 1. It cannot be. Give 2.")
@@ -396,7 +410,7 @@ def test_help_shows_the_keys_of_this_package_and_of_the_method_and_the_most_used
 
 def test_help_all_shows_every_key_once_and_every_choice(capsys):
     text, keys = shown(capsys, "--help-all", *STAGE)
-    fields = [f.name for cls in STAGE for f in dataclasses.fields(cls) if f.init]
+    fields = {f.name for cls in STAGE for f in dataclasses.fields(cls) if f.init}
     assert sorted(keys) == sorted(fields)
     assert "schedule_free_radam" in text and "--help-all" not in text
 

@@ -146,6 +146,50 @@ def test_a_template_that_ppo_s_roles_do_not_share_is_refused(data, adapters):
     check_training(with_adapters(data, adapters, stage="grpo", chat_template=str(template)))
 
 
+THINKING = "{% for m in messages %}{{ m['content'] }}{{ enable_thinking }}{% endfor %}"
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_arguments_of_the_template_that_differ_from_the_reward_model_s_are_refused(
+    stage, data, adapters
+):
+    template, off = adapters / "template.jinja", {"enable_thinking": False}
+    template.write_text(THINKING)
+    for name in ("sft", "reward"):
+        tokenizer = open_tokenizer("tiny", str(template), chat_template_kwargs=off)
+        tokenizer.save_pretrained(adapters / name)
+    same = {"stage": stage, "chat_template": str(template)}
+    check_training(with_adapters(data, adapters, **same, chat_template_kwargs=off))
+    for kwargs, value in ((None, "not set"), ({"enable_thinking": True}, "True")):
+        with pytest.raises(RecipeError, match=r"reward_model_path") as refused:
+            check_training(with_adapters(data, adapters, **same, chat_template_kwargs=kwargs))
+        difference = f"`enable_thinking` of `chat_template_kwargs` is {value} and False"
+        assert difference in str(refused.value)
+        assert ("sft_model_path" in str(refused.value)) == (stage == "ppo")
+        assert "same text" not in str(refused.value)
+
+
+def test_ppo_from_python_refuses_a_reward_model_of_another_template(data, adapters):
+    tokenizer = open_tokenizer("tiny")
+    tokenizer.chat_template += "!"
+    stage_inputs = inputs("ppo", data, adapters, max_completion_length=8)
+    with pytest.raises(RecipeError, match=r"`reward_model_path` .* chat templates"):
+        PPOTrainer(
+            model=open_base("tiny"),
+            args=stage_inputs.training,
+            train_dataset=unique_prompts(data["train"]),
+            processing_class=tokenizer,
+            peft_config=lora_config(stage_inputs.model),
+            reward_model_path=str(adapters / "reward"),
+        )
+
+
+def test_a_misspelled_argument_of_the_template_is_refused(data, adapters):
+    misspelled = with_adapters(data, adapters, chat_template_kwargs={"enable_thinkng": False})
+    with pytest.raises(RecipeError, match="`enable_thinkng`, and the chat template of "):
+        check_training(misspelled)
+
+
 def test_a_base_in_another_precision_than_the_reward_model_s_is_reported(data, adapters, caplog):
     (adapters / "reward" / "recipe.yaml").write_text("dtype: bfloat16\nload_in_4bit: true\n")
     with caplog.at_level(logging.WARNING):

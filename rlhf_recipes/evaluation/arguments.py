@@ -135,6 +135,13 @@ class EvaluationArguments:
         default=None,
         metadata={"help": "Quantize the base to 4 bits; by default as the adapters were trained."},
     )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the chat template that the adapters must have been trained "
+            "with. Their tokenizers have them, so null takes those."
+        },
+    )
     seed: int = field(default=42, metadata={"help": "Seed of the sampling."})
     plan: bool = field(default=False, metadata={"help": "Print what would be done, and stop."})
     overwrite: bool = field(

@@ -1,5 +1,6 @@
 """Write the model card of a training run: what the adapter is, its origin, how to load it."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -187,9 +188,11 @@ def _dataset_source(run_folder: Path, record: Mapping[str, Any]) -> str | None:
 
 def _facts(record: Mapping[str, Any], source: str | None) -> dict[str, str]:
     versions = record.get("versions", {})
+    template_kwargs = record.get("recipe", {}).get("chat_template_kwargs")
     facts = {
         "data": (hub_id(source) or Path(source).name) if source else None,
         "data fingerprint (sha256)": record.get("dataset_fingerprint"),
+        "chat template arguments": template_kwargs and f"`{json.dumps(template_kwargs)}`",
         "seed": record.get("seed"),
         "duration, seconds": record.get("duration_seconds"),
         "peak memory, GB": record.get("peak_memory_gb"),

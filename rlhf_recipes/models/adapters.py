@@ -18,7 +18,7 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models.fingerprints import model_fingerprint
 from rlhf_recipes.models.loading import Base, Precision, open_config, open_tokenizer
 from rlhf_recipes.models.lora import DEFAULTS, HEAD_NAMES, check_lora
-from rlhf_recipes.models.vocabulary import check_vocabulary, set_padding
+from rlhf_recipes.models.vocabulary import check_same_tokenizer, check_vocabulary, set_padding
 from rlhf_recipes.records import read_yaml
 
 CONFIG = "adapter_config.json"
@@ -85,6 +85,24 @@ class Adapter:
                 f"{self.folder} holds a reward or value model (an adapter with a scalar head), "
                 "which writes no text. Give the adapter of a language model, as SFT, PPO, GRPO or "
                 "DPO writes it."
+            )
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, key: str) -> None:
+        """Raise RecipeError if this adapter, a role of PPO, was trained to read other text.
+
+        An adapter without a tokenizer of its own passes.
+
+        Args:
+            tokenizer: The policy's.
+            key: Key of the recipe that names this adapter.
+        """
+        if self.has_tokenizer:
+            check_same_tokenizer(
+                tokenizer,
+                self.tokenizer,
+                (f"`{self.base.name}`", f"`{key}` ({self.folder})"),
+                "All roles of PPO read the same token ids, so this adapter would read other text "
+                "than it was trained on.",
             )
 
     @cached_property

@@ -27,6 +27,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from trl import ModelConfig, get_quantization_config
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models.chat_templates import bind_template_kwargs
 from rlhf_recipes.models.dropout import turn_off_dropout
 from rlhf_recipes.models.embedded import embedded_base
 from rlhf_recipes.models.vocabulary import check_vocabulary, set_padding
@@ -269,7 +270,10 @@ def _on_device() -> dict[str, Any]:
 
 
 def open_tokenizer(
-    name: str, chat_template: str | None = None, revision: str | None = None
+    name: str,
+    chat_template: str | None = None,
+    revision: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> PreTrainedTokenizerBase:
     """Open the tokenizer of a base model, set its padding token, and check it against the model.
 
@@ -279,6 +283,7 @@ def open_tokenizer(
         name: Base model.
         chat_template: A Jinja file, for a base without a chat template.
         revision: Branch, tag or commit of a base on the Hub.
+        chat_template_kwargs: Values of the template's variables, bound to the template.
     """
     config = open_config(name, revision)
     try:
@@ -294,6 +299,7 @@ def open_tokenizer(
                 f"`chat_template` names {chat_template}, which cannot be read "
                 f"({error.strerror}). Give the path of a Jinja file, or leave the key out."
             ) from error
+    bind_template_kwargs(tokenizer, chat_template_kwargs)
     check_vocabulary(tokenizer, config, name)
     return tokenizer
 

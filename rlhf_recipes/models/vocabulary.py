@@ -5,6 +5,7 @@ import logging
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models.chat_templates import template_differences
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token")
 
@@ -96,8 +97,7 @@ def check_same_tokenizer(
         for kind in SPECIAL_TOKENS
         if getattr(tokenizer, kind) != getattr(other, kind)
     ]
-    if tokenizer.chat_template != other.chat_template:
-        differences.append("their chat templates are not the same text")
+    differences += template_differences(tokenizer, other)
     vocabulary = tokenizer.get_vocab()
     moved = sorted(vocabulary.items() ^ other.get_vocab().items())
     if moved:
@@ -105,5 +105,6 @@ def check_same_tokenizer(
     if differences:
         raise RecipeError(
             f"The tokenizers of {names[0]} and {names[1]} differ: {'; '.join(differences)}. "
-            f"{consequence} Train both with the same `model_name_or_path` and `chat_template`."
+            f"{consequence} Train both with the same `model_name_or_path`, `chat_template` and "
+            "`chat_template_kwargs`."
         )

@@ -2,6 +2,7 @@
 
 import torch
 from peft import LoraConfig, PeftConfig
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models.adapters import Adapter, read_adapter
@@ -14,6 +15,7 @@ POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
 
 def attach_roles(
     roles: Roles,
+    tokenizer: PreTrainedTokenizerBase,
     reward_model: str | Adapter | None,
     peft_config: PeftConfig | None,
     sft_model: str | Adapter | None,
@@ -26,13 +28,14 @@ def attach_roles(
 
     Args:
         roles: A base without adapters.
+        tokenizer: The tokenizer that all roles read the text of.
         reward_model: A reward adapter, or its folder.
         peft_config: LoRA of the policy where there is no `sft_model`.
         sft_model: The adapter that the policy starts from, or its folder.
 
     Raises:
-        RecipeError: If an adapter is of another base or of the wrong kind, or if the policy has
-            neither a LoRA configuration nor an adapter.
+        RecipeError: If an adapter is of another base, tokenizer, chat template or kind, or if the
+            policy has neither a LoRA configuration nor an adapter.
     """
     check_logits(roles.base)
     base = Base(str(roles.base.name_or_path), peft_config.revision if peft_config else None)
@@ -40,6 +43,7 @@ def attach_roles(
         start = read_adapter(sft_model)
         start.check_base(base)
         start.check_policy()
+        start.check_tokenizer(tokenizer, "sft_model_path")
         roles.attach_saved(POLICY, start, trainable=True)
         roles.attach_saved(REFERENCE, start, trainable=False)
     elif isinstance(peft_config, LoraConfig):
@@ -54,6 +58,7 @@ def attach_roles(
         reward = read_adapter(reward_model)
         reward.check_base(base)
         reward.check_head()
+        reward.check_tokenizer(tokenizer, "reward_model_path")
         roles.attach_saved(REWARD, reward, trainable=False)
         roles.attach_saved(VALUE, reward, trainable=True)
         weight = reward.head["weight"]

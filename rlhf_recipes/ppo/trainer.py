@@ -93,7 +93,7 @@ class PPOTrainer(Trainer):
         set_seed(args.seed)  # before LoRA's weights are drawn, as TRL's trainers do
         self.roles = Roles(model, prefix_sharing=prefix_sharing)
         start = sft_model or args.sft_model_path
-        attach_roles(self.roles, reward_model_path, peft_config, start)
+        attach_roles(self.roles, processing_class, reward_model_path, peft_config, start)
         self.schedule = Schedule(args, len(train_dataset))
         if args.total_episodes is not None:
             args.max_steps = self.schedule.num_steps(args.total_episodes)

@@ -82,6 +82,13 @@ class DataArguments:
         default=None,
         metadata={"help": "Path of a Jinja chat template, for a model that has none."},
     )
+    chat_template_kwargs: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the chat template, such as {enable_thinking: false} for Qwen3. "
+            "Give every stage the same."
+        },
+    )
     seed: int = field(
         default=42, metadata={"help": "Random seed of the split and of the sampled pairs."}
     )
@@ -112,6 +119,12 @@ class DataArguments:
                     f"`{name}` is {value}, which leaves no pairs on one side of the split. "
                     "Give a fraction between 0 and 1, such as 0.1."
                 )
+        if self.chat_template_kwargs and self.model_name_or_path is None:
+            raise ValueError(
+                f"`chat_template_kwargs` is {self.chat_template_kwargs}, but no model is given, so "
+                "words are counted and no chat template is used. Give `model_name_or_path`, or "
+                "leave it out."
+            )
         self._check_columns()
         if self.dataset_test_split == self.dataset_train_split:
             raise ValueError(

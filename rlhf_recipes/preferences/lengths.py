@@ -1,8 +1,8 @@
 """Count the lengths of preference pairs, in tokens of a model or in words."""
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
 
@@ -82,15 +82,24 @@ class TokenCounter:
     Args:
         name: Model whose tokenizer is used: a Hub id, a folder, or an embedded model.
         chat_template: Path of a Jinja file, or None.
+        chat_template_kwargs: Values of the template's variables.
     """
 
-    def __init__(self, name: str, chat_template: str | None, revision: str | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        chat_template: str | None,
+        revision: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         # Imported here because it imports torch, which nothing else in this room needs.
         from rlhf_recipes.models.loading import open_tokenizer
 
         self.unit = f"tokens of {name}"
         self._name = name
-        self._tokenizer: PreTrainedTokenizerBase = open_tokenizer(name, chat_template, revision)
+        self._tokenizer: PreTrainedTokenizerBase = open_tokenizer(
+            name, chat_template, revision, chat_template_kwargs
+        )
         special = [re.escape(token) for token in self._tokenizer.all_special_tokens]
         self._special = re.compile("|".join(sorted(special, key=len, reverse=True)) or "(?!)")
 

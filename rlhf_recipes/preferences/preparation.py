@@ -75,7 +75,10 @@ def prepare(arguments: DataArguments) -> Prepared:
     count_lengths: LengthCounter = WordCounter()
     if arguments.model_name_or_path is not None:
         count_lengths = TokenCounter(
-            arguments.model_name_or_path, arguments.chat_template, arguments.model_revision
+            arguments.model_name_or_path,
+            arguments.chat_template,
+            arguments.model_revision,
+            arguments.chat_template_kwargs,
         )
     reader = Reader(arguments.columns)
     row_filter = RowFilter(reader, count_lengths, arguments.max_length)

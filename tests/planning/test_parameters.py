@@ -12,7 +12,7 @@ from trl import ModelConfig, get_peft_config
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models.adapters import read_adapter
 from rlhf_recipes.models.architectures import meta_model
-from rlhf_recipes.models.loading import Base
+from rlhf_recipes.models.loading import Base, open_tokenizer
 from rlhf_recipes.planning.parameters import evaluation_parameters, stage_parameters
 from rlhf_recipes.ppo.attaching import attach_roles
 from rlhf_recipes.roles import Roles
@@ -112,7 +112,7 @@ def test_ppo_from_an_adapter_holds_it_once_more_as_the_reference(base, tmp_path)
     reward = read_adapter(save_reward(base, tmp_path / "reward", 2))
     start = read_adapter(tmp_path / "start")
     roles = Roles(AutoModelForCausalLM.from_pretrained(base))
-    attach_roles(roles, reward, None, start)
+    attach_roles(roles, open_tokenizer("tiny"), reward, None, start)
     _, counted = stage_parameters("ppo", model, reward, start=start)
     assert (counted.total, counted.trainable) == numbers(roles)
 

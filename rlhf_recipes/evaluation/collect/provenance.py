@@ -22,13 +22,15 @@ from rlhf_recipes.evaluation.arguments import (
     EvaluationArguments,
     Policy,
 )
+from rlhf_recipes.evaluation.metrics.detectors import THINKING
 from rlhf_recipes.evaluation.metrics.samples import Record
 from rlhf_recipes.models.adapters import Adapter, read_adapter
+from rlhf_recipes.models.chat_templates import template_kwargs
 from rlhf_recipes.models.loading import Precision
 from rlhf_recipes.models.vocabulary import check_same_tokenizer
 from rlhf_recipes.preferences import dataset_fingerprint, load_prepared
 from rlhf_recipes.preferences.shapes import first_turn_key
-from rlhf_recipes.prompts import Prompt
+from rlhf_recipes.prompts import Prompt, prompt_ids
 
 VALUES = 1024
 
@@ -119,6 +121,7 @@ def read_adapters(arguments: EvaluationArguments) -> Adapters:
     adapters = Adapters(proxy, start, tuple(policies), trained, judges, Precision())
     _check_bases(adapters)
     _check_references(arguments, policies, start)
+    _check_template_kwargs(arguments, adapters)
     return replace(adapters, precision=_chosen_precision(arguments, adapters))
 
 
@@ -191,6 +194,21 @@ def _check_references(
                 f"{f'set `{setting}`' if trained_from else 'leave `sft_model_path` out'}, "
                 "or leave this policy out of `models`."
             )
+
+
+def _check_template_kwargs(arguments: EvaluationArguments, adapters: Adapters) -> None:
+    """Check that the adapters were trained with the chat template's arguments of the recipe."""
+    asked = arguments.chat_template_kwargs
+    if asked is None:
+        return
+    trained = template_kwargs(adapters.tokenizer)
+    if trained != asked:
+        raise RecipeError(
+            f"`chat_template_kwargs` is {asked}, and the adapters were trained with "
+            f"{trained or 'none'}: the reward model ({adapters.proxy.folder}) and the policies "
+            "would see other text than in training. Leave it out, which takes those of training, "
+            "or train the adapters with it."
+        )
 
 
 def _is_adapter(folder: str | None, adapter: Adapter | None) -> bool:
@@ -280,6 +298,8 @@ def collection_facts(
         "reward_model_fingerprint": adapters.proxy.fingerprint,
         "gold": arguments.gold_func or arguments.gold_model_path,
         "generation": arguments.generation(),
+        "chat_template_kwargs": template_kwargs(adapters.tokenizer),
+        "thinks_from_start": _thinks_from_start(adapters.tokenizer, prompts[0]),
         "seed": arguments.seed,
         "n_prompts": len(prompts),
         "prompts_in_training": _in_training(arguments.dataset_name, prompts),
@@ -293,6 +313,11 @@ def collection_facts(
             "cores": os.cpu_count(),
         },
     }
+
+
+def _thinks_from_start(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> bool:
+    """Whether the chat template opens thinking itself, so that completions lack the first tag."""
+    return str(tokenizer.decode(prompt_ids(tokenizer, prompt))).rstrip().endswith(THINKING)
 
 
 def _in_training(folder: str, prompts: Sequence[Prompt]) -> int:

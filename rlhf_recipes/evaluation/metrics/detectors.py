@@ -17,6 +17,8 @@ ECHO_WORDS = 5
 SYMBOL_FRACTION = 0.5
 SYMBOL_CHARACTERS = 8
 REFUSAL_CHARACTERS = 200
+THINKING, THOUGHT = "<think>", "</think>"
+"""Tags around what a reasoning model thinks before it answers."""
 
 # Scripts written without spaces count character by character; everything else by word.
 _WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
@@ -74,6 +76,11 @@ def is_repetitive(text: str) -> bool:
     """Whether over half of the 4-grams are repeats, or the text ends in a loop."""
     tokens = words(text)
     return repeated_fraction(tokens, 4) > REPEATED_FRACTION or ends_in_loop(tokens)
+
+
+def ends_in_thinking(text: str) -> bool:
+    """Whether the last `<think>` of the text has no `</think>` after it."""
+    return text.rfind(THINKING) > text.rfind(THOUGHT)
 
 
 def leaks_role(text: str) -> bool:

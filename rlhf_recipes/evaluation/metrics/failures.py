@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_recipes.evaluation.metrics.detectors import (
+    THINKING,
     echoes_prompt,
+    ends_in_thinking,
     is_degenerate,
     is_empty,
     is_repetitive,
@@ -42,6 +44,8 @@ SPIKE_TOKENS = 10
 DEFINITIONS = {
     "empty": "no letter or digit",
     "truncated": "cut off at the length limit before an end-of-sequence token",
+    "unfinished_thinking": "cut off at the length limit after `<think>` and before `</think>`, so "
+    "without an answer",
     "repetition": "over half of the 4-grams are repeats, or the text ends in a unit said 3 times "
     "in a row",
     "role_leak": 'a line begins with "Human:", "User:", "Assistant:" or "System:"',
@@ -111,12 +115,23 @@ class Failure:
 def detect_failures(collection: Collection) -> Failures:
     """Apply each detector to each sample of each model."""
     base, gold = collection.base, "gold" in collection.metrics
-    masks = {name: detected(model, base, gold=gold) for name, model in collection.models.items()}
+    start = THINKING if collection.facts.get("thinks_from_start") else ""
+    masks = {
+        name: detected(model, base, gold=gold, start=start)
+        for name, model in collection.models.items()
+    }
     return {rule: {name: mask[rule] for name, mask in masks.items()} for rule in DEFINITIONS}
 
 
-def detected(model: ModelSamples, base: ModelSamples, *, gold: bool) -> dict[str, Mask]:
-    """Apply the detectors to a model's samples, some of them relative to base's samples."""
+def detected(
+    model: ModelSamples, base: ModelSamples, *, gold: bool, start: str = ""
+) -> dict[str, Mask]:
+    """Apply the detectors to a model's samples, some of them relative to base's samples.
+
+    Args:
+        gold: Whether there is a gold score.
+        start: The tag that opens thinking, if the chat template writes it at the end of a prompt.
+    """
 
     def apply(rule: Any) -> Mask:
         return np.array([[bool(rule(record)) for record in row] for row in model.records])
@@ -137,6 +152,9 @@ def detected(model: ModelSamples, base: ModelSamples, *, gold: bool) -> dict[str
     spread = MAD_TO_SD * np.median(np.abs(kl - np.median(kl)))
     return masks | {
         "truncated": apply(lambda r: r["finish"] == "length"),
+        "unfinished_thinking": apply(
+            lambda r: r["finish"] == "length" and ends_in_thinking(start + r["response"])
+        ),
         "length_blow_up": model.values("n_tokens")
         > np.quantile(base.values("n_tokens"), LONG_QUANTILE),
         "opening_collapse": _collapses(model),

@@ -195,6 +195,7 @@ def _facts(results: EvaluationResults) -> dict[str, Any]:
         "completions per prompt": config.samples_per_prompt,
         "completions of base": config.base_samples_per_prompt,
         "generation": _pairs(run.get("generation") or {}),
+        "chat template arguments": _pairs(run.get("chat_template_kwargs") or {}),
         "seed": run.get("seed"),
         "code": record.get("git_commit"),
         "collected": record.get("created"),

@@ -74,6 +74,24 @@ def test_a_policy_of_another_template_or_vocabulary_is_refused(folders):
         _ = evaluated(folders).tokenizer
 
 
+def test_arguments_of_the_template_must_be_those_of_training(folders):
+    template, off = folders / "template.jinja", {"enable_thinking": False}
+    template.write_text(
+        "{{ enable_thinking }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    bound = open_tokenizer("tiny", str(template), chat_template_kwargs=off)
+    for name in ("reward", "ppo"):
+        bound.save_pretrained(folders / name)
+    for asked in (None, off):
+        assert evaluated(folders, chat_template_kwargs=asked).tokenizer.chat_template
+    for asked in ({}, {"enable_thinking": True}, {"enable_thinkng": False}):
+        with pytest.raises(RecipeError, match=r"were trained with \{'enable_thinking': False\}"):
+            evaluated(folders, chat_template_kwargs=asked)
+    open_tokenizer("tiny", str(template)).save_pretrained(folders / "ppo")
+    with pytest.raises(RecipeError, match=r"`enable_thinking` of .* is False and not set\. Every"):
+        _ = evaluated(folders).tokenizer
+
+
 def test_without_a_tokenizer_of_its_own_an_adapter_has_its_base_s(folders):
     for name in ("tokenizer_config.json", "tokenizer.json", "chat_template.jinja"):
         (folders / "reward" / name).unlink()

@@ -4,6 +4,7 @@ import pytest
 
 from rlhf_recipes.evaluation.metrics.detectors import (
     echoes_prompt,
+    ends_in_thinking,
     is_degenerate,
     is_empty,
     is_repetitive,
@@ -51,6 +52,16 @@ def test_repetition_fires(text):
 @pytest.mark.parametrize("text", [LIST, CODE, "No, no, no!", "It was very, very, very good.", ""])
 def test_repetition_does_not_fire(text):
     assert not is_repetitive(text)
+
+
+@pytest.mark.parametrize("text", ["<think>", "<think>\nWell", "<think>a</think>b<think>c"])
+def test_thinking_without_an_end_fires(text):
+    assert ends_in_thinking(text)
+
+
+@pytest.mark.parametrize("text", ["", "Yes.", "<think>a</think>Yes.", "a</think>Yes.", "I think"])
+def test_thinking_without_an_end_does_not_fire(text):
+    assert not ends_in_thinking(text)
 
 
 @pytest.mark.parametrize(

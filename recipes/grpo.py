@@ -7,27 +7,26 @@ accelerate launch --config_file accelerate_configs/single.yaml \
 from trl import GRPOConfig, GRPOTrainer, ModelConfig
 
 from rlhf_recipes import load_prepared, share_prefixes
-from rlhf_recipes.arguments import RecipeArguments, RewardArguments, parse_recipe
+from rlhf_recipes.arguments import RecipeArguments, RewardArguments, StartArguments, parse_recipe
 from rlhf_recipes.ending import run_script
 from rlhf_recipes.generation.grpo import rollout_func_for
 from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.machine import use_whole_cpu
-from rlhf_recipes.models.loading import open_language_model
-from rlhf_recipes.models.lora import lora_config
+from rlhf_recipes.models.starting import open_policy
 from rlhf_recipes.planning.plan import training_plan
 from rlhf_recipes.reward_functions import checked
 from rlhf_recipes.rewards import RewardRole
 from rlhf_recipes.runs.resuming import WholeGenerations
 from rlhf_recipes.training import check_run_folder, push_if_asked, train_and_save
 
-ARGUMENTS = (RecipeArguments, RewardArguments, GRPOConfig, ModelConfig)
+ARGUMENTS = (RecipeArguments, RewardArguments, StartArguments, GRPOConfig, ModelConfig)
 
 
 def main() -> None:
     """Train the policy on groups of its own completions, scored by the reward adapter."""
-    (recipe, reward, training, model), settings = parse_recipe(*ARGUMENTS)
+    (recipe, reward, starting, training, model), settings = parse_recipe(*ARGUMENTS)
     dataset = load_prepared(recipe.dataset_name, recipe.max_train_samples, recipe.max_eval_samples)
-    inputs = Inputs("grpo", recipe, training, model, dataset, reward, settings=settings)
+    inputs = Inputs("grpo", recipe, training, model, dataset, reward, starting, settings=settings)
     plan = training_plan(inputs)
     if recipe.plan:
         print(plan)
@@ -43,13 +42,14 @@ def main() -> None:
     if inputs.reward_model is not None:
         reward_model = RewardRole(inputs.reward_model, prefix_sharing=recipe.prefix_sharing)
         rewards.insert(0, reward_model)
+    policy, lora = open_policy(model, inputs.start, dropout=not training.disable_dropout)
     trainer = GRPOTrainer(
-        model=open_language_model(model, dropout=not training.disable_dropout),
+        model=policy,
         reward_funcs=[checked(function) for function in rewards],  # type: ignore[misc]  # Any
         args=training,
         train_dataset=inputs.prompts[0],
         processing_class=inputs.tokenizer,
-        peft_config=lora_config(model),
+        peft_config=lora,
         rollout_func=rollout_func_for(training),
         callbacks=[WholeGenerations()],
     )

@@ -86,6 +86,19 @@ class RecipeArguments:
 
 
 @dataclass
+class StartArguments:
+    """The adapter that a policy of DPO or GRPO starts from; PPOConfig has the same key."""
+
+    sft_model_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Adapter that the policy starts from, and the reference model with it, as "
+            "sft.py writes it."
+        },
+    )
+
+
+@dataclass
 class RewardArguments:
     """The reward model and reward functions that score completions."""
 

@@ -22,11 +22,13 @@ from rlhf_recipes.models.adapters import Adapter
 from rlhf_recipes.models.architectures import check_dropout, check_router_loss, check_sampler
 from rlhf_recipes.models.chat_templates import kwargs_differences
 from rlhf_recipes.models.loading import Base, Precision, check_generation_config, classifier_config
+from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.models.optimizers import check_optimizer, check_warmup
+from rlhf_recipes.models.starting import check_same_lora
 from rlhf_recipes.models.weight_files import check_weight_files
 from rlhf_recipes.preferences.truncation import check_context
 from rlhf_recipes.reward_functions import REWARD_MODEL, check_functions, function_name
-from rlhf_recipes.rules.kinds import ALL, GRPO, ONLINE, PAIRS, PPO, REWARD
+from rlhf_recipes.rules.kinds import ALL, GRPO, OFFLINE, ONLINE, POLICIES, PPO, REWARD
 from rlhf_recipes.rules.packages import package_problems
 from rlhf_recipes.runs.checkpoints import last_checkpoint
 from rlhf_recipes.runs.locks import check_free
@@ -193,11 +195,12 @@ def check_reward_functions(inputs: Inputs) -> None:
 
 
 def check_start(inputs: Inputs) -> None:
-    """Refuse a starting adapter of another base, or one that is not a language model's."""
+    """Refuse a start of another base or LoRA, or one that is not a language model's adapter."""
     if inputs.start is not None:
         inputs.start.check_policy()
         _warn_of_precision(Precision.read(vars(inputs.model)), inputs.start, "sft_model_path")
         _check_role(inputs, inputs.start, "sft_model_path")
+        check_same_lora(inputs.start, lora_config(inputs.model), inputs.language_model)
 
 
 def _check_role(inputs: Inputs, adapter: Adapter, key: str) -> None:
@@ -281,14 +284,14 @@ GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
         (check_optimization, ALL),
         (check_generation, ONLINE),
         (check_reward_class, REWARD),
-        (check_experts, ("dpo", "grpo")),
+        (check_experts, ("sft", "dpo", "grpo")),
         (check_dropout_off, GRPO),
     ),
     (  # adapters and reward functions
-        (check_tokens, PAIRS),
+        (check_tokens, OFFLINE),
         (check_reward_model, ONLINE),
         (check_reward_functions, ONLINE),
-        (check_start, PPO),
+        (check_start, POLICIES),
     ),
     (  # the data
         (check_rows, ALL),

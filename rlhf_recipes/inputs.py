@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from rlhf_recipes.arguments import RecipeArguments, RewardArguments, resolved_recipe
+from rlhf_recipes.arguments import (
+    RecipeArguments,
+    RewardArguments,
+    StartArguments,
+    resolved_recipe,
+)
 from rlhf_recipes.models.adapters import Adapter, read_adapter
 from rlhf_recipes.models.architectures import meta_model
 from rlhf_recipes.models.loading import Base, Precision, open_tokenizer
 from rlhf_recipes.preferences import split_off, unique_prompts
-from rlhf_recipes.preferences.truncation import Rows, pair_rows, prompt_rows
+from rlhf_recipes.preferences.truncation import Rows, completion_rows, pair_rows, prompt_rows
 from rlhf_recipes.reward_functions import RewardFunc, load_reward_func
-from rlhf_recipes.rules.kinds import PAIRS
+from rlhf_recipes.rules.kinds import OFFLINE
 from rlhf_recipes.runs.fingerprints import run_inputs
 from rlhf_recipes.runs.run_folder import PROCESSES
 from rlhf_recipes.sharding import shards_weights
@@ -31,10 +36,11 @@ class Inputs:
     """The arguments and data of a training stage, and the files they name, opened on first use.
 
     Args:
-        stage: `reward`, `dpo`, `grpo` or `ppo`.
-        training: The stage's trainer arguments: RewardConfig, DPOConfig, GRPOConfig or PPOConfig.
+        stage: `sft`, `reward`, `dpo`, `grpo` or `ppo`.
+        training: The stage's trainer arguments: an SFTConfig, RewardConfig and so on.
         dataset: Splits train and validation, as `load_prepared` returns them.
         reward: The reward model and reward functions of GRPO and PPO.
+        starting: The adapter that DPO's or GRPO's policy starts from; PPO's is in `training`.
         settings: What the recipe and the command line set, as `parse_recipe` returns it.
     """
 
@@ -44,6 +50,7 @@ class Inputs:
     model: ModelConfig
     dataset: "Mapping[str, Dataset]"
     reward: RewardArguments | None = None
+    starting: StartArguments | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -54,7 +61,7 @@ class Inputs:
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Fingerprint of each input that the recipe names, and the number of processes."""
-        instances = (self.recipe, self.training, self.model, self.reward)
+        instances = (self.recipe, self.training, self.model, self.reward, self.starting)
         values = [vars(instance) for instance in instances if instance is not None]
         paths = {name: value for part in values for name, value in part.items()}
         return run_inputs(paths) | {PROCESSES: str(self.training.world_size)}
@@ -108,10 +115,22 @@ class Inputs:
         as_policy = self.reward_precision == Precision.read(vars(self.model))
         return same and as_policy and not shards_weights(self.training)
 
+    @property
+    def start_path(self) -> str | None:
+        """Folder of the adapter that the policy starts from, if there is one."""
+        path: str | None = getattr(self.starting or self.training, "sft_model_path", None)
+        return path
+
     @cached_property
     def start(self) -> Adapter | None:
-        """The adapter that PPO's policy starts from, if there is one."""
-        return self._adapter(getattr(self.training, "sft_model_path", None))
+        """The adapter that the policy starts from; None if a plan comes before it was trained."""
+        return self._adapter(self.start_path)
+
+    @property
+    def has_reference_adapter(self) -> bool:
+        """Whether the reference is a frozen copy of the start. GRPO with `beta` 0 has none."""
+        unused = self.stage == "grpo" and self.training.beta == 0
+        return self.start_path is not None and not unused
 
     @cached_property
     def reward_funcs(self) -> list[RewardFunc]:
@@ -134,11 +153,13 @@ class Inputs:
     def rows(self) -> dict[str, Rows]:
         """Counts and indices of the rows of each split that the stage uses."""
         stage, tokenizer, training = self.stage, self.tokenizer, self.training
-        if stage in PAIRS:
-            return {
-                split: pair_rows(stage, split, self.dataset[split], tokenizer, training)
-                for split in ("train", "validation")
-            }
+        if stage in OFFLINE:
+            splits = {split: self.dataset[split] for split in ("train", "validation")}
+            if stage == "sft":
+                return {
+                    s: completion_rows(s, rows, tokenizer, training) for s, rows in splits.items()
+                }
+            return {s: pair_rows(stage, s, rows, tokenizer, training) for s, rows in splits.items()}
         train, held_out = self.prompts
         splits = {"train": train} | ({"evaluation": held_out} if held_out is not None else {})
         return {

@@ -17,7 +17,6 @@ from peft import (
     PeftModel,
     TaskType,
     get_peft_model_state_dict,
-    set_peft_model_state_dict,
 )
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from rlhf_recipes.models.dropout import turn_off_dropout
 from rlhf_recipes.models.logits import logits_of
 from rlhf_recipes.models.lora import HEAD_NAMES, check_lora
 from rlhf_recipes.models.merging import merged
+from rlhf_recipes.models.starting import does_not_fit, load_weights
 from rlhf_recipes.prefix_sharing.forward import (
     can_share_prefixes,
     packed_pass,
@@ -122,50 +122,19 @@ class Roles(nn.Module):
         try:
             self.attach(role, copy.deepcopy(adapter.config), trainable=trainable)
         except ValueError as error:  # PEFT names the layers it did not find
-            raise RecipeError(self._does_not_fit(adapter, str(error))) from error
+            raise does_not_fit(str(self.base.name_or_path), adapter, str(error)) from error
         if adapter.head:
             head = adapter.head
             self.attach_head(role, head["weight"], head.get("bias"), trainable=trainable)
         self.load_role(role, adapter)
 
     def load_role(self, role: str, source: str | Path | Adapter) -> None:
-        """Replace the weights of an attached role by those of a saved adapter.
-
-        Only LoRA weights are handed to PEFT, which would write any other into the base.
-        """
+        """Replace the weights of an attached role by those of a saved adapter."""
         adapter = read_adapter(source)
-        self._check_copies(adapter)
-        try:
-            result: Any = set_peft_model_state_dict(
-                self._peft[0], dict(adapter.weights), adapter_name=role
-            )
-        except (RuntimeError, KeyError) as error:  # torch lists the weights of another size
-            raise RecipeError(self._does_not_fit(adapter, str(error))) from error
-        missing = [name for name in result.missing_keys if role in name.split(".")]
-        for problem, names in (
-            ("weights for layers that the base lacks", result.unexpected_keys),
-            ("no weights for layers that its configuration adapts", missing),
-        ):
-            if names:
-                reason = f"it has {problem}, such as {names[0]}"
-                raise RecipeError(self._does_not_fit(adapter, reason))
+        load_weights(self._peft[0], role, adapter, self._base_weights)
         if adapter.head:
             self.heads[role].load_state_dict(dict(adapter.head))
         self._check_base_unchanged(role)
-
-    def _check_copies(self, adapter: Adapter) -> None:
-        """Raise RecipeError where base weights saved with an adapter differ from this base's."""
-        for name, tensor in adapter.copies.items():
-            plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-            weight = self._base_weights.get(plain)
-            if weight is None or not torch.equal(weight.detach(), tensor.to(weight)):
-                raise RecipeError(
-                    f"The adapter in {adapter.folder} has another `{name}` than the base "
-                    f"`{self.base.name_or_path}`, which all roles share. Loading it would change "
-                    "the base. Train the adapter without changing that layer or the vocabulary, "
-                    "or merge it into a copy of the base with PEFT's `merge_and_unload` and use "
-                    "that folder as `model_name_or_path`."
-                )
 
     def _check_base_unchanged(self, role: str) -> None:
         """Raise RecipeError unless the base is the same, bit for bit, as before any adapter."""
@@ -176,12 +145,6 @@ class Roles(nn.Module):
                     f"(`{name}`), so no role's output would be right. Train that adapter as plain "
                     "LoRA."
                 )
-
-    def _does_not_fit(self, adapter: Adapter, reason: str) -> str:
-        return (
-            f"The adapter in {adapter.folder} does not fit `{self.base.name_or_path}`: {reason}. "
-            f"It was trained on {adapter.base}, and an adapter fits only its own base."
-        )
 
     def attach_head(
         self, role: str, weight: Tensor, bias: Tensor | None, *, trainable: bool

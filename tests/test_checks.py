@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
-from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig
+from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig
 
-from rlhf_recipes.arguments import RecipeArguments, RewardArguments
+from rlhf_recipes.arguments import RecipeArguments, RewardArguments, StartArguments
 from rlhf_recipes.checks import check_training
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.inputs import Inputs
@@ -23,7 +23,13 @@ from rlhf_recipes.ppo.trainer import PPOTrainer
 from rlhf_recipes.preferences import load_prepared, unique_prompts
 from rlhf_recipes.roles import Roles
 
-CONFIGS = {"reward": RewardConfig, "dpo": DPOConfig, "grpo": GRPOConfig, "ppo": PPOConfig}
+CONFIGS = {
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "dpo": DPOConfig,
+    "grpo": GRPOConfig,
+    "ppo": PPOConfig,
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +87,8 @@ def adapters(tmp_path):
     """Folder with a policy adapter and a reward adapter, as runs leave them."""
     roles = Roles(open_base("tiny"))
     for name in ("sft", "reward"):
-        roles.attach(name, LoraConfig(r=2, target_modules=["q_proj"]), trainable=False)
+        lora = LoraConfig(r=2, lora_alpha=32, target_modules="all-linear")
+        roles.attach(name, lora, trainable=False)
         if name == "reward":
             roles.attach_head(name, torch.ones(1, 32), None, trainable=False)
         roles.save_role(name, tmp_path / name)
@@ -90,10 +97,12 @@ def adapters(tmp_path):
 
 
 def with_adapters(data, folder, stage="ppo", sft="sft", reward="reward", **recipe):
-    training = {"sft_model_path": str(folder / sft)} if stage == "ppo" else {}
-    stage_inputs = inputs(stage, data, folder, max_completion_length=8, **training)
+    start = {"sft_model_path": str(folder / sft)}
+    training = {} if stage == "dpo" else {"max_completion_length": 8}
+    stage_inputs = inputs(stage, data, folder, **training, **(start if stage == "ppo" else {}))
     return replace(
         stage_inputs,
+        starting=None if stage == "ppo" else StartArguments(**start),
         recipe=RecipeArguments(**recipe),
         reward=RewardArguments(reward_model_path=str(folder / reward)),
     )
@@ -137,13 +146,37 @@ def test_an_adapter_of_another_base_is_refused_before_weights(data, adapters):
         check_training(with_adapters(data, adapters))
 
 
+@pytest.mark.parametrize("stage", ["dpo", "grpo", "ppo"])
+def test_a_start_is_checked_alike_in_every_policy_s_stage(stage, data, adapters):
+    check_training(with_adapters(data, adapters, stage=stage))
+    with pytest.raises(RecipeError, match="writes no text"):
+        check_training(with_adapters(data, adapters, stage=stage, sft="reward"))
+    other = with_adapters(data, adapters, stage=stage)
+    other.model.lora_alpha = 8
+    with pytest.raises(RecipeError, match="`lora_alpha` is 8 and 32"):
+        check_training(other)
+    planned = with_adapters(data, adapters, stage=stage, sft="none", plan=True)
+    assert training_plan(planned).parameters == (
+        training_plan(with_adapters(data, adapters, stage=stage)).parameters
+    )
+    with pytest.raises(RecipeError, match="holds no adapter"):
+        check_training(with_adapters(data, adapters, stage=stage, sft="none"))
+    file = adapters / "sft" / "adapter_config.json"
+    elsewhere = {"base_model_name_or_path": "someone/else"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | elsewhere))
+    with pytest.raises(RecipeError, match="trained on `someone/else`, but"):
+        check_training(with_adapters(data, adapters, stage=stage))
+
+
 def test_a_template_that_ppo_s_roles_do_not_share_is_refused(data, adapters):
     template = adapters / "template.jinja"
     template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     with pytest.raises(RecipeError, match="chat templates") as refused:
         check_training(with_adapters(data, adapters, chat_template=str(template)))
     assert "reward_model_path" in str(refused.value) and "sft_model_path" in str(refused.value)
-    check_training(with_adapters(data, adapters, stage="grpo", chat_template=str(template)))
+    with pytest.raises(RecipeError, match="chat templates") as refused:
+        check_training(with_adapters(data, adapters, stage="grpo", chat_template=str(template)))
+    assert "reward_model_path" not in str(refused.value)  # GRPO's reads its own token ids
 
 
 THINKING = "{% for m in messages %}{{ m['content'] }}{{ enable_thinking }}{% endfor %}"

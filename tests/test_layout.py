@@ -56,7 +56,7 @@ NAMES = {module_name(path) for path in MODULES}
 
 
 def test_there_is_something_to_check():
-    assert len(SCRIPTS) == 6
+    assert len(SCRIPTS) == 7
     assert all((MODULES, TESTS, DOCUMENTS))
 
 

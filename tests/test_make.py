@@ -29,13 +29,21 @@ elif stage == "evaluate":
     for name in ("ppo", "grpo", "dpo"):
         own = str(folder / "models" / f"{{name}}_model")
         facts["models"][name] = {{"adapter": own, "fingerprint": name}}
+    if "--sft_model_path" in arguments:
+        facts["reference"] = arguments[arguments.index("--sft_model_path") + 1]
+        facts["models"]["base"] = {{"fingerprint": "sft"}}
     files["samples/collection.json"] = facts
 else:
     model = str(folder.parent / "reward_model")
     record |= {{"fingerprint": stage, "recipe": {{"reward_model_path": model}}}}
+    if "--sft_model_path" in arguments:
+        start = arguments[arguments.index("--sft_model_path") + 1]
+        record["recipe"]["sft_model_path"] = start
     files = {{"run.json": record}}
     if stage in ("ppo", "grpo"):
         files["run.json"]["inputs"] = {{"reward_model_path": "reward"}}
+    if "sft_model_path" in record["recipe"]:
+        files["run.json"].setdefault("inputs", {{}})["sft_model_path"] = "sft"
 for name, content in files.items():
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(json.dumps(content))
@@ -90,6 +98,64 @@ def test_every_stage_runs_once_and_all_is_then_complete(make, tmp_path):
     assert (status, stages) == (0, ALL), said
     assert f"{tmp_path}/out is complete" in said
     assert finish(make("all"))[2] == []
+
+
+STARTED = ["prepare_data", "reward", "sft", "ppo", "grpo", "dpo", "evaluate"]
+
+
+def test_with_an_sft_adapter_it_is_trained_first_and_everything_starts_from_it(make, tmp_path):
+    started = make("all", "SFT=1")
+    status, said, stages = finish(started)
+    assert status == 0, said
+    assert sorted(stages) == sorted(STARTED)
+    assert stages.index("sft") < min(stages.index(policy) for policy in ("ppo", "grpo", "dpo"))
+    for line in started[1].read_text().splitlines():
+        stage, *arguments = json.loads(line)
+        begins = "--sft_model_path" in arguments
+        assert begins == (stage in ("ppo", "grpo", "dpo", "evaluate")), stage
+        if begins:
+            folder = arguments[arguments.index("--sft_model_path") + 1]
+            assert folder == f"{tmp_path}/out/models/sft_model"
+    assert finish(make("all"))[2] == []  # the folder says that there is one
+
+
+def test_policies_start_from_an_sft_adapter_that_is_there(make):
+    assert finish(make("sft"))[2] == ["prepare_data", "sft"]
+    started = make("dpo")
+    assert finish(started)[2] == ["dpo"]
+    assert "--sft_model_path" in started[1].read_text()
+
+
+def test_one_call_may_make_the_sft_adapter_and_a_policy_from_it(make):
+    started = make("sft", "dpo")
+    assert finish(started)[2] == ["prepare_data", "sft", "dpo"]
+    assert "--sft_model_path" in started[1].read_text().splitlines()[-1]
+
+
+def test_policies_of_another_start_are_noticed(make, tmp_path):
+    finish(make("all"))
+    status, said, stages = finish(make("all", "SFT=1"))
+    assert (status, stages) == (2, ["sft"])
+    assert "ppo was trained from the base, and" in said
+    assert "make ppo ARGS_ppo=--overwrite" in said and "complete:" not in said
+
+
+def test_an_sft_adapter_that_was_trained_again_is_noticed(make, tmp_path):
+    finish(make("all", "SFT=1"))
+    record = tmp_path / "out" / "models" / "sft_model" / "run.json"
+    changed = {"fingerprint": "new"}
+    record.write_text(json.dumps(json.loads(record.read_text()) | changed))
+    status, said, _ = finish(make("all"))
+    assert status == 2
+    for stage in ("ppo", "grpo", "dpo"):
+        assert f"{stage} was trained from another SFT adapter" in said
+    assert "The evaluation was made with another sft adapter than" in said
+
+
+def test_sft_has_one_value(make):
+    status, said, stages = finish(make("all", "SFT=0"))
+    assert (status, stages) == (2, [])
+    assert "SFT is `0`: give SFT=1" in said
 
 
 def test_control_c_deletes_no_finished_record(make, tmp_path):

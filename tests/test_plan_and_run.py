@@ -13,7 +13,15 @@ import pytest
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
-from trl import DPOConfig, DPOTrainer, ModelConfig, RewardConfig, RewardTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    ModelConfig,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.folders import REPLACEMENT
@@ -26,7 +34,7 @@ from rlhf_recipes.models.loading import (
 )
 from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.ppo.tables import rollout_metrics
-from rlhf_recipes.preferences import load_prepared
+from rlhf_recipes.preferences import chosen_completions, load_prepared
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.rules.values import EVALUATION_METRICS
 from rlhf_recipes.runs.checkpoints import write_manifest
@@ -34,9 +42,9 @@ from rlhf_recipes.runs.checkpoints import write_manifest
 # TRL announces which of its keys will be removed.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
-TRAINING = ("reward", "dpo", "grpo", "ppo")
+TRAINING = ("sft", "reward", "dpo", "grpo", "ppo")
 ONLINE = ("grpo", "ppo")
-OWN_TOKENIZER = ("reward", "dpo", "grpo")  # PPO shares the reward model's
+OWN_TOKENIZER = ("sft", "reward", "dpo", "grpo")  # PPO shares the reward model's
 
 # Flags ({tmp} is a folder of broken inputs), the stages that refuse them, and their message.
 REFUSED = [
@@ -50,8 +58,8 @@ REFUSED = [
     ('--lr_scheduler_kwargs {{"speed":1}}', TRAINING, "`lr_scheduler_kwargs` .*speed"),
     ("--warmup_steps 100", TRAINING, "`warmup_steps` is 100, and the run has 2 steps"),
     ("--push_to_hub true", TRAINING, "could not be pushed: HF_HUB_OFFLINE is set"),
-    ("--pad_token no_such_token", ("reward", "dpo"), "`pad_token` is 'no_such_token'"),
-    ("--eos_token no_such_token", ("reward",), "`eos_token` is 'no_such_token'"),
+    ("--pad_token no_such_token", ("sft", "reward", "dpo"), "`pad_token` is 'no_such_token'"),
+    ("--eos_token no_such_token", ("sft", "reward"), "`eos_token` is 'no_such_token'"),
     (
         "--chat_template {tmp}/raises.jinja",
         OWN_TOKENIZER,
@@ -65,7 +73,7 @@ REFUSED = [
     (
         "--eval_strategy steps --eval_steps 1 --save_steps 1 --load_best_model_at_end true "
         "--metric_for_best_model truth",
-        ("reward", "dpo", "ppo"),
+        ("sft", "reward", "dpo", "ppo"),
         "`metric_for_best_model` is truth, which the evaluations of the stage",
     ),
     ("--chat_template {tmp}/none.jinja", TRAINING, "none.jinja, which cannot be read"),
@@ -90,13 +98,14 @@ REFUSED = [
     ("--max_completion_length 8000", ONLINE, "and the base takes 2048"),
     ("--fsdp full_shard", ("ppo",), "PPO does not run under DeepSpeed or FSDP"),
     ("--per_device_train_batch_size 64", ONLINE, "there is nothing to train on"),
-    ("--max_length 3", ("reward", "dpo"), "`max_length`"),
+    ("--max_length 3", ("sft", "reward", "dpo"), "`max_length`"),
     ("--reward_model_path {tmp}/policy", ONLINE, "without a scalar head"),
     ("--reward_funcs {tmp}/rule.py:none", ONLINE, "has no function `none`"),
     ("--reward_funcs {tmp}/raises.py:rule", ONLINE, "raises.py cannot be imported"),
     ("--reward_funcs {tmp}/rule.py:rule --reward_weights 1", ONLINE, "has 1 weights, and there"),
     ("--reward_funcs {tmp}/rule.py:reward_model", ONLINE, "Two reward functions have one name"),
-    ("--sft_model_path {tmp}/reward", ("ppo",), "{tmp}/reward"),
+    ("--sft_model_path {tmp}/reward", ("dpo", *ONLINE), "{tmp}/reward holds a reward"),
+    ("--sft_model_path {tmp}/policy", ("dpo", *ONLINE), "`lora_r` is 4 and 2"),
     ("--gold_func {tmp}/rule.py:none", ("evaluate",), "has no function `none`"),
     ("--judges chat=http://localhost/v1", ("evaluate",), "names no model"),
     ("--judges other={tmp}/policy", ("evaluate",), "without a scalar head"),
@@ -390,6 +399,17 @@ def test_a_single_name_of_a_layer_is_a_name_and_a_pattern_a_pattern(
             },
         ),
         (
+            "sft",
+            {
+                "used": 16,
+                "cut": 0,
+                "too_long": 0,
+                "identical": 0,
+                "longest": 37,
+                "special_tokens": 0,
+            },
+        ),
+        (
             "dpo",
             {
                 "used": 16,
@@ -428,7 +448,11 @@ def test_a_reward_function_that_gives_no_number_ends_the_training(
 
 @pytest.mark.parametrize(
     ("stage", "trainer", "config"),
-    [("reward", RewardTrainer, RewardConfig), ("dpo", DPOTrainer, DPOConfig)],
+    [
+        ("sft", SFTTrainer, SFTConfig),
+        ("reward", RewardTrainer, RewardConfig),
+        ("dpo", DPOTrainer, DPOConfig),
+    ],
 )
 def test_the_metrics_that_can_select_a_checkpoint_are_measured(
     folder, tmp_path, stage, trainer, config
@@ -440,6 +464,8 @@ def test_the_metrics_that_can_select_a_checkpoint_are_measured(
         lora_task_type="SEQ_CLS" if stage == "reward" else "CAUSAL_LM",
     )
     rows = load_prepared(folder / "data")["validation"]
+    if stage == "sft":
+        rows = chosen_completions(rows, range(len(rows)))
     evaluated = trainer(
         model=open_classifier(model, 0) if stage == "reward" else open_language_model(model),
         args=config(str(tmp_path), use_cpu=True, bf16=False, report_to="none", disable_tqdm=True),

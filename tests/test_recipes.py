@@ -22,7 +22,7 @@ RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 HEADERS = ["# model and data", "# method", "# run"]
 PATHS = {"model_name_or_path", "dataset_name", "output_dir", "reward_model_path"}
-STAGES = {"prepare_data", "reward", "ppo", "grpo", "dpo", "evaluate"}
+STAGES = {"prepare_data", "sft", "reward", "ppo", "grpo", "dpo", "evaluate"}
 
 
 @pytest.fixture(autouse=True)

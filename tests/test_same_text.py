@@ -37,7 +37,7 @@ TEMPLATE = """\
 {%- endif %}
 """
 KWARGS = {"enable_thinking": False}
-TRAINED = ("reward", "dpo", "grpo", "grpo_trl", "ppo")
+TRAINED = ("sft", "reward", "dpo", "grpo", "grpo_trl", "ppo")
 LOGITS_PROBE = [1, 2, 3, 4]
 STAGES = (*TRAINED, "evaluate")
 
@@ -111,6 +111,7 @@ def fed(root, base, out):
     scored = {"reward_model_path": folders["reward"], "max_completion_length": 4}
     grpo = {"num_generations": 2, "beta": 0.1, "disable_dropout": True, **scored}
     recipes: dict[str, dict[str, Any]] = {
+        "sft": {},
         "reward": {"lora_task_type": "SEQ_CLS"},
         "dpo": {},
         "grpo": grpo,

@@ -18,7 +18,7 @@ from rlhf_recipes.models.loading import open_tokenizer
 
 pytestmark = pytest.mark.slow
 
-STAGES = ("prepare_data", "reward", "dpo", "grpo", "ppo", "evaluate")
+STAGES = ("prepare_data", "sft", "reward", "dpo", "grpo", "ppo", "evaluate")
 POLICIES = ("dpo", "grpo", "ppo")
 
 
@@ -32,7 +32,7 @@ def launch(root: Path, stage: str, recipe: str, out: Path, *flags: str, processe
     ]
     if stage != "prepare_data":
         command += ["--dataset_name", f"{out}/data"]
-    run_folder = stage in ("reward", *POLICIES)
+    run_folder = stage in ("sft", "reward", *POLICIES)
     command += ["--output_dir", f"{out}/models/{stage}_model" if run_folder else str(out)]
     if processes > 1:
         command += ["--use_cpu"]
@@ -52,7 +52,7 @@ def succeed(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def workspace(root, tmp_path_factory):
-    """All six stages of recipes/tiny, in one process each."""
+    """All seven stages of recipes/tiny, in one process each."""
     out = tmp_path_factory.mktemp("tiny") / "outputs"
     for stage in STAGES:
         done = succeed(root, stage, "recipes/tiny", out)
@@ -68,7 +68,7 @@ def read(path: Path):
 
 
 def test_the_run_folders_hold_what_later_stages_and_readers_need(workspace):
-    for name in ("reward", *POLICIES):
+    for name in ("sft", "reward", *POLICIES):
         folder = workspace / "models" / f"{name}_model"
         present = {path.name for path in folder.iterdir()}
         assert present >= {
@@ -163,7 +163,7 @@ def test_a_finished_run_is_not_replaced_unasked(root, workspace):
     assert record.read_bytes() == before
 
 
-@pytest.mark.parametrize("stage", ["reward", "dpo", "grpo", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "grpo", "ppo"])
 def test_a_stage_runs_on_two_processes(root, workspace, tmp_path, stage):
     folder = tmp_path / "models" / f"{stage}_model"
     succeed(
@@ -252,6 +252,28 @@ def test_an_evaluation_killed_again_and_again_ends_as_if_it_had_not_been(root, w
         assert (killed / file).read_bytes() == (straight / file).read_bytes()
 
 
+def test_policies_of_one_start_are_evaluated_together_from_it(root, workspace, tmp_path):
+    """PPO, GRPO and DPO start from one SFT adapter, and KL is measured from it."""
+    start = ("--sft_model_path", f"{workspace}/models/sft_model")
+    scores = ("--reward_model_path", f"{workspace}/models/reward_model")
+    data = ("--dataset_name", f"{workspace}/data")
+    for stage in POLICIES:
+        given = start if stage == "dpo" else (*start, *scores)
+        succeed(root, stage, "recipes/tiny", tmp_path, *data, *given)
+    succeed(root, "evaluate", "recipes/tiny", tmp_path, *data, *start, *scores)
+    evaluation = read(tmp_path / "results" / "evaluation_results.json")
+    assert set(evaluation["models"]) == {"base", *POLICIES, "bare_base"}
+    for name in ("base", *POLICIES, "bare_base"):
+        divergences = [r["kl"] for r in read(tmp_path / "samples" / f"{name}_samples.json")]
+        assert all(kl == 0 for kl in divergences) == (name == "base")
+    assert evaluation["models"]["bare_base"]["win_rate"]["gold"]["n"] == 24
+    text = (tmp_path / "ANALYSIS.md").read_text()
+    assert f"`base` is the adapter in {workspace}/models/sft_model" in text
+    done = launch(root, "evaluate", "recipes/tiny", tmp_path, *data, *scores, "--overwrite")
+    assert done.returncode != 0  # 1: the launcher's
+    assert "set `sft_model_path: " in done.stderr
+
+
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory):
     """A GPT-2 of random weights and tiny size, with a tokenizer that has no chat template."""
@@ -290,7 +312,7 @@ def test_the_gpt2_recipes_run_on_raw_hh_files_and_a_base_without_a_template(root
     recipe, out = "recipes/hh-rlhf/gpt2", tmp_path / "outputs"
     base = ("--model_name_or_path", str(gpt2))
     succeed(root, "prepare_data", recipe, out, *base, "--dataset_name", str(data))
-    for stage in ("reward", *POLICIES):
+    for stage in ("sft", "reward", *POLICIES):
         succeed(root, stage, recipe, out, *base, "--max_steps", "2")
     succeed(root, "evaluate", recipe, out)
     settings = yaml.safe_load((out / "models" / "ppo_model" / "recipe.yaml").read_text())

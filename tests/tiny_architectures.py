@@ -14,7 +14,7 @@ from transformers import (
 
 from rlhf_recipes.models.loading import open_tokenizer
 
-STAGES = ("reward", "ppo", "grpo", "dpo", "evaluate")
+STAGES = ("sft", "reward", "ppo", "grpo", "dpo", "evaluate")
 
 NO_CLASSIFIER = "has no sequence classifier"
 NO_CACHE = "takes no `past_key_values`"
@@ -166,8 +166,8 @@ MAMBA2 = {
 }
 UNSCORED = {"reward": NO_CLASSIFIER, "evaluate": NO_CLASSIFIER}
 UNSAMPLED = dict.fromkeys(STAGES, NO_CACHE)
-COUNTLESS = {**UNSCORED, "dpo": NO_EXPERT_COUNT, "grpo": NO_EXPERT_COUNT}
-UNFIT = {**UNSCORED, **dict.fromkeys(("ppo", "grpo", "dpo"), NOT_ALL_LINEAR)}
+COUNTLESS = {**UNSCORED, **dict.fromkeys(("sft", "dpo", "grpo"), NO_EXPERT_COUNT)}
+UNFIT = {**UNSCORED, **dict.fromkeys(("sft", "ppo", "grpo", "dpo"), NOT_ALL_LINEAR)}
 NAMED = {"lora_target_modules": ["q_proj", "v_proj"]}
 
 ARCHITECTURES = (
@@ -253,8 +253,8 @@ ARCHITECTURES = (
 def as_markdown() -> str:
     """Render the table and its notes for docs/architectures.md."""
     numbers = {reason: number for number, reason in enumerate(NOTES, 1)}
-    lines = ["| architecture | `model_type` | reward | PPO | GRPO | DPO | evaluation | prompts |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    stages = "SFT | reward | PPO | GRPO | DPO | evaluation"
+    lines = [f"| architecture | `model_type` | {stages} | prompts |", "| --- " * 9 + "|"]
     for tiny in ARCHITECTURES:
         cells = [tiny.title, f"`{tiny.model_type}`"]
         for stage in STAGES:

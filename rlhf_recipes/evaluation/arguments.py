@@ -11,6 +11,7 @@ from rlhf_recipes.errors import RecipeError
 BASE = "base"
 CONTROL = "control"
 REFERENCE = "reference"
+BARE_BASE = "bare_base"
 REWARD = "reward"
 GOLD = "gold"
 GOLD_MODEL = "gold_model"
@@ -61,7 +62,7 @@ class EvaluationArguments:
         default=None,
         metadata={
             "help": "Adapter that the policies were trained from. It is then the reference of the "
-            "KL and takes the place of base."
+            "KL and takes the place of base; the base below it is evaluated as bare_base."
         },
     )
     models: list[str] | None = field(
@@ -170,7 +171,7 @@ class EvaluationArguments:
                 f"`temperature` is {self.temperature}. The divergence from the reference is that "
                 "of the sampled distribution, so sampling must be random: give a number above 0."
             )
-        own = {BASE, CONTROL, REFERENCE}
+        own = {BASE, CONTROL, REFERENCE, BARE_BASE}
         _check_entries("models", self.models, f"{NAME}(/{NAME})?", "adapter folder", own)
         target = "function, folder, URL#model or hub:model id"
         own = {"proxy", GOLD, GOLD_MODEL, REWARD}

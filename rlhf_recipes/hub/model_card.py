@@ -34,6 +34,12 @@ class Method(NamedTuple):
 
 
 METHODS = {
+    "sft": Method(
+        "SFT policy",
+        "Fine-tuned on chosen completions, for PPO, GRPO and DPO to start from.",
+        "CausalLM",
+        "text-generation",
+    ),
     "reward": Method(
         "Reward model",
         "It scores a completion; a higher score means closer to the preferred completions.",
@@ -71,6 +77,11 @@ TEMPLATE = """\
 versions and results of the run.
 
 {{ base_note }}
+{%- if start %}
+
+The policy started as the adapter `{{ start }}`, which is also the reference of its KL. This adapter
+is whole by itself: it has the start's weights in it, and is loaded on the base alone.
+{%- endif %}
 
 ## How to load it
 
@@ -131,6 +142,7 @@ def card_text(run_folder: Path, record: Mapping[str, Any], name: str) -> str:
         method=method,
         base=public_base(base),
         base_note=_base_note(base),
+        start=_start(record),
         folder=name,
         options=", num_labels=1" if stage == "reward" else "",
         facts=_facts(record, source),
@@ -175,6 +187,12 @@ def _base_note(base: str) -> str:
     return f"The base is [{base}](https://huggingface.co/{base})."
 
 
+def _start(record: Mapping[str, Any]) -> str | None:
+    """Return the name of the adapter that the policy started from, without local paths."""
+    start = record.get("recipe", {}).get("sft_model_path")
+    return public_base(start) if start else None
+
+
 def _dataset_source(run_folder: Path, record: Mapping[str, Any]) -> str | None:
     """Return the dataset that the pairs came from; None if the prepared folder is gone."""
     recipe_file = run_folder / "recipe.yaml"
@@ -193,6 +211,7 @@ def _facts(record: Mapping[str, Any], source: str | None) -> dict[str, str]:
         "data": (hub_id(source) or Path(source).name) if source else None,
         "data fingerprint (sha256)": record.get("dataset_fingerprint"),
         "chat template arguments": template_kwargs and f"`{json.dumps(template_kwargs)}`",
+        "start's fingerprint (sha256)": record.get("inputs", {}).get("sft_model_path"),
         "seed": record.get("seed"),
         "duration, seconds": record.get("duration_seconds"),
         "peak memory, GB": record.get("peak_memory_gb"),

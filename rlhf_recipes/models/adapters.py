@@ -88,7 +88,7 @@ class Adapter:
             )
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, key: str) -> None:
-        """Raise RecipeError if this adapter, a role of PPO, was trained to read other text.
+        """Raise RecipeError if this adapter, a role on the policy's base, was trained on other text.
 
         An adapter without a tokenizer of its own passes.
 
@@ -101,8 +101,8 @@ class Adapter:
                 tokenizer,
                 self.tokenizer,
                 (f"`{self.base.name}`", f"`{key}` ({self.folder})"),
-                "All roles of PPO read the same token ids, so this adapter would read other text "
-                "than it was trained on.",
+                "All roles on one base read the same token ids, so this adapter would read other "
+                "text than it was trained on.",
             )
 
     @cached_property

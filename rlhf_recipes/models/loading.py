@@ -314,8 +314,8 @@ def _check_not_adapter(name: str, path: str, revision: str | None) -> None:
         raise RecipeError(_cannot_open("adapter configuration", name, error)) from error
     raise RecipeError(
         f"`{name}` is an adapter, trained on `{base}`, not a base model. Give `{base}` "
-        "as `model_name_or_path`. To continue from this adapter, PPO and evaluate.py have "
-        "`sft_model_path`; for other stages merge it into its base with PEFT's "
+        "as `model_name_or_path`. To continue from this adapter, PPO, GRPO, DPO and evaluate.py "
+        "have `sft_model_path`; for other stages merge it into its base with PEFT's "
         "`merge_and_unload`, save that with its tokenizer, and give the new folder."
     )
 

@@ -42,19 +42,19 @@ def stage_parameters(
     model: ModelConfig,
     reward_model: Adapter | None = None,
     *,
-    start: Adapter | None = None,
+    has_reference: bool = False,
     scored: bool = True,
 ) -> tuple[PreTrainedModel, Parameters]:
     """Return a training stage's base without weights, and its parameter counts.
 
     GRPO and PPO hold the reward model. PPO also holds the value model, which is another copy of its
-    LoRA with a bias in addition (of the policy's LoRA where there is no reward model), and the
-    reference model where the policy starts from an adapter.
+    LoRA with a bias in addition (of the policy's LoRA where there is no reward model).
 
     Args:
         reward_model: None for a reward model that is not trained yet. It is then assumed to have
             the policy's LoRA configuration.
-        start: The adapter that the policy starts from, if there is one.
+        has_reference: Whether the reference model is a frozen copy of the adapter that the policy
+            starts from, whose LoRA is the recipe's.
         scored: Whether there is a reward model, in GRPO and PPO.
 
     Raises RecipeError if the LoRA configuration does not fit the base.
@@ -65,21 +65,20 @@ def stage_parameters(
         check_decoder(base, classifier)
         base = classifier
     size = _count(base.parameters())
-    lora = lora_config(model) if start is None else copy.deepcopy(start.config)
-    wrapped = with_lora(base, lora, str(model.model_name_or_path))
+    wrapped = with_lora(base, lora_config(model), str(model.model_name_or_path))
     trainable = _count(p for p in wrapped.parameters() if p.requires_grad)
-    adapters = _count(wrapped.parameters()) - size
+    policy = _count(wrapped.parameters()) - size
+    adapters = policy * (2 if has_reference else 1)
     if stage not in ONLINE:
         return base, Parameters(size, adapters, trainable)
     width = head_width(base)
-    scorer = adapters if reward_model is None else _size(reward_model.weights)
+    scorer = policy if reward_model is None else _size(reward_model.weights)
     head = width if reward_model is None else _size(reward_model.head)
     reward = scorer + head if scored else 0
     if stage == "grpo":
         return base, Parameters(size, adapters + reward, trainable)
     value = scorer + width + 1
-    reference = adapters if start is not None else 0
-    return base, Parameters(size, adapters + value + reward + reference, trainable + value)
+    return base, Parameters(size, adapters + value + reward, trainable + value)
 
 
 def evaluation_parameters(adapters: Sequence[Adapter]) -> tuple[PreTrainedModel, Parameters]:

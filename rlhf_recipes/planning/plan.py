@@ -88,7 +88,11 @@ def training_plan(inputs: Inputs) -> Plan:
     completions = completion_count(stage, inputs.epoch, inputs.steps, training)
     scored = inputs.reward is not None and inputs.reward.reward_model_path is not None
     meta, parameters = stage_parameters(
-        stage, model, inputs.reward_model, start=inputs.start, scored=scored
+        stage,
+        model,
+        inputs.reward_model,
+        has_reference=inputs.has_reference_adapter,
+        scored=scored,
     )
     pushed_to = training.hub_model_id or repo_name(Path(training.output_dir))
     return Plan(
@@ -123,14 +127,15 @@ def evaluation_plan(arguments: "EvaluationArguments", adapters: Adapters) -> Pla
     check_judges(arguments, adapters)
     prompts = held_out_prompts(arguments)
     rows = prompt_rows(prompts, adapters.tokenizer, arguments.max_completion_length)
-    samples = (len(adapters.evaluated) + arguments.control) * arguments.samples_per_prompt
+    others = arguments.control + (adapters.start is not None)  # the base below the start
+    samples = (len(adapters.evaluated) + others) * arguments.samples_per_prompt
     completions = rows.used * (arguments.base_samples + samples)
     # A checkpoint is evaluated in the slot of the finished adapter of its run.
     policies = [
         adapters.policies[policy.name] for policy in adapters.evaluated if policy.name == policy.run
     ]
-    others = (adapters.start, *adapters.judges.values())
-    meta, parameters = evaluation_parameters([adapters.proxy, *policies, *filter(None, others)])
+    frozen = (adapters.start, *adapters.judges.values())
+    meta, parameters = evaluation_parameters([adapters.proxy, *policies, *filter(None, frozen)])
     check_weight_files(meta, adapters.proxy.base)
     check_generation_config(adapters.proxy.base)
     check_context(meta.config, {"validation": rows})

@@ -5,6 +5,7 @@
 
 from rlhf_recipes.preferences.arguments import DataArguments
 from rlhf_recipes.preferences.prepared import (
+    chosen_completions,
     current_fingerprint,
     dataset_fingerprint,
     load_prepared,
@@ -14,6 +15,7 @@ from rlhf_recipes.preferences.prepared import (
 
 __all__ = [
     "DataArguments",
+    "chosen_completions",
     "current_fingerprint",
     "dataset_fingerprint",
     "load_prepared",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,12 @@ def unique_prompts(split: "Dataset") -> "Dataset":
 
     by_text: dict[str, object] = {prompt_text(prompt): prompt for prompt in split["prompt"]}
     return Dataset.from_dict({"prompt": list(by_text.values())})
+
+
+def chosen_completions(split: "Dataset", rows: Sequence[int]) -> "Dataset":
+    """Return the prompts and chosen completions of some rows of a split, for SFT."""
+    columns = split.select(rows).select_columns(["prompt", "chosen"])
+    return columns.rename_column("chosen", "completion")
 
 
 def split_off(prompts: "Dataset", count: int) -> tuple["Dataset", "Dataset"]:

@@ -3,6 +3,7 @@
 `--plan` and the run call the same functions, and the run trains on the rows that they select.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -69,16 +70,15 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """Token ids of a pair as TRL's trainers compute them: prompt and completion in one list."""
+class _Tokenized:
+    """Token ids of a row as TRL's trainers compute them: prompt and completion in one list."""
 
-    prompt: int  # number of tokens that both lists share with the prompt
-    chosen: list[int]
-    rejected: list[int]
+    prompt: int  # number of tokens that all lists share with the prompt
+    completions: tuple[list[int], ...]
 
     @property
     def longest(self) -> int:
-        return max(len(self.chosen), len(self.rejected))
+        return max(map(len, self.completions))
 
 
 def pair_rows(
@@ -95,7 +95,7 @@ def pair_rows(
 
     Raises RecipeError if no pair is left.
     """
-    pairs = list(_tokenized(name, split, tokenizer))
+    pairs = list(_tokenized(name, split, tokenizer, ("chosen", "rejected")))
     limit = training.max_length
     mode = "drop" if stage == "reward" else training.truncation_mode
     indices, sizes, cut, too_long = [], [], 0, 0
@@ -103,16 +103,54 @@ def pair_rows(
         over = limit is not None and pair.longest > limit
         if limit is not None and (over if mode == "drop" else _is_filled(pair, limit, mode)):
             too_long += 1
-        elif _cut(pair.chosen, limit, mode) != _cut(pair.rejected, limit, mode):
+        elif len({tuple(_cut(ids, limit, mode)) for ids in pair.completions}) > 1:
             indices.append(index)
             sizes.append(min(pair.longest, limit) if over else pair.longest)
             cut += over
     identical = len(pairs) - too_long - len(indices)
     if not indices:
         raise RecipeError(_no_pairs(name, pairs, limit, too_long, identical))
-    special, example = _special_tokens(_pair_texts(split, tokenizer), tokenizer)
+    texts = _row_texts(split, tokenizer, ("chosen", "rejected"))
+    special, example = _special_tokens(texts, tokenizer)
     return Rows(
         len(indices), max(sizes), cut, too_long, identical, tuple(indices), special, example
+    )
+
+
+def completion_rows(
+    name: str, split: "Dataset", tokenizer: PreTrainedTokenizerBase, training: Any
+) -> Rows:
+    """Return the chosen completions that SFT can use, tokenized as SFTTrainer does.
+
+    It truncates a row at `max_length`, and drops one whose prompt alone fills `max_length`; with
+    `keep_end` it truncates from the left and drops none.
+
+    Args:
+        name: The split's name.
+
+    Raises RecipeError if no row is left.
+    """
+    rows = list(_tokenized(name, split, tokenizer, ("chosen",)))
+    limit = math.inf if training.max_length is None else training.max_length
+    mode = training.truncation_mode
+    indices = tuple(i for i, row in enumerate(rows) if not _is_filled(row, limit, mode))
+    sizes = [rows[index].longest for index in indices]
+    if not indices:
+        raise RecipeError(
+            f"`max_length` is {limit:,} tokens, and each of {len(rows):,} {name} prompts fills it "
+            "alone, so no completion would be learned. Raise `max_length`: half of the rows fit "
+            f"in {median_high(row.longest for row in rows):,} tokens, and all of them in "
+            f"{max(row.longest for row in rows):,}."
+        )
+    special, example = _special_tokens(_row_texts(split, tokenizer, ("chosen",)), tokenizer)
+    return Rows(
+        len(indices),
+        longest=int(min(max(sizes), limit)),
+        cut=sum(size > limit for size in sizes),
+        too_long=len(rows) - len(indices),
+        indices=indices,
+        special_tokens=special,
+        example=example,
     )
 
 
@@ -201,11 +239,13 @@ def _special_tokens(
     return count, example
 
 
-def _pair_texts(split: "Dataset", tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, ...]]:
-    """Yield the texts of each pair, without the EOS token that ends a plain-text completion."""
+def _row_texts(
+    split: "Dataset", tokenizer: PreTrainedTokenizerBase, columns: Sequence[str]
+) -> Iterator[tuple[str, ...]]:
+    """Yield the texts of each row, without the EOS token that ends a plain-text completion."""
     end = str(tokenizer.eos_token)
     for row in split:
-        completions = (row["chosen"], row["rejected"])
+        completions = tuple(row[column] for column in columns)
         if isinstance(row["prompt"], str):
             completions = tuple(text.removesuffix(end) for text in completions)
         yield tuple(text for value in (row["prompt"], *completions) for text in _texts(value))
@@ -215,21 +255,23 @@ def _texts(value: Prompt) -> list[str]:
     return [value] if isinstance(value, str) else [message["content"] for message in value]
 
 
-def _tokenized(name: str, split: "Dataset", tokenizer: PreTrainedTokenizerBase) -> Iterable[_Pair]:
-    for row in _progress(split, f"Tokenizing {name} pairs", len(split)):
-        prompt, completions = row["prompt"], (row["chosen"], row["rejected"])
+def _tokenized(
+    name: str, split: "Dataset", tokenizer: PreTrainedTokenizerBase, columns: Sequence[str]
+) -> Iterable[_Tokenized]:
+    """Yield the token ids of each row with the completion in each of the columns."""
+    for row in _progress(split, f"Tokenizing {name} rows", len(split)):
+        prompt, completions = row["prompt"], [row[column] for column in columns]
         if isinstance(prompt, str):
             end = str(tokenizer.eos_token)
             texts = [prompt + text + end * (not text.endswith(end)) for text in completions]
-            chosen, rejected = (prompt_ids(tokenizer, text) for text in texts)
+            whole = tuple(prompt_ids(tokenizer, text) for text in texts)
         else:
-            chosen, rejected = (
+            whole = tuple(
                 template_ids(tokenizer, [*prompt, *messages], add_generation_prompt=False)
                 for messages in completions
             )
         ids = prompt_ids(tokenizer, prompt)
-        shared = min(_common_prefix(ids, chosen), _common_prefix(ids, rejected))
-        yield _Pair(shared, chosen, rejected)
+        yield _Tokenized(min(_common_prefix(ids, row_ids) for row_ids in whole), whole)
 
 
 def _common_prefix(first: list[int], second: list[int]) -> int:
@@ -238,9 +280,9 @@ def _common_prefix(first: list[int], second: list[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def _is_filled(pair: _Pair, limit: int, mode: str) -> bool:
-    """Whether DPOTrainer truncates the completions to nothing."""
-    return mode == "keep_start" and pair.prompt >= limit
+def _is_filled(row: _Tokenized, limit: float, mode: str) -> bool:
+    """Whether SFTTrainer and DPOTrainer truncate the completions to nothing."""
+    return mode == "keep_start" and row.prompt >= limit
 
 
 def _cut(ids: list[int], limit: int | None, mode: str) -> list[int]:
@@ -250,7 +292,7 @@ def _cut(ids: list[int], limit: int | None, mode: str) -> list[int]:
 
 
 def _no_pairs(
-    name: str, pairs: list[_Pair], limit: int | None, too_long: int, identical: int
+    name: str, pairs: list[_Tokenized], limit: int | None, too_long: int, identical: int
 ) -> str:
     """Return the message for a split without a usable pair."""
     reasons = [

@@ -10,13 +10,20 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-ALL = ("reward", "dpo", "grpo", "ppo")
-TRL = ("reward", "dpo", "grpo")
-PAIRS = ("reward", "dpo")
+ALL = ("sft", "reward", "dpo", "grpo", "ppo")
+TRL = ("sft", "reward", "dpo", "grpo")
+OFFLINE = ("sft", "reward", "dpo")
 ONLINE = ("grpo", "ppo")
-REWARD, DPO, GRPO, PPO = (("reward",), ("dpo",), ("grpo",), ("ppo",))
+POLICIES = ("dpo", "grpo", "ppo")
+SFT, REWARD, DPO, GRPO, PPO = (("sft",), ("reward",), ("dpo",), ("grpo",), ("ppo",))
 
-STAGES = {"RewardConfig": "reward", "DPOConfig": "dpo", "GRPOConfig": "grpo", "PPOConfig": "ppo"}
+STAGES = {
+    "SFTConfig": "sft",
+    "RewardConfig": "reward",
+    "DPOConfig": "dpo",
+    "GRPOConfig": "grpo",
+    "PPOConfig": "ppo",
+}
 """Stage of each class of trainer arguments."""
 
 

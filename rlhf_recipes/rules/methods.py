@@ -8,14 +8,16 @@ from typing import Any
 from rlhf_recipes.rules.kinds import (
     DPO,
     GRPO,
-    PAIRS,
+    OFFLINE,
     REWARD,
+    SFT,
     TRL,
     Rule,
     above_zero,
     at_least,
     between,
     one_of,
+    unused,
 )
 
 LOSSES = {
@@ -34,14 +36,37 @@ def _is_no_smoothing(values: Any) -> bool:
     return not 0 <= values.label_smoothing < limit
 
 
-PAIR_TRAINERS = (
-    at_least("dataset_num_proc", 0, PAIRS, "which is not a number of processes."),
+DATA_TRAINERS = (
+    at_least("dataset_num_proc", 0, OFFLINE, "which is not a number of processes."),
     Rule(
         TRL,
         lambda v: isinstance(v.pad_to_multiple_of, int) and v.pad_to_multiple_of < 1,
         "`pad_to_multiple_of` is {pad_to_multiple_of}, and no length is a multiple of it. Give at "
         "least 1, or leave it out.",
     ),
+)
+
+SFT_RULES = (
+    Rule(
+        SFT,
+        lambda v: v.packing or v.eval_packing or v.padding_free,
+        "`packing` is {packing}, `eval_packing` {eval_packing} and `padding_free` {padding_free}, "
+        "which lay rows out in one sequence, as only FlashAttention can read them. Leave them out.",
+    ),
+    Rule(
+        SFT,
+        lambda v: v.completion_only_loss is False,
+        "`completion_only_loss` is false, with which the prompts are learned too, but a policy "
+        "writes completions only. Leave it out.",
+    ),
+    unused(
+        "assistant_only_loss",
+        SFT,
+        "Leave it out: the loss covers the completion, the assistant's last turn.",
+        (False,),
+    ),
+    unused("dataset_text_field", SFT, "Leave it out: prepared data has a prompt and completions."),
+    unused("dataset_kwargs", SFT, "Leave it out: the prepared data is tokenized here."),
 )
 
 REWARD_MODEL = (
@@ -97,8 +122,8 @@ DPO_LOSS = (
     Rule(
         ("dpo", "grpo"),
         lambda v: v.sync_ref_model,
-        "`sync_ref_model` is true, but the reference is the frozen base without the adapter and "
-        "never changes. Leave it out.",
+        "`sync_ref_model` is true, but the reference is frozen: the base without the adapter, or a "
+        "copy of the one in `sft_model_path`. Leave it out.",
     ),
 )
 
@@ -150,4 +175,4 @@ GRPO_LOSS = (
     ),
 )
 
-METHODS = (*PAIR_TRAINERS, *REWARD_MODEL, *DPO_LOSS, *GRPO_SAMPLING, *GRPO_LOSS)
+METHODS = (*DATA_TRAINERS, *SFT_RULES, *REWARD_MODEL, *DPO_LOSS, *GRPO_SAMPLING, *GRPO_LOSS)

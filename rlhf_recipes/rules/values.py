@@ -20,8 +20,9 @@ from typing import Any
 from rlhf_recipes.rules.kinds import (
     ALL,
     GRPO,
+    OFFLINE,
     ONLINE,
-    PAIRS,
+    POLICIES,
     PPO,
     REWARD,
     TRL,
@@ -35,6 +36,7 @@ from rlhf_recipes.rules.kinds import (
 from rlhf_recipes.rules.methods import METHODS
 
 EVALUATION_METRICS = {
+    "sft": ("loss", "entropy", "mean_token_accuracy"),
     "reward": ("loss", "accuracy", "margin", "mean_reward", "min_reward", "max_reward"),
     "dpo": (
         *("loss", "rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected"),
@@ -193,7 +195,9 @@ EVALUATIONS = (
 UNUSED = (
     unused("label_smoothing_factor", ALL, "DPO has `label_smoothing`; leave it out elsewhere."),
     unused("model_init_kwargs", TRL, "Use `dtype`, `attn_implementation`, `model_revision`."),
-    unused("chat_template_path", REWARD, "Use `chat_template`, the path of a Jinja file."),
+    unused(
+        "chat_template_path", ("sft", "reward"), "Use `chat_template`, the path of a Jinja file."
+    ),
     unused("resume_from_checkpoint", ALL, "A run continues from its last checkpoint by itself."),
     unused("do_train", ALL, "The stage trains; `--plan` prints without training.", (True,)),
     unused("do_predict", ALL, "evaluate.py samples from the trained models.", (False,)),
@@ -241,7 +245,7 @@ FEATURES = (
         "would be used twice and others never. Leave it out.",
     ),
     Rule(
-        PAIRS,
+        OFFLINE,
         lambda v: not v.accelerator_config.use_seedable_sampler,
         "`accelerator_config` has use_seedable_sampler false, with which a resumed run draws "
         "another order of the rows: some would be used twice and others never. Leave it out.",
@@ -277,7 +281,7 @@ FEATURES = (
         "`debug` is {debug}, whose hooks cannot read the inputs of PPO's roles. Leave it out.",
     ),
     Rule(
-        PAIRS,
+        OFFLINE,
         lambda v: v.activation_offloading and v.use_cpu,
         "`activation_offloading` is true and `use_cpu` too, so there is no accelerator to offload "
         "from. Leave one of them out.",
@@ -294,7 +298,7 @@ ADAPTER = (
         "Give about twice `lora_r`.",
     ),
     Rule(
-        ALL,
+        ("reward", "dpo", "grpo", "ppo"),
         lambda v: (
             "lora_dropout" in v.given_keys
             and v.lora_dropout > 0
@@ -310,7 +314,7 @@ ADAPTER = (
         "Set `lora_task_type: SEQ_CLS`.",
     ),
     Rule(
-        ("dpo", "grpo", "ppo"),
+        ("sft", *POLICIES),
         lambda v: v.lora_task_type != "CAUSAL_LM",
         "`lora_task_type` is {lora_task_type}, but a policy is a causal language model. Set "
         "`lora_task_type: CAUSAL_LM`, or leave it out.",

@@ -16,7 +16,8 @@ from rlhf_recipes.ending import ended_by_a_sentence
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.records import read_json
 
-TRAINED = ("reward", "ppo", "grpo", "dpo")
+TRAINED = ("sft", "reward", "ppo", "grpo", "dpo")
+POLICIES = TRAINED[2:]
 EVALUATED = (
     "samples/collection.json",
     "results/failure_analysis.json",
@@ -40,6 +41,8 @@ def stale(out: Path, stages: list[str]) -> Iterator[str]:
             Path(record["recipe"]["reward_model_path"]).parts[-2:] == ("models", "reward_model")
         ):
             yield f"{stage} was trained against another reward model than is there now. {again}."
+        elif stage in POLICIES and record and records["sft"]:
+            yield from _stale_start(out, stage, records, again)
     if "judge" in stages:
         yield from _stale_judge(out)
     if "evaluate" in stages:
@@ -49,6 +52,23 @@ def stale(out: Path, stages: list[str]) -> Iterator[str]:
                 f"The evaluation was made with another {' and '.join(changed)} than is there now. "
                 "Evaluate again with `make evaluate ARGS_evaluate=--overwrite`."
             )
+
+
+def _stale_start(
+    out: Path, stage: str, records: dict[str, dict[str, Any]], again: str
+) -> Iterator[str]:
+    """Yield a sentence if a policy did not start from the workspace's SFT adapter."""
+    record, sft = records[stage], records["sft"]
+    start = record.get("recipe", {}).get("sft_model_path")
+    if start is None:
+        yield (
+            f"{stage} was trained from the base, and {out}/models/sft_model is there, which every "
+            f"policy starts from. {again}, or remove that folder."
+        )
+    elif _differ(record.get("inputs", {}).get("sft_model_path"), sft.get("fingerprint")) and (
+        Path(start).parts[-2:] == ("models", "sft_model")
+    ):
+        yield f"{stage} was trained from another SFT adapter than is there now. {again}."
 
 
 def _stale_judge(out: Path) -> Iterator[str]:
@@ -72,6 +92,8 @@ def _changed_since_evaluation(out: Path, records: dict[str, Any], data: Any) -> 
         if Path(model.get("adapter") or "").parts[-2:] == ("models", f"{name}_model")
     }
     evaluated["reward"] = collection.get("reward_model_fingerprint")
+    if Path(collection.get("reference") or "").parts[-2:] == ("models", "sft_model"):
+        evaluated["sft"] = collection["models"]["base"].get("fingerprint")
     for stage in TRAINED:
         if _differ(evaluated.get(stage), records[stage].get("fingerprint")):
             yield f"{stage} adapter"
@@ -80,8 +102,8 @@ def _changed_since_evaluation(out: Path, records: dict[str, Any], data: Any) -> 
 
 
 def missing(out: Path) -> list[str]:
-    """Return the files of a complete output folder that are missing or empty."""
-    trained = [f"models/{stage}_model/run.json" for stage in TRAINED]
+    """Return the files of a complete output folder that are missing or empty; SFT is optional."""
+    trained = [f"models/{stage}_model/run.json" for stage in TRAINED if stage != "sft"]
     names = ["data/run.json", *trained, *EVALUATED]
     return [name for name in names if not ((out / name).is_file() and (out / name).stat().st_size)]
 

@@ -98,7 +98,7 @@ def card_of(folder):
     return ModelCard.load(folder / "README.md")
 
 
-@pytest.mark.parametrize("stage", ["reward", "ppo", "grpo", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "grpo", "dpo"])
 def test_the_card_has_base_data_tags_and_metrics(tmp_path, stage):
     folder = make_run(tmp_path, stage)
     write(folder)
@@ -120,6 +120,20 @@ def test_the_card_shows_how_to_load_what_it_describes(tmp_path):
         card_of(reward).text
     )
     assert "AutoPeftModelForCausalLM.from_pretrained(adapter)" in card_of(policy).text
+
+
+def test_the_card_of_a_policy_that_started_from_an_adapter_names_it(tmp_path):
+    folder = make_run(tmp_path, "dpo")
+    write(folder)
+    assert "started as" not in card_of(folder).text
+    record = json.loads((folder / "run.json").read_text())
+    record["recipe"]["sft_model_path"] = str(tmp_path / "models" / "sft_model")
+    record["inputs"] = {"sft_model_path": "abc987"}
+    write_card(folder, record, folder.name)
+    text = card_of(folder).text
+    assert "The policy started as the adapter `sft_model`" in text and "whole by itself" in text
+    assert "| start's fingerprint (sha256) | abc987 |" in text
+    assert str(tmp_path) not in text
 
 
 @pytest.mark.parametrize(("stage", "task_type"), [("reward", "SEQ_CLS"), ("dpo", "CAUSAL_LM")])

@@ -16,6 +16,8 @@ from trl import (
     ModelConfig,
     RewardConfig,
     RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
 )
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments
@@ -37,8 +39,9 @@ from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.planning.plan import training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
+from rlhf_recipes.preferences import chosen_completions
 from rlhf_recipes.prefix_sharing.forward import share_prefixes
-from rlhf_recipes.prompts import prompt_ids
+from rlhf_recipes.prompts import prompt_ids, template_ids
 from rlhf_recipes.rewards import RewardModel, scored_ids
 from rlhf_recipes.roles import Roles
 from tests.tiny_architectures import ARCHITECTURES, NO_CACHE, STAGES, Tiny, as_markdown
@@ -53,6 +56,7 @@ pytestmark = [
 PROMPTS = ["a", "what is a name?", "tell me all of it, and slowly please", "so so", "bb bb bb bb"]
 ANSWERS = ["yes it is", "no", "well then", "hm", "it is not so"]
 CONFIGS: dict[str, Any] = {
+    "sft": SFTConfig,
     "reward": RewardConfig,
     "dpo": DPOConfig,
     "grpo": GRPOConfig,
@@ -60,6 +64,7 @@ CONFIGS: dict[str, Any] = {
 }
 SAMPLING = {"num_generations": 2, "max_completion_length": 6}
 SETTINGS: dict[str, dict[str, Any]] = {
+    "sft": {},
     "reward": {},
     "dpo": {},
     "grpo": {**SAMPLING, "beta": 0.1, "disable_dropout": True},
@@ -258,14 +263,41 @@ def ppo_begins_at_ratio_1(recipe):
     return trainer
 
 
+def sft_begins_at_the_base_s_loss(recipe):
+    """The loss is the mean over the completion's tokens, as plain passes of the base have it."""
+    base = open_language_model(recipe.model, dropout=False)
+    logps = []
+    for prompt, completion in zip(PROMPTS[:4], ANSWERS[:4], strict=True):
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+        ids, row = (
+            prompt_ids(recipe.tokenizer, turns[:1]),
+            template_ids(recipe.tokenizer, turns, add_generation_prompt=False),
+        )
+        assert row[: len(ids)] == ids
+        logps.append(plain_logps(base, ids, row[len(ids) :]))
+    rows = chosen_completions(recipe.dataset["train"], range(4))
+    trainer = SFTTrainer(
+        model=open_language_model(recipe.model, dropout=False),
+        args=recipe.training,
+        train_dataset=rows,
+        processing_class=recipe.tokenizer,
+        peft_config=lora_config(recipe.model),
+    )
+    logged = one_step(trainer)
+    router = trainer.router_aux_loss_coef * logged.get("aux_loss", 0.0)
+    assert logged["loss"] - router == pytest.approx(-float(torch.cat(logps).mean()), abs=1e-4)
+    return trainer
+
+
 TRAINED = {
+    "sft": sft_begins_at_the_base_s_loss,
     "grpo": grpo_begins_at_its_reference,
     "dpo": dpo_begins_at_ln_2,
     "ppo": ppo_begins_at_ratio_1,
 }
 
 
-@pytest.mark.parametrize("stage", ["reward", "ppo", "grpo", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "grpo", "dpo"])
 @pytest.mark.parametrize("tiny", **titles(ARCHITECTURES))
 def test_a_stage_begins_with_the_right_values_or_is_refused(
     tiny, stage, folder_of, reward_of, tokenizer, tmp_path
@@ -282,7 +314,7 @@ def test_a_stage_begins_with_the_right_values_or_is_refused(
     training_plan(recipe)
     if stage == "reward":
         assert_scores_are_the_classifiers(folder, reward_model, tokenizer)
-    elif stage == "dpo" or tiny.model_type in TRAINED_ONLINE:
+    elif stage in ("sft", "dpo") or tiny.model_type in TRAINED_ONLINE:
         trainer = TRAINED[stage](recipe)
         trainer.save_model()
         # Evaluation attaches the adapter to a base that it shares with other models.
@@ -337,7 +369,7 @@ def test_dropout_in_grpo_is_refused(folder_of, tmp_path):
         training_plan(recipe)
 
 
-@pytest.mark.parametrize("stage", ["reward", "dpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo"])
 def test_dropout_on_experts_is_refused_with_the_remedy(stage, folder_of, tmp_path):
     """PEFT adapts a tensor of experts only without dropout, which a role does not have anyway."""
     moe = next(tiny for tiny in ARCHITECTURES if tiny.model_type == "qwen3_moe")

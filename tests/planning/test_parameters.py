@@ -105,7 +105,8 @@ def test_without_a_reward_model_there_is_none_to_count(base, stage):
 
 
 def test_ppo_from_an_adapter_holds_it_once_more_as_the_reference(base, tmp_path):
-    model = ModelConfig(model_name_or_path=base, use_peft=True, lora_r=3)
+    lora = {"lora_r": 5, "lora_target_modules": ["all-linear"]}
+    model = ModelConfig(model_name_or_path=base, use_peft=True, **lora)
     real = AutoModelForCausalLM.from_pretrained(base)
     config = LoraConfig(task_type="CAUSAL_LM", r=5, target_modules="all-linear")
     get_peft_model(real, config).save_pretrained(tmp_path / "start")
@@ -113,7 +114,7 @@ def test_ppo_from_an_adapter_holds_it_once_more_as_the_reference(base, tmp_path)
     start = read_adapter(tmp_path / "start")
     roles = Roles(AutoModelForCausalLM.from_pretrained(base))
     attach_roles(roles, open_tokenizer("tiny"), reward, None, start)
-    _, counted = stage_parameters("ppo", model, reward, start=start)
+    _, counted = stage_parameters("ppo", model, reward, has_reference=True)
     assert (counted.total, counted.trainable) == numbers(roles)
 
 

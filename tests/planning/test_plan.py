@@ -16,21 +16,26 @@ from trl import (
     ModelConfig,
     RewardConfig,
     RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
     get_peft_config,
 )
 
-from rlhf_recipes.arguments import RecipeArguments, RewardArguments
+from rlhf_recipes.arguments import RecipeArguments, RewardArguments, StartArguments
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect.provenance import read_adapters
 from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.machine import DeviceMemory, device_memory
 from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
+from rlhf_recipes.models.lora import lora_config
+from rlhf_recipes.models.starting import open_policy
 from rlhf_recipes.planning.plan import evaluation_plan, fits_text, training_plan
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
-from rlhf_recipes.preferences import load_prepared, unique_prompts
+from rlhf_recipes.preferences import chosen_completions, load_prepared, unique_prompts
 from rlhf_recipes.rewards import RewardRole
+from rlhf_recipes.roles import Roles
 from rlhf_recipes.steps import micro_batches
 
 pytestmark = [
@@ -40,7 +45,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true"),
 ]
 
-CONFIGS = {"reward": RewardConfig, "dpo": DPOConfig, "grpo": GRPOConfig, "ppo": PPOConfig}
+CONFIGS = {
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "dpo": DPOConfig,
+    "grpo": GRPOConfig,
+    "ppo": PPOConfig,
+}
 
 
 def message(role, content):
@@ -94,6 +105,41 @@ def arguments(stage, tmp_path, **keywords):
     )
 
 
+PAIRS = {"num_generations": 2}
+
+
+def write_start(folder):
+    """Write an adapter with the LoRA of `lora`, as SFT leaves it."""
+    roles = Roles(open_base("tiny"))
+    roles.attach("sft", lora_config(lora("sft")), trainable=False)
+    roles.save_role("sft", folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("stage", "keywords"),
+    [("dpo", {}), ("grpo", {"beta": 0.1, **PAIRS}), ("grpo", {"beta": 0.0, **PAIRS}), ("ppo", {})],
+)
+def test_a_frozen_copy_of_the_start_is_counted(data, reward_model, tmp_path, stage, keywords):
+    start = StartArguments(write_start(tmp_path / "sft"))
+    if stage == "ppo":
+        keywords = {"sft_model_path": start.sft_model_path}
+    training = arguments(stage, tmp_path, per_device_train_batch_size=4, **keywords)
+    inputs = Inputs(
+        *(stage, RecipeArguments(), training, lora(stage), data, scores(reward_model)),
+        starting=None if stage == "ppo" else start,
+    )
+    plan = training_plan(inputs)
+    policy, config = open_policy(inputs.model, inputs.start, dropout=False)
+    trainer = trainer_of(
+        *(stage, training, data, reward_model, []),
+        **({} if stage == "ppo" else {"model": policy, "peft_config": config}),
+    )
+    counted = [(p.numel(), p.requires_grad) for p in trainer.model.parameters()]
+    assert plan.parameters.total == sum(size for size, _ in counted)
+    assert plan.parameters.trainable == sum(size for size, trained in counted if trained)
+
+
 def lora(stage, **keywords):
     return ModelConfig(
         model_name_or_path="tiny",
@@ -109,11 +155,13 @@ def scores(reward_model):
     return RewardArguments(reward_model_path=reward_model)
 
 
-def trainer_of(stage, training, data, reward_model, calls=None):
+def trainer_of(stage, training, data, reward_model, calls=None, **changes):
     shared = {
         "args": training,
         "processing_class": open_tokenizer("tiny"),
         "peft_config": get_peft_config(lora(stage)),
+        **({} if stage == "ppo" else {"model": base_path("tiny")}),
+        **changes,
     }
     if stage == "ppo":
         return PPOTrainer(
@@ -129,7 +177,6 @@ def trainer_of(stage, training, data, reward_model, calls=None):
             return [0.0] * len(completions)
 
         trainer = GRPOTrainer(
-            model=open_base("tiny"),
             reward_funcs=reward,
             train_dataset=unique_prompts(data["train"]),
             **shared,
@@ -139,9 +186,10 @@ def trainer_of(stage, training, data, reward_model, calls=None):
             role.attach(trainer.model)
             trainer.model.heads = role.reward_model.roles.heads  # to be counted with the model
         return trainer
-    kind = RewardTrainer if stage == "reward" else DPOTrainer
+    kind = {"sft": SFTTrainer, "reward": RewardTrainer, "dpo": DPOTrainer}[stage]
+    if stage == "sft":
+        data = {name: chosen_completions(split, range(len(split))) for name, split in data.items()}
     return kind(
-        model=base_path("tiny"),
         train_dataset=data["train"],
         eval_dataset=data["validation"],
         **shared,
@@ -153,6 +201,8 @@ def trainer_of(stage, training, data, reward_model, calls=None):
     [
         ("reward", {"per_device_train_batch_size": 4, "max_length": 44}),
         ("reward", {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4}),
+        ("sft", {"per_device_train_batch_size": 4, "max_length": 44}),
+        ("sft", {"per_device_train_batch_size": 3, "max_length": 32, "num_train_epochs": 2}),
         ("dpo", {"per_device_train_batch_size": 4, "max_length": 32, "num_train_epochs": 2.5}),
         ("dpo", {"per_device_train_batch_size": 4, "dataloader_drop_last": True}),
         ("dpo", {"per_device_train_batch_size": 4, "max_steps": 3}),

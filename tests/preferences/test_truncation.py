@@ -7,12 +7,14 @@ import pytest
 from datasets import Dataset
 from peft import LoraConfig
 from torch import equal
-from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
+from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models.loading import base_path, open_tokenizer
+from rlhf_recipes.preferences import chosen_completions
 from rlhf_recipes.preferences.truncation import (
     Rows,
+    completion_rows,
     pair_rows,
     plain_text_notes,
     prompt_rows,
@@ -27,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*keep_end.*deprecated"),
 ]
 LIMIT = 60
+COLUMNS = ("prompt", "chosen", "rejected")
 
 
 def chat(prompt: int, chosen: str, rejected: str) -> dict[str, Any]:
@@ -51,13 +54,15 @@ ROWS = Dataset.from_list(
 
 
 def trainer_of(stage: str, split: Dataset, folder: Any, **settings: Any) -> Any:
-    config, trainer = {"dpo": (DPOConfig, DPOTrainer), "reward": (RewardConfig, RewardTrainer)}[
-        stage
-    ]
+    config, trainer = {
+        "sft": (SFTConfig, SFTTrainer),
+        "dpo": (DPOConfig, DPOTrainer),
+        "reward": (RewardConfig, RewardTrainer),
+    }[stage]
     training = config(
         output_dir=str(folder), use_cpu=True, bf16=False, report_to="none", **settings
     )
-    task = {"dpo": "CAUSAL_LM", "reward": "SEQ_CLS"}[stage]
+    task = "SEQ_CLS" if stage == "reward" else "CAUSAL_LM"
     lora = LoraConfig(task_type=task, r=2, target_modules="all-linear")
     return trainer(
         model=base_path("tiny"),
@@ -95,6 +100,42 @@ def test_counts_are_those_of_the_batches_of_trl(tmp_path, stage, settings, expec
 
     ours = trainer_of(stage, ROWS.select(rows.indices), tmp_path, **settings)
     assert len(ours.train_dataset) == rows.used
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"max_length": LIMIT}, (3, 1)),
+        ({"max_length": LIMIT, "truncation_mode": "keep_end"}, (4, 0)),
+        ({"max_length": None}, (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("plain", [False, True])
+def test_counts_of_completions_are_those_of_sft_s_batches(tmp_path, plain, settings, expected):
+    pairs = ROWS.map(lambda row: {c: row[c][0]["content"] for c in COLUMNS}) if plain else ROWS
+    split = chosen_completions(pairs, range(len(pairs)))
+    stock = trainer_of("sft", split, tmp_path, **settings)
+    rows = completion_rows("train", pairs, open_tokenizer("tiny"), stock.args)
+    if not plain:  # without a template's tokens one row more fits
+        assert (rows.cut, rows.too_long) == expected
+    assert rows.used == len(rows.indices) == len(stock.train_dataset)
+    batches = [stock.data_collator([example]) for example in stock.train_dataset]
+    assert rows.longest == max(batch["input_ids"].shape[1] for batch in batches)
+    # The loss is on the completion, and on its end where that was not cut off.
+    whole = [batch for batch in batches if batch["input_ids"].shape[1] < rows.longest]
+    for batch in whole:
+        labels = [label for label in batch["labels"][0].tolist() if label != -100]
+        text = open_tokenizer("tiny").decode(labels)
+        assert text.startswith(("y", "no", "good", "w")), text
+        assert "<|im_end|>" in text
+    ours = trainer_of("sft", chosen_completions(pairs, rows.indices), tmp_path, **settings)
+    assert len(ours.train_dataset) == rows.used
+
+
+def test_prompts_that_fill_the_length_leave_nothing_to_fine_tune_on(tmp_path):
+    training = SFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, max_length=5)
+    with pytest.raises(RecipeError, match=r"each of 6 train prompts fills it .* half of the rows"):
+        completion_rows("train", ROWS, open_tokenizer("tiny"), training)
 
 
 def test_plain_text_gets_the_eos_token_as_in_trl(tmp_path):
@@ -182,4 +223,4 @@ def test_only_the_first_process_shows_a_progress_bar(tmp_path, monkeypatch, caps
     pair_rows("dpo", "train", ROWS, open_tokenizer("tiny"), training)
     prompt_rows(ROWS["prompt"], open_tokenizer("tiny"), 4)
     output = capsys.readouterr().err
-    assert ("Tokenizing train pairs" in output) == ("Tokenizing prompts" in output) == shown
+    assert ("Tokenizing train rows" in output) == ("Tokenizing prompts" in output) == shown

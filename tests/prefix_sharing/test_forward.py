@@ -19,10 +19,21 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from rlhf_recipes.generation.grpo import rollout_func_for, sampled_completions
+from rlhf_recipes.models.dropout import turn_off_dropout
 from rlhf_recipes.models.loading import open_tokenizer
+from rlhf_recipes.preferences import chosen_completions
 from rlhf_recipes.prefix_sharing.forward import share_prefixes
 
 SIZES = {
@@ -110,7 +121,7 @@ def randomize(model):
 def trainer_of(
     kind, architecture, tokenizer, folder, *, peft=True, attention="sdpa", data=None, **changes
 ):
-    """Make TRL's trainer for reward or DPO, with a random adapter or without LoRA."""
+    """Make TRL's trainer for SFT, reward or DPO, with a random adapter or without LoRA."""
     config = None
     targets = changes.pop("lora", {"target_modules": ARCHITECTURES[architecture][2]})
     if peft:
@@ -122,7 +133,13 @@ def trainer_of(
         "peft_config": config,
     }
     arguments = options(folder, **{"activation_checkpointing": False, **changes})
-    if kind == "reward":
+    if kind == "sft":
+        rows = shared["train_dataset"]
+        shared["train_dataset"] = chosen_completions(rows, range(len(rows)))
+        model = tiny(architecture, tokenizer, attention=attention)
+        turn_off_dropout(model)  # SFTTrainer leaves it on
+        trainer = SFTTrainer(model=model, args=SFTConfig(**arguments), **shared)
+    elif kind == "reward":
         model = tiny(architecture, tokenizer, AutoModelForSequenceClassification, attention)
         trainer = RewardTrainer(model=model, args=RewardConfig(**arguments), **shared)
     else:
@@ -192,6 +209,16 @@ def test_loss_metrics_and_gradients_are_those_of_trl(
     tokens = int(batch["attention_mask"].sum())
     # Each pass computes one row without padding, shorter than the batch has tokens.
     assert all(rows == 1 and length < 0.8 * tokens for rows, length in ours.seen)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sft_shares_what_its_rows_begin_with(architecture, tokenizer, tmp_path):
+    """One row per prompt: the rows of a batch share no more than a system prompt."""
+    system = [{"role": "system", "content": "You answer briefly and plainly, as to a friend."}]
+    data = pairs(conversational=True).map(lambda row: {"prompt": system + row["prompt"]})
+    ours = compare("sft", architecture, tokenizer, tmp_path, data=data)
+    batch = next(iter(ours.get_train_dataloader()))
+    assert all(length < 0.8 * int(batch["attention_mask"].sum()) for _, length in ours.seen)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -10,7 +10,7 @@ from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.rules.packages import package_problems
 from rlhf_recipes.rules.values import RULES
 
-STAGES = ("reward", "dpo", "grpo", "ppo")
+STAGES = ("sft", "reward", "dpo", "grpo", "ppo")
 
 # Flags, the stages that refuse them, and what the message says.
 REFUSED = [
@@ -26,10 +26,10 @@ REFUSED = [
     ("--optim_args fast", STAGES, "`optim_args` is fast"),
     ("--train_sampling_strategy group_by_length", STAGES, "a column of lengths that TRL's rows"),
     ("--train_sampling_strategy batch_rebalance", STAGES, "would count for more"),
-    ("--ignore_data_skip true", ("reward", "dpo", "grpo"), "`ignore_data_skip` is true"),
+    ("--ignore_data_skip true", ("sft", "reward", "dpo", "grpo"), "`ignore_data_skip` is true"),
     (
         '--accelerator_config {"use_seedable_sampler":false}',
-        ("reward", "dpo"),
+        ("sft", "reward", "dpo"),
         "has use_seedable_sampler false",
     ),
     ("--seed -1", STAGES, "`seed` is -1"),
@@ -44,13 +44,13 @@ REFUSED = [
     ),
     (
         "--save_strategy best --eval_strategy steps --eval_steps 1",
-        ("reward", "dpo"),
+        ("sft", "reward", "dpo"),
         "no checkpoint is the best",
     ),
     (
         "--load_best_model_at_end true --eval_strategy steps --eval_steps 1 --save_steps 1 "
         "--metric_for_best_model eval_truth",
-        ("reward", "dpo", "ppo"),
+        ("sft", "reward", "dpo", "ppo"),
         "`metric_for_best_model` is eval_truth, which the evaluations of the stage",
     ),
     ("--eval_strategy steps --eval_steps -1", ("reward", "dpo", "ppo"), "`eval_steps` is -1"),
@@ -58,9 +58,13 @@ REFUSED = [
     ("--save_steps 0", STAGES, "`save_steps` is 0"),
     ("--logging_steps -1", STAGES, "`logging_steps` is -1"),
     ("--label_smoothing_factor 0.1", STAGES, "`label_smoothing_factor` is 0.1"),
-    ('--model_init_kwargs {"dtype":"float16"}', ("reward", "dpo", "grpo"), "`model_init_kwargs`"),
-    ("--trust_remote_code true", ("reward", "dpo", "grpo"), "`trust_remote_code` is true"),
-    ("--chat_template_path here.jinja", ("reward",), "`chat_template_path` is here.jinja"),
+    (
+        '--model_init_kwargs {"dtype":"float16"}',
+        ("sft", "reward", "dpo", "grpo"),
+        "`model_init_kwargs`",
+    ),
+    ("--trust_remote_code true", ("sft", "reward", "dpo", "grpo"), "`trust_remote_code` is true"),
+    ("--chat_template_path here.jinja", ("sft", "reward"), "`chat_template_path` is here.jinja"),
     ("--resume_from_checkpoint here", STAGES, "`resume_from_checkpoint` is here"),
     ("--do_train false", STAGES, "`do_train` is False"),
     ("--do_predict true", STAGES, "`do_predict` is True"),
@@ -78,17 +82,36 @@ REFUSED = [
     ('--accelerator_config {"dispatch_batches":true}', ("grpo", "ppo"), "has dispatch_batches"),
     ("--dataloader_num_workers -1", STAGES, "`dataloader_num_workers` is -1"),
     ("--dataloader_persistent_workers true", STAGES, "`dataloader_persistent_workers` is true"),
-    ("--activation_offloading true --use_cpu true", ("reward", "dpo"), "`activation_offloading`"),
+    (
+        "--activation_offloading true --use_cpu true",
+        ("sft", "reward", "dpo"),
+        "`activation_offloading`",
+    ),
     ("--lora_alpha 0", STAGES, "`lora_alpha` is 0"),
     ("--lora_dropout 0.1 --disable_dropout true", ("reward", "dpo", "grpo"), "turns dropout off"),
     ("--lora_dropout 0.1", ("ppo",), "turns dropout off"),
     ("--lora_dropout 1", STAGES, "`lora_dropout` is 1.0, which is not a probability"),
     ("--lora_task_type CAUSAL_LM", ("reward",), "head is not saved"),
-    ("--lora_task_type SEQ_CLS", ("dpo", "grpo", "ppo"), "a policy is a causal language model"),
-    ("--pad_to_multiple_of 0", ("reward", "dpo", "grpo"), "`pad_to_multiple_of` is 0"),
-    ("--dataset_num_proc -1", ("reward", "dpo"), "`dataset_num_proc` is -1"),
+    (
+        "--lora_task_type SEQ_CLS",
+        ("sft", "dpo", "grpo", "ppo"),
+        "a policy is a causal language model",
+    ),
+    ("--pad_to_multiple_of 0", ("sft", "reward", "dpo", "grpo"), "`pad_to_multiple_of` is 0"),
+    ("--dataset_num_proc -1", ("sft", "reward", "dpo"), "`dataset_num_proc` is -1"),
+    ("--packing true", ("sft",), "`packing` is True"),
+    ("--eval_packing true", ("sft",), "`eval_packing` True"),
+    ("--padding_free true", ("sft",), "`padding_free` True, which lay rows out"),
+    ("--completion_only_loss false", ("sft",), "the prompts are learned too"),
+    ("--assistant_only_loss true", ("sft",), "`assistant_only_loss` is True"),
+    ("--dataset_text_field words", ("sft",), "`dataset_text_field` is words"),
+    ('--dataset_kwargs {"skip_prepare_dataset":true}', ("sft",), "`dataset_kwargs` is"),
     ("--center_rewards_coefficient -1", ("reward",), "`center_rewards_coefficient` is -1.0"),
-    ("--loss_type sigmoids", ("dpo", "grpo"), "`loss_type` is .*sigmoids.*, which is not known"),
+    (
+        "--loss_type sigmoids",
+        ("dpo", "grpo"),
+        "`loss_type` is .*sigmoids.*, which is not known",
+    ),
     ("--beta 0", ("dpo",), "`beta` is 0.0. At 0 the loss does not depend on the policy"),
     ("--beta -1", ("grpo",), "`beta` is -1.0"),
     ("--loss_weights 0", ("dpo",), "`loss_weights` is"),
@@ -210,6 +233,7 @@ def test_what_works_is_accepted(root, stage, flags):
 @pytest.mark.parametrize(
     ("stage", "flags"),
     [
+        ("sft", "--lora_dropout 0.1 --loss_type dft --completion_only_loss true"),
         ("dpo", "--loss_type sft --beta 0"),
         ("dpo", "--loss_type robust --label_smoothing 0.1"),
         ("dpo", "--loss_type sigmoid sft --loss_weights 1 0"),

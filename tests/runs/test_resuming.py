@@ -3,18 +3,32 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.generation.grpo import rollout_func_for
+from rlhf_recipes.models.adapters import read_adapter
 from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
+from rlhf_recipes.models.starting import open_policy
+from rlhf_recipes.preferences import chosen_completions
 from rlhf_recipes.runs.resuming import WholeGenerations, seconds_trained, train
+from tests.models.test_starting import recipe, write_start
 from tests.ppo.conftest import make_trainer, random_reward_model
 
 PROMPTS = Dataset.from_dict({"prompt": [f"say {'so ' * (i % 3)}{i}" for i in range(6)]})
@@ -50,26 +64,48 @@ def letters(completions, **_):
     return [float(sum(map(str.isalpha, completion))) for completion in completions]
 
 
-def grpo(folder: Path, **changes) -> GRPOTrainer:
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    return write_start(tmp_path_factory.mktemp("sft"), lora_target_modules=["all-linear"])
+
+
+def opened(start: str | None) -> dict[str, Any]:
+    """Return `model` and `peft_config` of a policy, from the base or from a start."""
+    if start is None:
+        return {"model": open_base("tiny"), "peft_config": lora("CAUSAL_LM")}
+    model = recipe(lora_target_modules=["all-linear"], lora_dropout=0.1)
+    policy, config = open_policy(model, read_adapter(start), dropout=True)
+    return {"model": policy, "peft_config": config}
+
+
+def grpo(folder: Path, start: str | None = None, **changes) -> GRPOTrainer:
     own = {"num_generations": 2, "max_completion_length": 6, "temperature": 1.0, "beta": 0.05}
     args = GRPOConfig(**settings(folder, **own | changes))
     return GRPOTrainer(
-        model=open_base("tiny"),
+        **opened(start),
         args=args,
         reward_funcs=letters,
         train_dataset=PROMPTS,
         processing_class=open_tokenizer("tiny"),
-        peft_config=lora("CAUSAL_LM"),
         rollout_func=rollout_func_for(args),
         callbacks=[WholeGenerations()],
     )
 
 
-def dpo(folder: Path, **changes) -> DPOTrainer:
+def dpo(folder: Path, start: str | None = None, **changes) -> DPOTrainer:
     return DPOTrainer(
-        model=open_base("tiny"),
+        **opened(start),
         args=DPOConfig(**settings(folder, **changes)),
         train_dataset=PAIRS,
+        processing_class=open_tokenizer("tiny"),
+    )
+
+
+def sft(folder: Path, **changes) -> SFTTrainer:
+    return SFTTrainer(
+        model=open_base("tiny"),
+        args=SFTConfig(**settings(folder, **changes)),
+        train_dataset=chosen_completions(PAIRS, range(len(PAIRS))),
         processing_class=open_tokenizer("tiny"),
         peft_config=lora("CAUSAL_LM"),
     )
@@ -143,7 +179,24 @@ def test_a_checkpoint_within_a_generation_is_refused(tmp_path):
         train(grpo(tmp_path, num_iterations=2, max_steps=4), str(tmp_path / "checkpoint-3"))
 
 
-@pytest.mark.parametrize("make", [dpo, reward])
+@pytest.mark.parametrize("beta", [0.05, 0.0])
+def test_grpo_from_a_start_resumes_bit_for_bit(beta, start, tmp_path):
+    """A checkpoint holds the policy alone; its reference is made again from the start."""
+    straight, _ = check_resumes(grpo, tmp_path, [1, 6], start=start, beta=beta)
+    assert not list((tmp_path / "straight").glob("checkpoint-*/ref"))
+    assert ("ref" in straight.model.peft_config) == (beta > 0)
+
+
+def test_dpo_from_a_start_resumes_bit_for_bit(start, tmp_path):
+    straight, _ = check_resumes(dpo, tmp_path, [1, 4], start=start)
+    reference = {n: p for n, p in straight.model.named_parameters() if ".ref." in n}
+    saved = read_adapter(start).weights
+    assert {n.replace(".ref.", "."): p.tolist() for n, p in reference.items()} == {
+        n: w.tolist() for n, w in saved.items()
+    }
+
+
+@pytest.mark.parametrize("make", [sft, dpo, reward])
 def test_training_on_pairs_resumes_bit_for_bit(make, tmp_path):
     """Ten pairs, two a micro-batch, two micro-batches a step: the third step has only one."""
     straight, metrics = check_resumes(make, tmp_path, [1, 3, 4, 6], gradient_accumulation_steps=2)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.evaluation.arguments import (
+    BARE_BASE,
     BASE,
     CONTROL,
     REFERENCE,
@@ -128,7 +129,8 @@ def read_adapters(arguments: EvaluationArguments) -> Adapters:
 def sampled_models(arguments: EvaluationArguments, adapters: Adapters) -> list[SampledModel]:
     """List base, policies and control in the order in which they are sampled.
 
-    If training started from an adapter, that adapter takes the place of base.
+    If training started from an adapter, that adapter takes the place of base, and the base below
+    it is one more model.
     """
     start = adapters.start
     role = REFERENCE if start else None
@@ -138,6 +140,8 @@ def sampled_models(arguments: EvaluationArguments, adapters: Adapters) -> list[S
         SampledModel(p.name, p.run, seed, count, p, adapters.policies[p.name])
         for p in adapters.evaluated
     ]
+    if start:
+        models.append(SampledModel(BARE_BASE, None, seed, count, None, None))
     if arguments.control:
         models.append(SampledModel(CONTROL, role, seed + 1, count, None, start))
     return models

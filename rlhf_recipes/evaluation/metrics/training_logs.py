@@ -13,7 +13,7 @@ from rlhf_recipes.evaluation.metrics.typed_json import AtLeast0, Count
 from rlhf_recipes.training_curves import Log, curves
 
 Unit = Literal["episodes", "pairs", "samples"]
-ORDER: tuple[str, ...] = ("reward", "ppo", "grpo", "dpo")
+ORDER: tuple[str, ...] = ("sft", "reward", "ppo", "grpo", "dpo")
 SAMPLE_UNITS: dict[str, Unit] = {"ppo": "episodes", "grpo": "episodes", "dpo": "pairs"}
 MAX_POINTS = 200
 """Maximum number of points per curve in the results."""

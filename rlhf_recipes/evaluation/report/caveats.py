@@ -151,6 +151,13 @@ def _unreadable(results: EvaluationResults, collection: Collection) -> Iterator[
 
 
 CAVEATS = {
+    "start": Caveat(
+        "`base` is the adapter in {start}, from which the policies started: win rates, gains and "
+        "KL are measured from it. `bare_base` is the model below it.",
+        lambda _, collection: _once(
+            collection.facts.get("reference"), start=collection.facts.get("reference")
+        ),
+    ),
     "few prompts": Caveat(
         "{n} prompts are few: only large differences can be seen (`detectable` says how large).",
         lambda results, _: _once(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from huggingface_hub import constants
 from peft import LoraConfig
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.evaluation import analyse
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect import collection as collecting
 from rlhf_recipes.evaluation.collect.journal import Journal
@@ -369,11 +371,24 @@ def test_the_reference_is_what_training_started_from(arguments, saved, tmp_path)
     unstarted = trained_from(saved, tmp_path / "plain", None)
     with pytest.raises(RecipeError, match="leave `sft_model_path` out"):
         collect(arguments(models=unstarted, sft_model_path=start))
-    collect(arguments(models=models, sft_model_path=start))
+    started = arguments(models=models, sft_model_path=start)
+    collect(started)
+    facts = read(tmp_path, "collection")
+    assert list(facts["models"]) == ["base", "ppo", "bare_base", "control"]
+    sampled = sum(len(responses(tmp_path, name)) for name in facts["models"])
+    assert (
+        evaluation_plan(
+            replace(started, output_dir=str(tmp_path / "2")), read_adapters(started)
+        ).completions
+        == sampled
+    )
+    assert min(kl for _, kl in responses(tmp_path, "bare_base")) > 0.01
     # Its weights are those of its reference here: what differs is the rounding of two passes.
     assert max(kl for _, kl in responses(tmp_path, "ppo")) < 1e-5
     collect(arguments(output_dir=str(tmp_path / "from_base")))
     assert responses(tmp_path / "from_base", "base") != responses(tmp_path, "base")
+    said = analyse(tmp_path).warnings
+    assert any(f"`base` is the adapter in {start}" in sentence for sentence in said)
 
 
 def test_adapters_are_read_once_for_plan_and_collection(arguments, saved, tmp_path):

@@ -60,6 +60,13 @@ def test_prompts_that_were_trained_on_are_counted(results, collection):
     collection.facts.update(facts)
 
 
+def test_the_start_that_takes_the_place_of_base_is_named(results, collection):
+    assert "bare_base" not in said(results, collection)
+    collection.facts["reference"] = "models/sft_model"
+    assert "`base` is the adapter in models/sft_model" in said(results, collection)
+    del collection.facts["reference"]
+
+
 def altered(records, **changes):
     """Records with fields set by functions of the record."""
     return [record | {key: of(record) for key, of in changes.items()} for record in records]
@@ -146,7 +153,7 @@ def test_what_would_bend_the_numbers_silently_is_said(warned, name):
 def test_every_caveat_has_a_case_in_these_tests():
     elsewhere = {"few prompts", "too few prompts", "training prompts", "no gold", "one seed", "k1"}
     elsewhere |= {"empty", "length", "no overlap", "cut off", "unreadable verdicts", "no control"}
-    elsewhere |= {"failed control", "failed positive control"}
+    elsewhere |= {"failed control", "failed positive control", "start"}
     assert set(CAVEATS) == elsewhere | set(SILENT)
 
 

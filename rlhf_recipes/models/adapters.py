@@ -88,7 +88,7 @@ class Adapter:
             )
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, key: str) -> None:
-        """Raise RecipeError if this adapter, a role on the policy's base, was trained on other text.
+        """Raise RecipeError if this adapter was trained on other text than the policy's.
 
         An adapter without a tokenizer of its own passes.
 

@@ -222,6 +222,7 @@ def planned(path, bases, data):
         "model_name_or_path": bases[name],
         "dataset_name": folder,
         "output_dir": folder / "out",
+        "chat_template_kwargs": "null",  # the template of `tiny` has none
         "use_cpu": "true",
         "plan": "true",  # so that the reward model need not be there: it is like the policy then
     }
@@ -392,6 +393,7 @@ def test_the_plan_of_an_evaluation_is_the_sum_by_hand(path, bases, data, tmp_pat
         "output_dir": tmp_path,
         "reward_model_path": saved["reward"],
         "models": f"dpo={saved['dpo']}",
+        "chat_template_kwargs": "null",
         "plan": "true",
     }
     argv = [part for key, value in flags.items() for part in (f"--{key}", str(value))]

@@ -89,6 +89,8 @@ def theirs(case: Case) -> tuple[Evaluate, Divergences]:
     """Return the same functions with one prompt at a time and three models in memory."""
     tokenizer = open_tokenizer(case["base"])
     causal, classifier = AutoModelForCausalLM, AutoModelForSequenceClassification
+    base: Any
+    reference: Any
     base, reference = (causal.from_pretrained(case["base"], dtype="float32") for _ in range(2))
     scorer = classifier.from_pretrained(case["base"], num_labels=1, dtype="float32")
     scorer.config.pad_token_id = tokenizer.pad_token_id

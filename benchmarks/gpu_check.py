@@ -159,7 +159,7 @@ class Check:
 
     def remaining(self) -> float:
         """Seconds until the check has to end."""
-        return self.deadline - time.monotonic()
+        return float(self.deadline - time.monotonic())
 
     def out(self, case: Case) -> Path:
         return self.folder / f"{case.precision}-{case.sharing}".replace(" ", "_")

@@ -1,4 +1,4 @@
-"""Reward modelling, ours or TRL's: `python -m benchmarks.reward CASE.json`; one line of JSON."""
+"""Reward modeling, ours or TRL's: `python -m benchmarks.reward CASE.json`; one line of JSON."""
 
 import sys
 from importlib.metadata import version

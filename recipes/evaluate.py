@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlhf_recipes.arguments import parse_recipe, resolved_recipe
 from rlhf_recipes.ending import run_script
-from rlhf_recipes.evaluation import analyse, closing_table
+from rlhf_recipes.evaluation import analyze, closing_table
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect.collection import collect
 from rlhf_recipes.evaluation.collect.provenance import read_adapters
@@ -19,7 +19,7 @@ ARGUMENTS = (EvaluationArguments,)
 
 
 def main() -> None:
-    """Collect with the models, analyse without them, print the closing table."""
+    """Collect with the models, analyze without them, print the closing table."""
     (arguments,), _ = parse_recipe(*ARGUMENTS)
     adapters = read_adapters(arguments)
     plan = evaluation_plan(arguments, adapters)
@@ -34,7 +34,7 @@ def main() -> None:
         print(note)
     use_whole_cpu()
     collect(arguments, adapters)
-    print(closing_table(analyse(output_dir)))
+    print(closing_table(analyze(output_dir)))
 
 
 if __name__ == "__main__":

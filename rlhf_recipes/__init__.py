@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlhf_recipes.errors import RecipeError
-    from rlhf_recipes.evaluation.analysis import analyse
+    from rlhf_recipes.evaluation.analysis import analyze
     from rlhf_recipes.generation.sampling import sample
     from rlhf_recipes.ppo.config import PPOConfig
     from rlhf_recipes.ppo.trainer import PPOTrainer
@@ -23,7 +23,7 @@ __all__ = [
     "PPOTrainer",
     "RecipeError",
     "RewardModel",
-    "analyse",
+    "analyze",
     "load_prepared",
     "sample",
     "share_prefixes",
@@ -34,7 +34,7 @@ _MODULES = {
     "PPOTrainer": "ppo.trainer",
     "RecipeError": "errors",
     "RewardModel": "rewards",
-    "analyse": "evaluation.analysis",
+    "analyze": "evaluation.analysis",
     "load_prepared": "preferences",
     "sample": "generation.sampling",
     "share_prefixes": "prefix_sharing.forward",

@@ -37,7 +37,7 @@ _SILENT_E = re.compile(
     r"|(?<=[gq])ues?$"
 )
 _IRREGULAR = {"business": 2, "maybe": 2, "safety": 2, "behavior": 3, "behaviour": 3, "recipe": 3}
-# Neighbouring vowels that are two syllables, and syllables without a vowel.
+# Neighboring vowels that are two syllables, and syllables without a vowel.
 _SPLIT = re.compile(
     r"[aeiouy](?=ing)"  # being, trying
     r"|[aeou](?=y[aou]|ye[er])|y(?=one?$)"  # beyond, employee, anyone

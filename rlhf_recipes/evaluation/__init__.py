@@ -1,4 +1,4 @@
-"""Whether training helped: samples are collected with the models, then analysed without them.
+"""Whether training helped: samples are collected with the models, then analyzed without them.
 
 The names below are loaded when first used, and none of them imports torch.
 """
@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhf_recipes.evaluation.analysis import analyse
+    from rlhf_recipes.evaluation.analysis import analyze
     from rlhf_recipes.evaluation.metrics.reward_model import reward_model_errors
     from rlhf_recipes.evaluation.report.rendering import closing_table
 
-__all__ = ["analyse", "closing_table", "reward_model_errors"]
+__all__ = ["analyze", "closing_table", "reward_model_errors"]
 
 _MODULES = {
-    "analyse": "analysis",
+    "analyze": "analysis",
     "closing_table": "report.rendering",
     "reward_model_errors": "metrics.reward_model",
 }

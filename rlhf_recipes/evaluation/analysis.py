@@ -28,16 +28,16 @@ from rlhf_recipes.training_curves import training_curves_figure
 
 
 @no_collection()
-def analyse(output_dir: Path) -> EvaluationResults:
-    """Analyse OUT/samples and return the results, having written them, the figures and the report.
+def analyze(output_dir: Path) -> EvaluationResults:
+    """Analyze OUT/samples and return the results, having written them, the figures and the report.
 
     Reads samples/, models/*/trainer_state.json and run.json and, where the reward model's training
     left it, models/reward_model/scores.json. The same files give the same bytes. Everything is
     written beside what a finished analysis left, and put in its place at the end. Raises
     RecipeError if the samples cannot be compared.
 
-    >>> from rlhf_recipes import analyse
-    >>> results = analyse(collected)
+    >>> from rlhf_recipes import analyze
+    >>> results = analyze(collected)
     >>> sorted(results.models)
     ['base', 'ppo']
     """

@@ -177,7 +177,7 @@ class EvaluationResults:
         warnings: What limits the results, in sentences.
     """
 
-    schema_version: Literal[4] = 4
+    schema_version: Literal[5] = 5
     run: Mapping[str, Any]
     config: Config
     models: Mapping[str, ModelResults]
@@ -187,7 +187,7 @@ class EvaluationResults:
     controls: Controls
     best_of_n: Sequence[BestOfN]
     frontier: Mapping[str, Frontier]
-    over_optimisation: OverOptimization | None
+    over_optimization: OverOptimization | None
     flags: Mapping[str, Sequence[str]]
     samples_shown: SamplesShown
     reward_model: RewardModelQuality | None
@@ -243,7 +243,7 @@ def evaluation_results(
             )
             for metric, points in frontiers.items()
         },
-        over_optimisation=over_optimization(collection, rewards),
+        over_optimization=over_optimization(collection, rewards),
         flags={
             record["id"]: detectors
             for name, model in collection.models.items()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation import analyze
 
 Record = dict[str, Any]
 
@@ -206,7 +206,7 @@ def pairs() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole output folder, analysed once: 64 prompts, 5 models, gold, curves, reward model."""
+    """A whole output folder, analyzed once: 64 prompts, 5 models, gold, curves, reward model."""
     output = tmp_path_factory.mktemp("run") / "outputs"
     models = {name: make_records(name, effect, 64, 1) for name, effect in EFFECTS.items()}
     for record in models["base"] + models["control"]:
@@ -222,7 +222,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run |= {"recipe": {}, "fingerprint": fingerprint(stage)}
         (folder / "run.json").write_text(json.dumps(run))
     (output / "models" / "reward_model" / "scores.json").write_text(json.dumps(make_pairs()))
-    analyse(output)
+    analyze(output)
     return output
 
 
@@ -254,5 +254,5 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, (a, b) in enumerate(won)
     ]
     (output / "samples" / "verdicts_chat.json").write_text(json.dumps(verdicts))
-    analyse(output)
+    analyze(output)
     return output

@@ -7,7 +7,7 @@ import sys
 import pytest
 from matplotlib.image import imread
 
-from rlhf_recipes.evaluation import analyse, closing_table
+from rlhf_recipes.evaluation import analyze, closing_table
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
 
@@ -87,7 +87,7 @@ def test_a_number_that_is_not_in_the_json_is_noticed(evaluated):
 def test_the_same_files_give_the_same_bytes(evaluated):
     names = ("ANALYSIS.md", "results/report.html", "results/evaluation_results.json")
     before = [(evaluated / name).read_bytes() for name in names]
-    analyse(evaluated)
+    analyze(evaluated)
     assert [(evaluated / name).read_bytes() for name in names] == before
 
 
@@ -106,7 +106,7 @@ def test_the_same_samples_give_the_same_bytes_under_any_hash_seed(
     written = []
     for seed in ("1", "2", "3"):
         output = collection_in(tmp_path / seed / "out", models)
-        code = "from rlhf_recipes.evaluation import analyse; analyse('out')"
+        code = "from rlhf_recipes.evaluation import analyze; analyze('out')"
         environment = os.environ | {"PYTHONHASHSEED": seed}
         subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path / seed, env=environment, check=True
@@ -134,7 +134,7 @@ def test_analysis_names_examples_selection_controls_and_command(evaluated):
 def test_analysis_without_curves_gold_control_or_reward_model(tmp_path, records_of, collection_in):
     models = {n: records_of(n, (0, 0, 1), 12, 1, gold=False) for n in ("base", "ppo", "mine")}
     output = collection_in(tmp_path / "out", models)
-    results = analyse(output)
+    results = analyze(output)
     assert results.training_curves == {} and results.reward_model is None
     assert not (output / "results" / "training_curves.png").exists()
     assert "Training curves" not in (output / "ANALYSIS.md").read_text()
@@ -144,5 +144,5 @@ def test_analysis_without_curves_gold_control_or_reward_model(tmp_path, records_
 def test_an_unknown_name_of_the_package_is_an_attribute_error():
     import rlhf_recipes.evaluation
 
-    with pytest.raises(AttributeError, match="no attribute 'analyze'"):
-        rlhf_recipes.evaluation.analyze  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'analyse'"):
+        rlhf_recipes.evaluation.analyse  # noqa: B018

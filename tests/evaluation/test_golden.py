@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation import analyze
 from tests.evaluation.conftest import (
     log_histories,
     make_pairs,
@@ -59,7 +59,7 @@ def small_evaluation(output):
         folder.mkdir(parents=True)
         (folder / "trainer_state.json").write_text(json.dumps({"log_history": log[:10]}))
     (output / "models" / "reward_model" / "scores.json").write_text(json.dumps(make_pairs(40)))
-    analyse(output)
+    analyze(output)
     return json.loads((output / "results" / "evaluation_results.json").read_text())
 
 

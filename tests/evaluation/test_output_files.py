@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation import analyze
 from rlhf_recipes.evaluation.collect.journal import Journal
 from rlhf_recipes.evaluation.output_files import FINISHED, collecting_folder, open_evaluation
 from rlhf_recipes.folders import REPLACEMENT
@@ -15,10 +15,10 @@ from rlhf_recipes.folders import REPLACEMENT
 
 @pytest.fixture
 def finished(tmp_path, records_of, collection_in):
-    """Analysed samples of two models, and a file of somebody's."""
+    """Analyzed samples of two models, and a file of somebody's."""
     models = {name: records_of(name, (0, 0, 1), 12, 1, gold=False) for name in ("base", "ppo")}
     output = collection_in(tmp_path / "out", models)
-    analyse(output)
+    analyze(output)
     (output / "results" / "mine.txt").write_text("mine")
     return output
 
@@ -47,7 +47,7 @@ def test_the_target_of_make_is_the_last_file_that_is_put_in_place(finished):
     written.clear()
     seen["on"] = True
     try:
-        analyse(finished)
+        analyze(finished)
     finally:
         seen["on"] = False
     placed = [path for path in written if REPLACEMENT not in path and ".replaced" not in path]
@@ -63,7 +63,7 @@ def test_an_analysis_that_fails_leaves_the_finished_one_whole(finished):
     shutil.copytree(finished / "samples", new)
     (new / "ppo_samples.json").write_text("[]")
     with pytest.raises(RecipeError, match="has no samples"):
-        analyse(finished)
+        analyze(finished)
     assert before.items() <= contents(finished).items()
 
 
@@ -73,7 +73,7 @@ def test_new_samples_and_results_take_the_place_of_the_finished_ones_together(fi
     text = (new / "ppo_samples.json").read_text().replace('"response": "', '"response": "so ')
     (new / "ppo_samples.json").write_text(text)
     (finished / "results" / "reward_model.png").write_bytes(b"of an older evaluation")
-    analyse(finished)
+    analyze(finished)
     assert (finished / "samples" / "ppo_samples.json").read_text() == text
     assert not new.exists()
     assert not (finished / "results" / "reward_model.png").exists()

@@ -37,7 +37,7 @@ def test_models_and_shape(results):
     assert {"value", "ci", "wins", "ties", "losses", "p", "p_holm"} <= set(ppo)
     assert len(ppo["ci"]) == 2 and ppo["wins"] + ppo["ties"] + ppo["losses"] == 64
     assert set(results["models"]["base"]["win_rate"].values()) == {None}
-    assert results["schema_version"] == 4
+    assert results["schema_version"] == 5
 
 
 def test_verdicts_find_the_planted_effects(results):
@@ -109,7 +109,7 @@ def test_without_gold_everything_of_gold_is_null(tmp_path, records_of, collectio
     found = results_of(read_samples(collection_in(tmp_path / "o", models) / "samples"))
     assert found.models["dpo"].gold is None
     assert found.models["dpo"].win_rate.get("gold") is None
-    assert found.over_optimisation is None and found.config.primary == "proxy"
+    assert found.over_optimization is None and found.config.primary == "proxy"
     assert any("No gold" in warning for warning in found.warnings)
     json.dumps(as_json(found), allow_nan=False)
 
@@ -121,7 +121,7 @@ def test_rewards_that_do_not_vary_in_base_give_no_nan(tmp_path, records_of, coll
     found = results_of(read_samples(collection_in(tmp_path / "o", models) / "samples"))
     json.dumps(as_json(found), allow_nan=False)
     assert "does not vary" in found.models["dpo"].gold.gain.unit
-    assert found.over_optimisation is None
+    assert found.over_optimization is None
 
 
 def test_float_noise_between_two_batches_is_no_win(tmp_path, records_of, collection_in):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation import analyze
 from rlhf_recipes.evaluation.metrics.typed_json import json_schema
 from rlhf_recipes.evaluation.results import EvaluationResults
 
@@ -39,7 +39,7 @@ def bare(tmp_path_factory, records_of, collection_in):
         record |= {"reward": 0.0, "response": "", "n_tokens": 0, "kl": 0.0, "kl_k1": 0.0}
         del record["kl_curve"], record["entropy"]
     output = collection_in(tmp_path_factory.mktemp("bare") / "out", models)
-    analyse(output)
+    analyze(output)
     return output
 
 

@@ -68,7 +68,7 @@ def kl_summary(model: ModelSamples) -> KL:
     seq   = mean over prompts of KL(y) = Σ_t Σ_v π(v|h_t) (log π(v|h_t) - log ref(v|h_t))
     token = Σ KL(y) / Σ tokens(y), not the mean of ratios
 
-    The Rao-Blackwellised estimator of https://arxiv.org/abs/2504.10637. k1, the sampled log-ratio
+    The Rao-Blackwellized estimator of https://arxiv.org/abs/2504.10637. k1, the sampled log-ratio
     log π(y) - log ref(y), has the same mean, so their difference by prompt must be 0 within three
     of its standard errors; if not, the samples do not come from the distribution whose logits were
     used.

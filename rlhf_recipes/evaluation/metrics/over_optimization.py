@@ -25,7 +25,7 @@ class ProxyAndGold:
         proxy_p_holm: Corrected p of the difference to base, as is `gold_p_holm`.
         gap: Proxy gain minus gold gain, paired by prompt, with its interval, p and corrected p.
         spearman: Correlation of proxy and gold over prompts, first samples.
-        over_optimised: Whether the proxy rose and gold fell; None for earlier checkpoints.
+        over_optimized: Whether the proxy rose and gold fell; None for earlier checkpoints.
     """
 
     proxy_gain: float
@@ -39,7 +39,7 @@ class ProxyAndGold:
     gap_p: Share
     gap_p_holm: Share | None
     spearman: Correlation
-    over_optimised: bool | None
+    over_optimized: bool | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def gain_claims(policy: ProxyAndGold, prompts: int) -> tuple[Claim, Claim, Claim
 def _decided(policy: ProxyAndGold, gap_p_holm: float, prompts: int) -> ProxyAndGold:
     by_proxy, by_gold, _ = gain_claims(policy, prompts)
     is_over_optimized = (by_proxy, by_gold) == (Claim.ABOVE, Claim.BELOW)
-    return replace(policy, gap_p_holm=gap_p_holm, over_optimised=is_over_optimized)
+    return replace(policy, gap_p_holm=gap_p_holm, over_optimized=is_over_optimized)
 
 
 def _gains(
@@ -113,7 +113,7 @@ def _gains(
         gap_p=sign_flip_test(gaps),
         gap_p_holm=None,
         spearman=_proxy_gold_correlation(model),
-        over_optimised=None,
+        over_optimized=None,
     )
 
 

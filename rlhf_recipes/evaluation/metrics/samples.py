@@ -198,7 +198,7 @@ def _read(path: Path) -> Any:
         ) from error
     except json.JSONDecodeError as error:
         raise RecipeError(
-            f"{path} is not JSON ({error}). It cannot be analysed. "
+            f"{path} is not JSON ({error}). It cannot be analyzed. "
             "Remove it and collect again with `make evaluate`."
         ) from error
 

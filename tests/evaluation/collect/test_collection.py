@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from peft import LoraConfig
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation import analyze
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect import collection as collecting
 from rlhf_recipes.evaluation.collect.journal import Journal
@@ -387,7 +387,7 @@ def test_the_reference_is_what_training_started_from(arguments, saved, tmp_path)
     assert max(kl for _, kl in responses(tmp_path, "ppo")) < 1e-5
     collect(arguments(output_dir=str(tmp_path / "from_base")))
     assert responses(tmp_path / "from_base", "base") != responses(tmp_path, "base")
-    said = analyse(tmp_path).warnings
+    said = analyze(tmp_path).warnings
     assert any(f"`base` is the adapter in {start}" in sentence for sentence in said)
 
 

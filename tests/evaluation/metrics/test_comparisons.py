@@ -145,7 +145,7 @@ def test_two_runs_are_compared_at_the_kl_that_both_reach(results):
 
 
 def test_the_gap_is_that_of_the_two_gains(results):
-    for policy in results["over_optimisation"]["policies"].values():
+    for policy in results["over_optimization"]["policies"].values():
         gap = policy["proxy_gain"] - policy["gold_gain"]
         assert policy["gap"] == pytest.approx(gap)
         assert policy["gap_ci"][0] < gap < policy["gap_ci"][1]
@@ -159,7 +159,7 @@ def test_the_gap_is_that_of_the_two_gains(results):
         ([-0.1, 0.3], [-0.3, -0.1], False),
     ],
 )
-def test_over_optimised_needs_both_intervals(rewards, collection, proxy, gold, expected):
+def test_over_optimized_needs_both_intervals(rewards, collection, proxy, gold, expected):
     ppo = {
         metric: replace(
             rewards["ppo-150"][metric],
@@ -169,10 +169,10 @@ def test_over_optimised_needs_both_intervals(rewards, collection, proxy, gold, e
         for metric, ends in {"proxy": proxy, "gold": gold}.items()
     }
     found = over_optimization(collection, rewards | {"ppo-150": ppo})
-    assert found.policies["ppo-25"].over_optimised is None
-    assert found.policies["ppo-150"].over_optimised is expected
+    assert found.policies["ppo-25"].over_optimized is None
+    assert found.policies["ppo-150"].over_optimized is expected
 
 
 def test_a_proxy_that_rises_while_gold_falls_is_over_optimized(results):
-    assert results["over_optimisation"]["policies"]["ppo-150"]["over_optimised"]
-    assert not results["over_optimisation"]["policies"]["grpo-150"]["over_optimised"]
+    assert results["over_optimization"]["policies"]["ppo-150"]["over_optimized"]
+    assert not results["over_optimization"]["policies"]["grpo-150"]["over_optimized"]

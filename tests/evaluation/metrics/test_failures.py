@@ -143,12 +143,12 @@ def broken(count):
     return collection_of(ppo=ppo, dpo=[record("dpo", i) for i in range(20)])
 
 
-def analysed(collection):
+def analyzed(collection):
     return failure_analysis(collection, detect_failures(collection))
 
 
 def test_analysis_counts_compares_and_corrects():
-    found = analysed(broken(12))
+    found = analyzed(broken(12))
     assert set(found) == set(DEFINITIONS)
     ppo = found["empty"].per_model["ppo"]
     assert (ppo.n, ppo.count, ppo.rate) == (20, 12, 0.6)
@@ -162,7 +162,7 @@ def test_analysis_counts_compares_and_corrects():
 
 
 def test_no_failure_at_all_is_not_certainty():
-    base = analysed(broken(0))["empty"].per_model["base"]
+    base = analyzed(broken(0))["empty"].per_model["base"]
     assert base.rate == 0 and base.ci == pytest.approx([0, 0.161], abs=5e-4)
 
 
@@ -179,5 +179,5 @@ def test_an_earlier_checkpoint_is_reported_and_not_tested():
         "ppo-50": ModelSamples("ppo-50", rows, "ppo", 50, "ppo"),
         "ppo": ModelSamples("ppo", rows, "ppo"),
     }
-    found = analysed(Collection({}, models, None, ("proxy", "gold")))["empty"].per_model
+    found = analyzed(Collection({}, models, None, ("proxy", "gold")))["empty"].per_model
     assert found["ppo-50"].to_base.p_holm is None and found["ppo"].to_base.p_holm == 1

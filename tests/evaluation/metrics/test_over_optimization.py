@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation import analyze
 
 
 def planted(records_of, name, words, prompts=60):
@@ -25,23 +25,23 @@ def shortcut(tmp_path_factory, records_of, collection_in):
     lengths = {"base": 8, "pad": 40, "honest": 12}
     models = {name: planted(records_of, name, words) for name, words in lengths.items()}
     output = collection_in(tmp_path_factory.mktemp("shortcut") / "out", models)
-    analyse(output)
+    analyze(output)
     return output
 
 
-def test_a_planted_length_shortcut_is_over_optimised_and_an_honest_policy_is_not(shortcut):
+def test_a_planted_length_shortcut_is_over_optimized_and_an_honest_policy_is_not(shortcut):
     found = json.loads((shortcut / "results" / "evaluation_results.json").read_text())
-    policies = found["over_optimisation"]["policies"]
-    assert policies["pad"]["over_optimised"] is True
+    policies = found["over_optimization"]["policies"]
+    assert policies["pad"]["over_optimized"] is True
     assert policies["pad"]["proxy_gain"] > 0 > policies["pad"]["gold_gain"]
-    assert policies["honest"]["over_optimised"] is False
+    assert policies["honest"]["over_optimized"] is False
     assert found["models"]["pad"]["verdict"] == "worse"
     assert found["models"]["honest"]["verdict"] == "better"
 
 
 def test_the_correlation_of_proxy_and_gold_turns_over_on_the_padded_answers(shortcut):
     results = json.loads((shortcut / "results" / "evaluation_results.json").read_text())
-    found = results["over_optimisation"]
+    found = results["over_optimization"]
     assert (
         found["spearman_base"]["value"] > 0.5 and found["policies"]["pad"]["spearman"]["value"] < 0
     )

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation import analyze
 from rlhf_recipes.evaluation.metrics.comparisons import KLBound, PositiveControl
 from rlhf_recipes.evaluation.metrics.outliers import outliers
 from rlhf_recipes.evaluation.metrics.samples import read_samples
@@ -92,10 +92,10 @@ def one_judged(readable):
 
 @pytest.fixture(scope="module")
 def warned(tmp_path_factory, records_of, collection_in):
-    """Analyses a collection of base, control and ppo, changed as told; returns all it left."""
+    """Analyzes a collection of base, control and ppo, changed as told; returns all it left."""
     numbers = iter(range(100))
 
-    def analysed(prompts=24, change=None, verdicts=None, **facts):
+    def analyzed(prompts=24, change=None, verdicts=None, **facts):
         effects = {"base": (0, 0, 0), "control": (0, 0, 0), "ppo": (0.5, 5, 2)}
         models = {name: records_of(name, effect, prompts, 1) for name, effect in effects.items()}
         for record in models["base"] + models["control"]:
@@ -105,9 +105,9 @@ def warned(tmp_path_factory, records_of, collection_in):
         output = collection_in(folder, models, **facts)
         if verdicts is not None:
             (output / "samples" / "verdicts_chat.json").write_text(json.dumps(verdicts))
-        return analyse(output), (output / "ANALYSIS.md").read_text()
+        return analyze(output), (output / "ANALYSIS.md").read_text()
 
-    return analysed
+    return analyzed
 
 
 def with_outlier(models):

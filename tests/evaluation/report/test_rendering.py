@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rlhf_recipes.evaluation import analyse, closing_table
+from rlhf_recipes.evaluation import analyze, closing_table
 from rlhf_recipes.evaluation.metrics.training_logs import TrainingCost
 
 HOSTILE = (
@@ -25,7 +25,7 @@ def hostile(tmp_path_factory, records_of, collection_in):
     for records in models.values():
         records[0]["prompt"] = records[0]["prompt"] + " <img src=x onerror=alert(1)>"
     output = collection_in(tmp_path_factory.mktemp("hostile") / "out", models)
-    analyse(output)
+    analyze(output)
     return output
 
 
@@ -121,7 +121,7 @@ def test_tables_have_as_many_cells_in_each_row_as_columns(evaluated):
 
 
 def test_closing_table_fits_a_terminal_and_says_what_matters(evaluated):
-    results = analyse(evaluated)
+    results = analyze(evaluated)
     table = closing_table(results)
     lines = table.splitlines()
     assert max(map(len, lines[:-1])) <= 100 and table.isascii()
@@ -142,7 +142,7 @@ def test_no_control_character_of_a_completion_reaches_the_report_raw(
         record["response"] += hostile
         record["prompt"] += hostile
     output = collection_in(tmp_path / "out", models)
-    analyse(output)
+    analyze(output)
     for path in (output / "ANALYSIS.md", output / "results" / "report.html"):
         text = path.read_text(encoding="utf-8")
         assert "owned" in text
@@ -155,7 +155,7 @@ def test_a_fence_holds_a_text_to_the_letter(tmp_path, records_of, collection_in)
     for record in models["ppo"]:
         record["response"] = text
     output = collection_in(tmp_path / "out", models)
-    analyse(output)
+    analyze(output)
     assert f"``````text\n{text}\n``````\n" in (output / "ANALYSIS.md").read_text()
     assert f'<div class="text">{text}</div>' in (output / "results" / "report.html").read_text()
 
@@ -168,7 +168,7 @@ def test_names_from_the_data_are_no_markup(tmp_path, records_of, collection_in, 
     sources = ("<i>one</i> | `two`", "*three*")
     named = [pair | {"source": sources[i % 2]} for i, pair in enumerate(pairs)]
     scores.write_text(json.dumps(named))
-    analyse(output)
+    analyze(output)
     tags = [tag for tag, _ in tags_of(output)]
     assert not {"b", "i", "em"} & set(tags)
     html = (output / "results" / "report.html").read_text()
@@ -190,7 +190,7 @@ def test_what_tells_a_reader_nothing_is_left_out(evaluated, pairs):
 
 def test_a_control_that_failed_is_said_first(tmp_path, records_of, collection_in):
     models = {name: records_of(name, (0, 0, 1), 12, 1) for name in ("base", "ppo", "control")}
-    analyse(collection_in(tmp_path / "out", models))
+    analyze(collection_in(tmp_path / "out", models))
     first = (tmp_path / "out" / "ANALYSIS.md").read_text().split("\n\n")[1]
     assert first.startswith("> Sanity check **failed** on kl")
 
@@ -208,14 +208,14 @@ def test_what_training_took_stands_in_the_verdict(tmp_path, records_of, collecti
         "recipe": {"gradient_accumulation_steps": 4},
         "processes": 2,
     }
-    assert analyse(output).training == {}
+    assert analyze(output).training == {}
     assert "training time" not in (output / "ANALYSIS.md").read_text()
     folder = output / "models" / "ppo_model"
     folder.mkdir(parents=True)
     (folder / "run.json").write_text(json.dumps(run))
     state = {"train_batch_size": 3, "log_history": [{"step": 8, "loss": 1.0}]}
     (folder / "trainer_state.json").write_text(json.dumps(state))
-    assert analyse(output).training == {"ppo": TrainingCost(195.0, 192, "episodes")}
+    assert analyze(output).training == {"ppo": TrainingCost(195.0, 192, "episodes")}
     table = (output / "ANALYSIS.md").read_text()
     assert re.search(r"\| ppo \|.*\| 3.25 min \| 192 episodes \|", table)
     assert re.search(r"\| dpo \|.*\|  \|  \|", table)

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from rlhf_recipes.evaluation import analyse
+from rlhf_recipes.evaluation import analyze
 from rlhf_recipes.evaluation.metrics.comparisons import TIE
 from rlhf_recipes.evaluation.metrics.failures import DEFINITIONS
 from rlhf_recipes.evaluation.metrics.samples import read_samples
@@ -135,7 +135,7 @@ def crafted(tmp_path_factory, records_of, collection_in):
     models["dpo"][9]["response"] = models["base"][9]["prompt"] = models["dpo"][9]["prompt"] = WORD
     models["dpo"][10]["response"] = models["base"][10]["response"] = "long " * 2001
     output = collection_in(tmp_path_factory.mktemp("crafted") / "out", models)
-    analyse(output)
+    analyze(output)
     return output
 
 

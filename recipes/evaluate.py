@@ -1,6 +1,7 @@
 """Evaluation: sample every model on held-out prompts, then compare them honestly.
 
-python recipes/evaluate.py --config recipes/demo/evaluate.yaml
+accelerate launch --config_file accelerate_configs/single.yaml \
+    recipes/evaluate.py --config recipes/demo/evaluate.yaml
 """
 
 from pathlib import Path
@@ -10,6 +11,7 @@ from rlhf_recipes.ending import run_script
 from rlhf_recipes.evaluation import analyze, closing_table
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect.collection import collect
+from rlhf_recipes.evaluation.collect.processes import connect_processes, from_main, is_main
 from rlhf_recipes.evaluation.collect.provenance import read_adapters
 from rlhf_recipes.evaluation.output_files import open_evaluation
 from rlhf_recipes.machine import use_whole_cpu
@@ -26,15 +28,20 @@ def main() -> None:
     if arguments.plan:
         print(plan)
         return
+    connect_processes()
     output_dir = Path(arguments.output_dir)
-    if open_evaluation(output_dir, resolved_recipe(vars(arguments)), arguments.overwrite):
-        print(f"{output_dir / 'results'} was complete and is in place now.")
+    recipe = resolved_recipe(vars(arguments))
+    if from_main(lambda: open_evaluation(output_dir, recipe, arguments.overwrite)):
+        if is_main():
+            print(f"{output_dir / 'results'} was complete and is in place now.")
         return
-    for note in plan.notes:
-        print(note)
+    if is_main():
+        for note in plan.notes:
+            print(note)
     use_whole_cpu()
     collect(arguments, adapters)
-    print(closing_table(analyze(output_dir)))
+    if is_main():
+        print(closing_table(analyze(output_dir)))
 
 
 if __name__ == "__main__":

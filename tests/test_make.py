@@ -300,3 +300,16 @@ def test_a_dataset_and_a_model_may_have_spaces_in_their_names(make):
     status, said, _ = finish(make("data", "DATASET=a$b"))
     assert status == 2
     assert "DATASET is `a$b`" in said
+
+
+def test_every_stage_with_models_is_started_by_the_launcher(root, tmp_path):
+    launcher = "ACCELERATE=accelerate_configs/multi_gpu.yaml"
+    command = ["make", "--dry-run", "all", f"OUT={tmp_path / 'out'}", launcher]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    stages = [line.split() for line in done.stdout.splitlines() if " recipes/" in line]
+    launched = [line for line in stages if "rlhf_recipes.launch" in line]
+    scripts = [[w for w in line if w.endswith(".py")] for line in launched]
+    assert sorted(scripts) == [
+        [f"recipes/{s}.py"] for s in ("dpo", "evaluate", "grpo", "ppo", "reward")
+    ]
+    assert len(stages) == 6

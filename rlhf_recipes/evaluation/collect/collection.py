@@ -6,7 +6,8 @@ another policy or judge does only the new work.
 
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from rlhf_recipes.evaluation.arguments import (
 from rlhf_recipes.evaluation.collect.chat_judge import in_order, record_verdicts
 from rlhf_recipes.evaluation.collect.journal import Journal
 from rlhf_recipes.evaluation.collect.measuring import KLSampler
+from rlhf_recipes.evaluation.collect.processes import check_same, from_main, in_turns, is_main
 from rlhf_recipes.evaluation.collect.provenance import (
     Adapters,
     SampledModel,
@@ -56,13 +58,18 @@ def collect(arguments: EvaluationArguments, adapters: Adapters) -> None:
     Writes `samples/<model>_samples.json`, `samples/verdicts_<judge>.json` for each judge that
     compares, and, last, `samples/collection.json`. All models share one base in memory. Raises
     RecipeError for models that cannot be compared, and for existing samples of other settings.
+
+    The processes of a launch sample and score a batch each at a time, and the main one alone asks
+    the judges that compare and writes. A batch has its own seed, so the samples of a prompt do not
+    depend on the number of processes. It returns earlier on the others.
     """
     check_judges(arguments, adapters)
     collector = _Collector(arguments, adapters, held_out_prompts(arguments))
     collector.sample()
     collector.score()
-    collector.judge()
-    collector.write()
+    if is_main():
+        collector.judge()
+        collector.write()
 
 
 def held_out_prompts(arguments: EvaluationArguments) -> list[Prompt]:
@@ -107,13 +114,15 @@ class _Collector:
         if adapters.start:
             self.roles.attach_saved(REFERENCE, adapters.start, trainable=False)
         self.models = sampled_models(arguments, adapters)
+        check_same(self.settings | {model.name: model.settings for model in self.models})
         # All journals are opened before anything is sampled, so other settings are refused at once.
         self.responses = {
-            model.name: self._journal(model.name, self.settings | model.settings)
+            model.name: self._open_journal(model.name, self.settings | model.settings)
             for model in self.models
         }
         self.roles.eval()
         self.judges: Judges = open_judges(arguments, self.roles, adapters)
+        check_same({judge.name: judge.identity for judge in self.judges.scoring})
         self.seconds = 0.0
 
     def _settings(self, encoded: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -136,6 +145,30 @@ class _Collector:
         overwrite = self.arguments.overwrite
         return Journal(path, settings, overwrite=overwrite, finished=finished)
 
+    def _open_journal(self, name: str, settings: Mapping[str, Any]) -> Journal:
+        """Return a journal with the same entries on every process, which the main one writes."""
+        return from_main(lambda: self._journal(name, settings))
+
+    def _complete(
+        self,
+        journal: Journal,
+        batches: Sequence[Any],
+        work: Callable[[Any], dict[str, Any]],
+        title: str,
+    ) -> None:
+        """Do the work on the batches that a journal does not have yet, and append it."""
+        remaining = batches[len(journal.entries) :]
+        shown = is_main() and len(remaining) > 0
+        with tqdm(total=len(remaining), desc=title, disable=not shown) as bar:
+            started = time.monotonic()
+            for results in in_turns(remaining, work):
+                now = time.monotonic()
+                for result in results:  # computed at the same time
+                    journal.append({"seconds": (now - started) / len(results), **result})
+                bar.update(len(results))
+                started = now
+        self.seconds += sum(entry["seconds"] for entry in journal.entries)
+
     def sample(self) -> None:
         """Sample completions and measure divergences of every model, in batches of prompts."""
         arguments = self.arguments
@@ -151,26 +184,28 @@ class _Collector:
         for model in self.models:
             journal = self.responses[model.name]
             batches = _batches(self.by_length, arguments.batch_size // model.count)
-            remaining = batches[len(journal.entries) :]
+            remaining = len(journal.entries) < len(batches)
             if remaining and model.policy is not None and model.adapter is not None:
                 self.roles.load_role(model.policy.run, model.adapter)
-            title = f"{model.name}: completions"
-            for batch in tqdm(remaining, desc=title, disable=not remaining):
-                started = time.monotonic()
-                prompts = [self.prompts[i] for i in batch]
-                # One seed per model and batch: completions of two models are independent, and those
-                # of a batch depend neither on other models nor on where a run was cut off.
-                entropy = [model.seed, zlib.crc32(model.name.encode()), batch[0]]
-                seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-                completions = sampler.sample(model.role, prompts, model.count, seed)
-                indices = [(i, k) for i in batch for k in range(model.count)]
-                rows = [
-                    {"prompt_id": i, "sample_index": k, **completion}
-                    for (i, k), completion in zip(indices, completions, strict=True)
-                ]
-                journal.append({"seconds": time.monotonic() - started, "rows": rows})
-            self.seconds += sum(entry["seconds"] for entry in journal.entries)
+            work = partial(self._sample_batch, sampler, model)
+            self._complete(journal, batches, work, f"{model.name}: completions")
             model.records = self._records(model, journal)
+
+    def _sample_batch(
+        self, sampler: KLSampler, model: SampledModel, batch: Sequence[int]
+    ) -> dict[str, Any]:
+        prompts = [self.prompts[i] for i in batch]
+        # One seed per model and batch: completions of two models are independent, and those of a
+        # batch depend neither on other models nor on where a run was cut off.
+        entropy = [model.seed, zlib.crc32(model.name.encode()), batch[0]]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        completions = sampler.sample(model.role, prompts, model.count, seed)
+        indices = [(i, k) for i in batch for k in range(model.count)]
+        rows = [
+            {"prompt_id": i, "sample_index": k, **completion}
+            for (i, k), completion in zip(indices, completions, strict=True)
+        ]
+        return {"rows": rows}
 
     def _records(self, model: SampledModel, journal: Journal) -> list[Record]:
         rows = in_order([row for entry in journal.entries for row in entry["rows"]])
@@ -198,23 +233,21 @@ class _Collector:
             settings = {"responses": responses, "batch_size": self.arguments.batch_size}
             for judge in self.judges.scoring:
                 name = f"{model.name}.{judge.name}"
-                journal = self._journal(name, {"judge": judge.identity, **settings})
+                journal = self._open_journal(name, {"judge": judge.identity, **settings})
                 self._score(model, judge, journal)
 
     def _score(self, model: SampledModel, judge: ScoringJudge, journal: Journal) -> None:
         batches = _batches(model.records, self.arguments.batch_size)
-        remaining = batches[len(journal.entries) :]
-        title = f"{model.name}: {judge.name}"
-        for batch in tqdm(remaining, desc=title, leave=False, disable=not remaining):
-            started = time.monotonic()
-            prompts = [self.prompts[record["prompt_id"]] for record in batch]
-            scores = judge(prompts, [record["response"] for record in batch])
-            journal.append({"seconds": time.monotonic() - started, "scores": scores})
-        self.seconds += sum(entry["seconds"] for entry in journal.entries)
+        work = partial(self._score_batch, judge)
+        self._complete(journal, batches, work, f"{model.name}: {judge.name}")
         scores = [score for entry in journal.entries for score in entry["scores"]]
         for record, score in zip(model.records, scores, strict=True):
             fields = record if judge.name in (REWARD, GOLD) else record["scores"]
             fields[judge.name] = score
+
+    def _score_batch(self, judge: ScoringJudge, batch: Sequence[Record]) -> dict[str, Any]:
+        prompts = [self.prompts[record["prompt_id"]] for record in batch]
+        return {"scores": judge(prompts, [record["response"] for record in batch])}
 
     def judge(self) -> None:
         """Compare the finished models with base by every comparing judge."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.evaluation.collect.processes import is_main
 from rlhf_recipes.records import differences, write_text
 
 
@@ -51,16 +52,20 @@ class Journal:
         path.unlink(missing_ok=True)
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add an entry; NaN and infinity are refused with ValueError."""
+        """Add an entry; NaN and infinity are refused with ValueError.
+
+        Of the processes of a launch the main one writes the file; the others keep the entry.
+        """
         lines = [entry] if self.entries else [{"settings": self.settings}, entry]
         text = "".join(
             json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines
         )
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a" if self.entries else "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        if is_main():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a" if self.entries else "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
         self.entries.append(entry)
 
 

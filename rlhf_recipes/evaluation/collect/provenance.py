@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_recipes.errors import RecipeError
@@ -315,6 +316,7 @@ def collection_facts(
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
             "machine": platform.machine(),
             "cores": os.cpu_count(),
+            "processes": PartialState().num_processes,
         },
     }
 

@@ -1,7 +1,7 @@
 # Every stage in a container; make's targets are its commands:
 #   docker build --tag rlhf_recipes .
 #   docker run --gpus all -v rlhf-outputs:/app/outputs -v rlhf-cache:/cache rlhf_recipes demo
-FROM python:3.11-slim
+FROM python:3.11-slim-bookworm
 
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends make \
@@ -18,10 +18,7 @@ ENV HF_HOME=/cache
 # What is installed changes less often than the rest, and is kept between builds.
 COPY --chown=recipes LICENSE Makefile README.md pyproject.toml requirements.txt requirements-dev.txt ./
 COPY --chown=recipes rlhf_recipes/__init__.py rlhf_recipes/__init__.py
-# More packages, such as bitsandbytes for QLoRA: --build-arg PACKAGES=bitsandbytes
-ARG PACKAGES=
-RUN PIP_NO_CACHE_DIR=1 make install .venv/.tools-installed \
-    && if [ -n "$PACKAGES" ]; then .venv/bin/pip install --no-cache-dir $PACKAGES; fi
+RUN PIP_NO_CACHE_DIR=1 make install .venv/.tools-installed
 
 COPY --chown=recipes . .
 

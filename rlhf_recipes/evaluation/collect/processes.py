@@ -33,7 +33,7 @@ def connect_processes() -> None:
 
 def is_main() -> bool:
     """Whether this is the process that writes files and asks chat judges."""
-    return PartialState().is_main_process
+    return bool(PartialState().is_main_process)
 
 
 def from_main(call: Callable[[], Result]) -> Result:
@@ -50,9 +50,9 @@ def from_main(call: Callable[[], Result]) -> Result:
             outcome[0] = call()
         except RecipeError as error:
             outcome[1] = error
-    result, error = broadcast_object_list(outcome)
-    if error is not None:
-        raise error
+    result, refusal = broadcast_object_list(outcome)
+    if refusal is not None:
+        raise refusal
     return result  # type: ignore[no-any-return]  # accelerate returns Any
 
 

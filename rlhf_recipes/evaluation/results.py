@@ -1,7 +1,7 @@
 """evaluation_results.json, computed from the saved samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -11,8 +11,8 @@ from rlhf_recipes.evaluation.metrics import comparisons, statistics
 from rlhf_recipes.evaluation.metrics.claims import (
     FEWEST_PROMPTS,
     FEWEST_READABLE,
-    Verdict,
-    verdict,
+    Claim,
+    win_claim,
 )
 from rlhf_recipes.evaluation.metrics.comparisons import (
     BestOfN,
@@ -20,7 +20,6 @@ from rlhf_recipes.evaluation.metrics.comparisons import (
     OverBase,
     Pair,
     Reward,
-    win_rates,
 )
 from rlhf_recipes.evaluation.metrics.diversity import Diversity, diversity
 from rlhf_recipes.evaluation.metrics.failures import (
@@ -43,7 +42,6 @@ from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples
 from rlhf_recipes.evaluation.metrics.selection import SamplesShown, samples_shown
 from rlhf_recipes.evaluation.metrics.statistics import (
     Interval,
-    holm_corrected,
     mean_interval,
     prompts_needed,
     student_half_width,
@@ -121,7 +119,7 @@ class ModelResults:
     diversity: Diversity
     failures: Mapping[str, FailureRate]
     frontier: Mapping[str, FrontierPoint | None]
-    verdict: Verdict | None = None
+    verdict: Claim | None = None
 
     @property
     def rewards(self) -> dict[str, Reward]:
@@ -177,7 +175,7 @@ class EvaluationResults:
         warnings: What limits the results, in sentences.
     """
 
-    schema_version: Literal[5] = 5
+    schema_version: Literal[6] = 6
     run: Mapping[str, Any]
     config: Config
     models: Mapping[str, ModelResults]
@@ -222,7 +220,7 @@ def evaluation_results(
     masks = detect_failures(collection)
     failures = failure_analysis(collection, masks)
     frontiers = {metric: frontier(collection, metric) for metric in collection.metrics}
-    rewards = _rewards(collection)
+    rewards = comparisons.rewards(collection)
     models = _models(collection, rewards, failures, frontiers)
     results = EvaluationResults(
         run=collection.facts,
@@ -268,7 +266,7 @@ def _models(
 ) -> dict[str, ModelResults]:
     """Compute the entry of every model, with its p-values corrected over the final policies."""
     finals = [model.name for model in collection.finals]
-    rates, variety = _win_rates(collection), diversity(collection)
+    rates, variety = comparisons.win_rates(collection), diversity(collection)
     models = {}
     for name, model in collection.models.items():
         lengths = model.values("n_tokens")
@@ -293,45 +291,9 @@ def _models(
             diversity=variety[name],
             failures={rule: failure.per_model[name] for rule, failure in failures.items()},
             frontier={"gold": None} | {metric: at[name] for metric, at in frontiers.items()},
-            verdict=verdict(rates[name][collection.primary]) if name in finals else None,
+            verdict=win_claim(rates[name][collection.primary]) if name in finals else None,
         )
     return models
-
-
-def _win_rates(collection: Collection) -> dict[str, OverBase]:
-    """Compute the win rates of every model over base; None for base itself."""
-    rates = {model.name: win_rates(model, collection) for model in collection.policies}
-    metrics = (*collection.metrics, *collection.verdicts)
-    finals = [model.name for model in collection.finals]
-    corrected = {
-        metric: holm_corrected({name: found.get(metric) for name, found in rates.items()}, finals)
-        for metric in metrics
-    }
-    of_base = OverBase(dict.fromkeys((*metrics, "gold")), None)
-    return {collection.base.name: of_base} | {
-        name: replace(
-            found,
-            by_metric={**found.by_metric, **{m: tests[name] for m, tests in corrected.items()}},
-        )
-        for name, found in rates.items()
-    }
-
-
-def _rewards(collection: Collection) -> dict[str, dict[str, Reward]]:
-    """Compute the rewards of every model by metric."""
-    base, finals = collection.base, [model.name for model in collection.finals]
-    by_model: dict[str, dict[str, Reward]] = {name: {} for name in collection.models}
-    for metric in collection.metrics:
-        rewards = {
-            name: comparisons.reward(
-                model.scores(metric), base.scores(metric), is_base=model is base
-            )
-            for name, model in collection.models.items()
-        }
-        differences = {name: reward.difference for name, reward in rewards.items()}
-        for name, difference in holm_corrected(differences, finals).items():
-            by_model[name][metric] = replace(rewards[name], difference=difference)
-    return by_model
 
 
 def _config(collection: Collection) -> Config:

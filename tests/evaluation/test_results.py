@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlhf_recipes.evaluation.metrics.claims import verdict
+from rlhf_recipes.evaluation.metrics.claims import win_claim
 from rlhf_recipes.evaluation.metrics.comparisons import Controls
 from rlhf_recipes.evaluation.metrics.samples import read_samples
 from rlhf_recipes.evaluation.metrics.typed_json import as_json
@@ -37,7 +37,7 @@ def test_models_and_shape(results):
     assert {"value", "ci", "wins", "ties", "losses", "p", "p_holm"} <= set(ppo)
     assert len(ppo["ci"]) == 2 and ppo["wins"] + ppo["ties"] + ppo["losses"] == 64
     assert set(results["models"]["base"]["win_rate"].values()) == {None}
-    assert results["schema_version"] == 5
+    assert results["schema_version"] == 6
 
 
 def test_verdicts_find_the_planted_effects(results):
@@ -58,7 +58,7 @@ def test_verdicts_find_the_planted_effects(results):
     ],
 )
 def test_a_direction_needs_the_test_the_interval_and_ten_prompts(value, ci, p_holm, n, expected):
-    assert verdict(rate_like(value=value, ci=ci, p_holm=p_holm, n=n)) == expected
+    assert win_claim(rate_like(value=value, ci=ci, p_holm=p_holm, n=n)) == expected
 
 
 def test_holm_is_over_the_policies_of_a_metric(results):

@@ -11,7 +11,6 @@ from scipy.special import expit
 from rlhf_recipes.evaluation.metrics.statistics import (
     Array,
     Estimate,
-    Interval,
     ShareInterval,
     estimate,
     wilson,
@@ -19,7 +18,6 @@ from rlhf_recipes.evaluation.metrics.statistics import (
 from rlhf_recipes.evaluation.metrics.typed_json import Count, Share
 
 BINS = 10
-QUANTILES = 5
 LARGEST_LOG_TEMPERATURE = 6.0
 
 
@@ -50,16 +48,6 @@ class Calibration:
     ece: Share
     temperature: Annotated[float, ("exclusiveMinimum", 0)] | None
     reliability: Sequence[ReliabilityBin]
-
-
-@dataclass(frozen=True)
-class MarginFifth:
-    """Accuracy over a fifth of the pairs: those whose |margin| lies in `margin`."""
-
-    margin: Interval
-    n: Count
-    accuracy: Share
-    ci: ShareInterval
 
 
 def calibration(margins: Array) -> Calibration:
@@ -115,21 +103,3 @@ def temperature(margins: Array) -> float | None:
     )
     bounded = abs(best.x) < LARGEST_LOG_TEMPERATURE - 0.01
     return float(np.exp(best.x)) if bounded and np.any(margins) else None
-
-
-def margin_curve(margins: Array) -> list[MarginFifth]:
-    """Compute the accuracy per fifth of |m|, smallest first. A useful model errs at small |m|."""
-    right = (np.sign(margins) + 1) / 2
-    order = np.argsort(np.abs(margins), kind="stable")
-    return [
-        MarginFifth(
-            margin=Interval(
-                float(np.abs(margins[fifth]).min()), float(np.abs(margins[fifth]).max())
-            ),
-            n=len(fifth),
-            accuracy=float(right[fifth].mean()),
-            ci=wilson(float(right[fifth].mean()), len(fifth)),
-        )
-        for fifth in np.array_split(order, QUANTILES)
-        if len(fifth)
-    ]

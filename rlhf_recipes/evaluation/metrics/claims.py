@@ -5,7 +5,6 @@ Sentences, figures and controls all use these rules, so that none of them says m
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Literal
 
 from rlhf_recipes.evaluation.metrics.statistics import ALPHA
 from rlhf_recipes.evaluation.metrics.win_rate import WinRate
@@ -16,29 +15,13 @@ FEWEST_READABLE = 0.8
 
 
 class Claim(StrEnum):
-    """Claim about a true value that its estimate, interval and test support."""
+    """Claim on a win rate, or on the side of another value, that interval and test support."""
 
-    ABOVE = "above"
-    BELOW = "below"
-    UNDETECTED = "undetected"
+    ABOVE = "better"
+    BELOW = "worse"
+    UNDETECTED = "no detectable difference"
     TOO_FEW = "too few prompts"
     UNREADABLE = "too few readable verdicts"
-
-
-Verdict = Literal[
-    "better",
-    "worse",
-    "no detectable difference",
-    "too few prompts",
-    "too few readable verdicts",
-]
-VERDICTS: dict[Claim, Verdict] = {
-    Claim.ABOVE: "better",
-    Claim.BELOW: "worse",
-    Claim.UNDETECTED: "no detectable difference",
-    Claim.TOO_FEW: "too few prompts",
-    Claim.UNREADABLE: "too few readable verdicts",
-}
 
 
 def claim(
@@ -64,8 +47,3 @@ def win_claim(rate: WinRate) -> Claim:
     if rate.readable is not None and rate.readable.fraction < FEWEST_READABLE:
         return Claim.UNREADABLE
     return claim(rate.ci, rate.n, against=0.5, p_holm=rate.p_holm)
-
-
-def verdict(rate: WinRate) -> Verdict:
-    """Return the claim on a win rate in the words of `models.NAME.verdict`."""
-    return VERDICTS[win_claim(rate)]

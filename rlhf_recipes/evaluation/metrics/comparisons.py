@@ -1,9 +1,8 @@
 """Comparisons of models on the same prompts: win rates, rewards, controls, best of n."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 
@@ -109,26 +108,19 @@ class Control:
 
 
 @dataclass(frozen=True)
-class KLBound:
-    """An upper bound of KL in nats per completion."""
-
-    seq: AtLeast0
-    upper_bound: Literal[True] = True
-
-
-@dataclass(frozen=True)
 class PositiveControl:
     """Base's best of n by the proxy against base sampled again.
 
     Attributes:
         expected: Win rate by a proxy without ties.
+        kl_bound: Upper bound of its KL in nats per completion.
         passed: Whether it wins by the proxy; None with too few prompts.
     """
 
     n: Count
     expected: Share
     win_rate: WinRates
-    kl: KLBound
+    kl_bound: AtLeast0
     passed: bool | None
 
 
@@ -160,17 +152,49 @@ class BestOfN:
     by_metric: Mapping[str, BestOfNGain] = field(metadata=FLAT)
 
 
-def win_rates(model: ModelSamples, collection: Collection) -> OverBase:
-    """Compute a policy's win rate over base by each metric and judge, and at equal length."""
-    base, primary = collection.base, collection.primary
-    rates: dict[str, WinRate | None] = {"gold": None}
+def win_rates(collection: Collection) -> dict[str, OverBase]:
+    """Compute each policy's win rate over base by each metric and judge, and at equal length.
+
+    p-values are corrected over the final policies within a metric. All are None for base itself.
+    """
+    base, policies = collection.base, collection.policies
+    finals = [model.name for model in collection.finals]
+    tests: dict[str, dict[str, WinRate | None]] = {"gold": {}}
     for metric in collection.metrics:
-        rates[metric] = win_rate(model.scores(metric), base.scores(metric), TIE)
+        scores = {m.name: m.scores(metric) for m in policies}
+        tests[metric] = {n: win_rate(s, base.scores(metric), TIE) for n, s in scores.items()}
     for judge, verdicts in collection.verdicts.items():
-        rates[judge] = judged_win_rate(verdicts, model)
+        tests[judge] = {m.name: judged_win_rate(verdicts, m) for m in policies}
+    corrected = {metric: holm_corrected(rates, finals) for metric, rates in tests.items()}
+    return {
+        name: OverBase(
+            {metric: rates.get(name) for metric, rates in corrected.items()},
+            None if model is base else _at_equal_length(model, base, collection.primary),
+        )
+        for name, model in collection.models.items()
+    }
+
+
+def _at_equal_length(model: ModelSamples, base: ModelSamples, metric: str) -> LengthControlled:
     lengths = [m.values("n_tokens").mean(axis=1) for m in (model, base)]
-    scores = win_scores(model.scores(primary), base.scores(primary), TIE)
-    return OverBase(rates, length_controlled(scores, lengths[0] - lengths[1], primary))
+    scores = win_scores(model.scores(metric), base.scores(metric), TIE)
+    return length_controlled(scores, lengths[0] - lengths[1], metric)
+
+
+def rewards(collection: Collection) -> dict[str, dict[str, Reward]]:
+    """Compute the rewards of every model by metric, p-values corrected as for win rates."""
+    base, finals = collection.base, [model.name for model in collection.finals]
+    by_model: dict[str, dict[str, Reward]] = {name: {} for name in collection.models}
+    for metric in collection.metrics:
+        of_base = base.scores(metric)
+        uncorrected = {
+            name: reward(model.scores(metric), of_base, is_base=model is base)
+            for name, model in collection.models.items()
+        }
+        differences = {name: reward.difference for name, reward in uncorrected.items()}
+        for name, corrected in holm_corrected(differences, finals).items():
+            by_model[name][metric] = replace(uncorrected[name], difference=corrected)
+    return by_model
 
 
 def reward(scores: Array, reference: Array, *, is_base: bool) -> Reward:
@@ -269,7 +293,7 @@ def _positive_control(
         n=n,
         expected=n / (n + 1),
         win_rate=WinRates({"gold": None, **rates}),
-        kl=KLBound(best_of_n_kl(n)),
+        kl_bound=best_of_n_kl(n),
         passed=None if claim == Claim.TOO_FEW else claim == Claim.ABOVE,
     )
 

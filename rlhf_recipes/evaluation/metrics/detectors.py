@@ -48,12 +48,17 @@ def opening(text: str, count: int) -> tuple[str, ...]:
     return tuple(match[0] for match in islice(_WORD.finditer(text.lower()), count))
 
 
+def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """List the runs of n consecutive words."""
+    return [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+
+
 def repeated_fraction(tokens: Sequence[str], n: int) -> float:
     """Compute rep-n = 1 - unique n-grams / n-grams, 0 for a text shorter than n.
 
     Welleck et al. (https://arxiv.org/abs/1908.04319). "a b a b a b" has rep-2 = 0.6.
     """
-    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    grams = ngrams(tokens, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -97,8 +102,7 @@ def echoes_prompt(prompt: str, text: str) -> bool:
     """Whether one run of words copied from the prompt makes up over half of the completion."""
     source, copy = words(prompt), words(text)
     run = max(ECHO_WORDS, int(len(copy) * ECHO_FRACTION) + 1)
-    runs = {source[i : i + run] for i in range(len(source) - run + 1)}
-    return any(copy[i : i + run] in runs for i in range(len(copy) - run + 1))
+    return not set(ngrams(source, run)).isdisjoint(ngrams(copy, run))
 
 
 def is_degenerate(text: str) -> bool:

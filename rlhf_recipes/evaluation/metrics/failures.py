@@ -19,9 +19,9 @@ from rlhf_recipes.evaluation.metrics.detectors import (
     opening,
     refuses,
 )
-from rlhf_recipes.evaluation.metrics.outliers import MAD_TO_SD
 from rlhf_recipes.evaluation.metrics.samples import Collection, ModelSamples, Record
 from rlhf_recipes.evaluation.metrics.statistics import (
+    MAD_TO_STD,
     Interval,
     ShareInterval,
     holm_corrected,
@@ -149,7 +149,7 @@ def detected(
     if gold:
         undeserved |= above_base("gold") < 0
     kl = model.values("kl")
-    spread = MAD_TO_SD * np.median(np.abs(kl - np.median(kl)))
+    spread = MAD_TO_STD * np.median(np.abs(kl - np.median(kl)))
     return masks | {
         "truncated": apply(lambda r: r["finish"] == "length"),
         "unfinished_thinking": apply(

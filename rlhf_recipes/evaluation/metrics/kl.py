@@ -10,13 +10,11 @@ from scipy import stats
 
 from rlhf_recipes.evaluation.metrics.samples import ModelSamples
 from rlhf_recipes.evaluation.metrics.statistics import (
-    Correlation,
     Interval,
     mean_interval,
-    rank_correlation,
     student_half_width,
 )
-from rlhf_recipes.evaluation.metrics.typed_json import AtLeast0, Count, Share
+from rlhf_recipes.evaluation.metrics.typed_json import AtLeast0, Count
 
 JOINT_ERRORS = 3.0
 ESTIMATOR = "exact over the vocabulary at each position of the policy's own samples"
@@ -43,9 +41,7 @@ class KL:
         k1_joint_se: Standard error over prompts of k1 - seq.
         k1_agrees: Whether k1 and seq lie within three of these.
         estimator: How it was measured.
-        capped: Fraction of completions cut off at the length limit.
         by_position: None without saved curves.
-        by_length: Correlation of KL and length over prompts, first samples.
     """
 
     seq: float
@@ -57,9 +53,7 @@ class KL:
     k1_joint_se: AtLeast0
     k1_agrees: bool
     estimator: str
-    capped: Share
     by_position: KLByPosition | None
-    by_length: Correlation
 
 
 def kl_summary(model: ModelSamples) -> KL:
@@ -87,9 +81,7 @@ def kl_summary(model: ModelSamples) -> KL:
         k1_joint_se=error,
         k1_agrees=bool(abs(gap.mean()) <= JOINT_ERRORS * error + 1e-9),
         estimator=ESTIMATOR,
-        capped=float(np.mean([record.get("finish") == "length" for record in model.flat])),
         by_position=kl_by_position(model),
-        by_length=rank_correlation(exact[:, 0], model.values("n_tokens")[:, 0]),
     )
 
 

@@ -9,12 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.evaluation.metrics.calibration import (
-    Calibration,
-    MarginFifth,
-    calibration,
-    margin_curve,
-)
+from rlhf_recipes.evaluation.metrics.calibration import Calibration, calibration
 from rlhf_recipes.evaluation.metrics.detectors import refuses, words
 from rlhf_recipes.evaluation.metrics.statistics import (
     SEED,
@@ -109,7 +104,6 @@ class RewardModelQuality:
     accuracy: Accuracy
     margin: Margin
     calibration: Calibration
-    margin_curve: Sequence[MarginFifth]
     length_bias: LengthBias
     slices: Sequence[Slice]
     n_wrong: Count
@@ -147,7 +141,6 @@ def reward_model_errors(pairs: Sequence[Pair]) -> RewardModelErrors:
         accuracy=_accuracy(described),
         margin=Margin(float(margins.mean()), quantiles),
         calibration=calibration(margins),
-        margin_curve=margin_curve(margins),
         length_bias=length_bias(described),
         slices=_slices(described),
         n_wrong=len(wrong),

@@ -1,11 +1,11 @@
 """Selection of the prompts that the report shows, by a stated rule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_recipes.evaluation.metrics.failures import Failures, flags
+from rlhf_recipes.evaluation.metrics.failures import Failures
 from rlhf_recipes.evaluation.metrics.samples import Collection
 from rlhf_recipes.evaluation.metrics.statistics import SEED
 from rlhf_recipes.evaluation.metrics.typed_json import Count
@@ -13,27 +13,13 @@ from rlhf_recipes.evaluation.metrics.typed_json import Count
 AT_RANDOM = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShownSample:
-    """Numbers of a sample that is shown, and the detectors that fire on it."""
-
-    id: str
-    reward: float
-    gold: float | None = None
-    scores: Mapping[str, float] | None = None
-    kl: float
-    n_tokens: Count
-    flags: Sequence[str]
-
-
 @dataclass(frozen=True)
 class ShownPrompt:
-    """A prompt that is shown, why, and the first sample of each model."""
+    """A prompt whose first completion by each model is shown, and why."""
 
     row: Count
     prompt_id: int
     reason: str
-    samples: Mapping[str, ShownSample]
 
 
 @dataclass(frozen=True)
@@ -67,16 +53,5 @@ def samples_shown(collection: Collection, failures: Failures) -> SamplesShown:
         f"in {primary} reward over base, the largest KL and the most failures, over the policies; "
         "the first sample of each model"
     )
-    prompts = [_shown(collection, failures, row, reason) for row, reason in reasons.items()]
-    return SamplesShown(rule, prompts)
-
-
-def _shown(collection: Collection, failures: Failures, row: int, reason: str) -> ShownPrompt:
-    numbers = ("id", "reward", "gold", "scores", "kl", "n_tokens")
-    samples = {}
-    for model in [collection.base, *collection.finals]:
-        record = model.records[row][0]
-        facts = {key: record[key] for key in numbers if record.get(key) is not None}
-        samples[model.name] = ShownSample(**facts, flags=flags(failures, model.name, row))
-    prompt_id = collection.base.records[row][0]["prompt_id"]
-    return ShownPrompt(row, prompt_id, reason, samples)
+    ids = [row[0]["prompt_id"] for row in collection.base.records]
+    return SamplesShown(rule, [ShownPrompt(r, ids[r], reason) for r, reason in reasons.items()])

@@ -22,6 +22,8 @@ RESAMPLES = 9999
 BATCH = 1000
 DRAWS = 2000
 SEED = 42
+FAR = 10.0
+MAD_TO_STD = 1.4826
 
 
 class Interval(NamedTuple):
@@ -292,3 +294,16 @@ def rank_correlation(x: Array, y: Array) -> Correlation:
     half = stats.norm.ppf(0.5 + CONFIDENCE / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
     ends = np.tanh(np.arctanh(rho) + np.array([-half, half]))
     return Correlation(rho, Interval(float(ends[0]), float(ends[1])), n)
+
+
+def outliers(scores: Array) -> NDArray[np.bool_]:
+    """Mark each score that lies over ten robust standard deviations from the median.
+
+    The robust standard deviation is 1.4826 times the median absolute deviation. Where over half of
+    the scores are equal, it is the root mean square deviation of all but the farthest.
+    """
+    distance = np.abs(scores - np.median(scores))
+    spread = MAD_TO_STD * float(np.median(distance))
+    if spread == 0:
+        spread = float(np.sqrt(np.mean(np.square(np.sort(distance.ravel())[:-1]))))
+    return np.asarray(distance > FAR * spread) & (distance > 0)

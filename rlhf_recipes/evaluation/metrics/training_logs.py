@@ -1,22 +1,23 @@
 """Logs of finished training runs: their curves, and the automatic checks of these curves."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from rlhf_recipes.evaluation.metrics.curve_checks import Checked, curve_checks
+from rlhf_recipes.evaluation.metrics.statistics import Array
 from rlhf_recipes.evaluation.metrics.typed_json import AtLeast0, Count
 from rlhf_recipes.training_curves import Log, curves
 
 Unit = Literal["episodes", "pairs", "samples"]
 ORDER: tuple[str, ...] = ("sft", "reward", "ppo", "grpo", "dpo")
 SAMPLE_UNITS: dict[str, Unit] = {"ppo": "episodes", "grpo": "episodes", "dpo": "pairs"}
-MAX_POINTS = 200
-"""Maximum number of points per curve in the results."""
+FEWEST = 8
+"""Fewest values that a check of growth or collapse is made on."""
+Curves = Mapping[str, tuple[list[float], list[float]]]
 
 
 @dataclass(frozen=True)
@@ -27,33 +28,48 @@ class TrainingLog:
     samples_per_step: int | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
 
-    def samples(self, steps: Sequence[float]) -> list[float] | None:
-        """Return the samples seen by each step; None if unknown.
-
-        These are the episodes where all steps logged them, else steps times samples per step.
-        """
-        episodes = {e["step"]: e["episode"] for e in self.entries if {"step", "episode"} <= set(e)}
-        if all(step in episodes for step in steps):
-            return [float(episodes[step]) for step in steps]
-        if self.samples_per_step is None:
+    @property
+    def samples(self) -> int | None:
+        """The samples seen: the logged episodes, else steps times samples per step, if known."""
+        steps = [entry for entry in self.entries if "step" in entry]
+        if not steps:
             return None
-        return [step * self.samples_per_step for step in steps]
+        last = max(steps, key=lambda entry: (float(entry["step"]), "episode" in entry))
+        if "episode" in last:
+            return int(last["episode"])
+        return int(last["step"]) * self.samples_per_step if self.samples_per_step else None
+
+
+class CurveCheck(NamedTuple):
+    """A check of one quantity: its rule in words, and the measure compared with a threshold."""
+
+    quantity: str
+    check: str
+    text: str
+    threshold: float
+    measure: Callable[[Array], float | None]
+    below: bool = False
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A logged quantity by optimizer step, and the samples seen by then if that is known."""
+class Checked:
+    """Outcome of a check: the rule in words, the value compared, and whether it is raised.
 
-    steps: Sequence[float]
-    samples: Sequence[float] | None
-    values: Sequence[float]
+    The last two are None where too few values were logged.
+    """
+
+    check: str
+    quantity: str
+    rule: str
+    value: float | None
+    threshold: float
+    raised: bool | None
 
 
 @dataclass(frozen=True)
 class TrainingCurves:
-    """Curves of one training run by quantity, and their checks."""
+    """The checks of one training run's curves."""
 
-    quantities: Mapping[str, Curve]
     checks: Sequence[Checked]
 
 
@@ -67,13 +83,9 @@ class TrainingCost:
 
 
 def summarize(logs: Mapping[str, TrainingLog]) -> dict[str, TrainingCurves]:
-    """Return the curves of each stage, at most 200 points each, and the checks of all points."""
-    summary = {}
-    for stage, log in logs.items():
-        if points := curves(log.entries):
-            quantities = {name: _thinned(log, *curve) for name, curve in points.items()}
-            summary[stage] = TrainingCurves(quantities, curve_checks(points))
-    return summary
+    """Check the curves of each stage that logged any."""
+    by_stage = {stage: curves(log.entries) for stage, log in logs.items()}
+    return {s: TrainingCurves(curve_checks(points)) for s, points in by_stage.items() if points}
 
 
 def training_costs(
@@ -83,25 +95,19 @@ def training_costs(
 
     The run of a model is the one that left the same adapter; models without one are left out.
     """
-    costs = {}
     by_adapter = {log.record.get("fingerprint"): log for log in logs.values()}
-    for name, model in models.items():
-        log = by_adapter.get(model.get("fingerprint")) if model.get("fingerprint") else None
-        if log is not None:
-            steps = [float(entry["step"]) for entry in log.entries if "step" in entry]
-            samples = log.samples([max(steps)]) if steps else None
-            costs[name] = TrainingCost(
-                duration_seconds=log.record["duration_seconds"],
-                samples=int(samples[0]) if samples else None,
-                unit=SAMPLE_UNITS.get(log.record["stage"], "samples"),
-            )
-    return costs
-
-
-def _thinned(log: TrainingLog, steps: list[float], values: list[float]) -> Curve:
-    indices = np.unique(np.linspace(0, len(steps) - 1, MAX_POINTS).round().astype(int))
-    thin = [steps[i] for i in indices]
-    return Curve(thin, log.samples(thin), [values[i] for i in indices])
+    trained = {
+        n: by_adapter.get(m["fingerprint"]) for n, m in models.items() if m.get("fingerprint")
+    }
+    return {
+        name: TrainingCost(
+            duration_seconds=log.record["duration_seconds"],
+            samples=log.samples,
+            unit=SAMPLE_UNITS.get(log.record["stage"], "samples"),
+        )
+        for name, log in trained.items()
+        if log is not None
+    }
 
 
 def read_training_logs(models_folder: Path) -> dict[str, TrainingLog]:
@@ -121,3 +127,71 @@ def _read_log(path: Path) -> TrainingLog:
     batch = state["train_batch_size"] * record.get("processes", 1)
     accumulated = record["recipe"].get("gradient_accumulation_steps", 1)
     return TrainingLog(state["log_history"], batch * accumulated, record)
+
+
+def curve_checks(curves: Curves) -> list[Checked]:
+    """Apply each rule whose quantity was logged."""
+    results = []
+    for rule in CURVE_CHECKS:
+        if rule.quantity in curves:
+            value = rule.measure(np.array(curves[rule.quantity][1]))
+            over = None if value is None else value - rule.threshold
+            raised = None if over is None else over < 0 if rule.below else over > 0
+            results.append(
+                Checked(rule.check, rule.quantity, rule.text, value, rule.threshold, raised)
+            )
+    return results
+
+
+def _last_quarter(values: Array) -> float:
+    return float(values[-max(1, len(values) // 4) :].mean())
+
+
+def _over_quarter_before(values: Array) -> float | None:
+    return _ratio(values, np.array_split(values, 4)[2])
+
+
+def _over_first_tenth(values: Array) -> float | None:
+    return _ratio(values, values[: max(1, len(values) // 10)])
+
+
+def _ratio(values: Array, before: Array) -> float | None:
+    if len(values) < FEWEST or before.mean() <= 0:
+        return None
+    return float(np.array_split(values, 4)[3].mean() / before.mean())
+
+
+_KL_RULE = "mean of the last quarter over twice that of the quarter before"
+CURVE_CHECKS = (
+    CurveCheck("KL per response", "KL runaway", _KL_RULE, 2.0, _over_quarter_before),
+    CurveCheck("KL per token", "KL runaway", _KL_RULE, 2.0, _over_quarter_before),
+    CurveCheck(
+        "entropy",
+        "entropy collapse",
+        "mean of the last quarter under 20% of that of the first tenth",
+        0.2,
+        _over_first_tenth,
+        below=True,
+    ),
+    CurveCheck(
+        "length (tokens)",
+        "length growth",
+        "mean of the last quarter over 1.5 times that of the first tenth",
+        1.5,
+        _over_first_tenth,
+    ),
+    CurveCheck(
+        "groups without signal",
+        "no signal",
+        "over half of the groups have equal rewards, in the mean of the run",
+        0.5,
+        lambda values: float(values.mean()),
+    ),
+    CurveCheck(
+        "cut off at the limit",
+        "cut off",
+        "over 30% of the responses of the last quarter were cut off at the length limit",
+        0.3,
+        _last_quarter,
+    ),
+)

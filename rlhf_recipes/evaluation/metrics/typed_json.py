@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -61,6 +62,8 @@ def _schema(kind: Any, definitions: dict[str, Schema]) -> Schema:
         return {}
     if kind in SCALARS:
         return {"type": SCALARS[kind]}
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return {"enum": [str(member) for member in kind]}
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if kind.__name__ not in definitions:
             definitions[kind.__name__] = _object(kind, definitions)

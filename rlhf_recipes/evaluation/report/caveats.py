@@ -1,255 +1,190 @@
-"""Caveats that a reader must know before trusting the results: conditions and sentences."""
+"""Caveats: sentences that a reader must know before trusting the results."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 
 from rlhf_recipes.evaluation.metrics.claims import FEWEST_PROMPTS, FEWEST_READABLE, Claim, win_claim
 from rlhf_recipes.evaluation.metrics.comparisons import TIE
-from rlhf_recipes.evaluation.metrics.outliers import FAR, outliers
-from rlhf_recipes.evaluation.metrics.samples import Collection, Record
-from rlhf_recipes.evaluation.metrics.win_rate import WinRate
+from rlhf_recipes.evaluation.metrics.samples import Collection
+from rlhf_recipes.evaluation.metrics.statistics import FAR, outliers
 from rlhf_recipes.evaluation.report.sentences import MOST_NAMED, length_sentence, number, percent
-from rlhf_recipes.evaluation.results import EvaluationResults, ModelResults
+from rlhf_recipes.evaluation.results import EvaluationResults
 
 MANY_CUT_OFF = 0.3
 MANY_EQUAL = 0.5
 FEW_PROMPTS = 50
 
-Facts = dict[str, object]
-
-
-class Caveat(NamedTuple):
-    """A sentence, and the facts of every case in which it holds."""
-
-    text: str
-    cases: Callable[[EvaluationResults, Collection], Iterable[Facts]]
-
 
 def caveats(results: EvaluationResults, collection: Collection) -> list[str]:
     """Return a sentence for everything that limits what the results can show."""
     return [
-        caveat.text.format(**facts)
-        for caveat in CAVEATS.values()
-        for facts in caveat.cases(results, collection)
+        *_of_the_prompts(results, collection),
+        *_of_each_model(results),
+        *_of_the_scores(collection),
+        *_of_the_completions(results, collection),
+        *_of_the_judges(results, collection),
+        *_of_the_controls(results),
     ]
 
 
-def _once(condition: object, **facts: object) -> list[Facts]:
-    return [facts] if condition else []
+def _of_the_prompts(results: EvaluationResults, collection: Collection) -> list[str]:
+    n, start = results.config.n_prompts, collection.facts.get("reference")
+    overlap = collection.facts.get("prompts_in_training")
+    one_seed = [name for name, family in results.families.items() if not family.between_seeds]
+    conditions = (
+        (
+            start,
+            f"`base` is the adapter in {start}, from which the policies started: win rates, gains "
+            "and KL are measured from it. `bare_base` is the model below it.",
+        ),
+        (
+            FEWEST_PROMPTS <= n < FEW_PROMPTS,
+            f"{n} prompts are few: only large differences can be seen (`detectable` says how "
+            "large).",
+        ),
+        (
+            n < FEWEST_PROMPTS,
+            f"{n} prompts are too few: below {FEWEST_PROMPTS} no direction is named, because an "
+            "interval from so few holds the truth less often than it says.",
+        ),
+        (
+            collection.repeated,
+            f"{collection.repeated} prompts are another one but for case and spaces, and are left "
+            "out: counted twice, they would make the intervals too narrow.",
+        ),
+        (
+            overlap,
+            f"{overlap} of the prompts are training prompts: results on them are flattered.",
+        ),
+        (
+            collection.primary == "proxy",
+            "No gold judge: gold is null, and claims rest on the reward that was trained on.",
+        ),
+        (
+            one_seed,
+            f"One training seed of {', '.join(one_seed)}: the intervals do not cover what another "
+            "seed would change.",
+        ),
+    )
+    return [sentence for holds, sentence in conditions if holds]
 
 
-def _models(results: EvaluationResults, holds: Callable[[ModelResults], bool]) -> list[Facts]:
-    return [{"name": name} for name, model in results.models.items() if holds(model)]
-
-
-def _of_one_seed(results: EvaluationResults) -> str:
-    families = results.families.items()
-    return ", ".join(name for name, family in families if not family.between_seeds)
-
-
-def _compared(results: EvaluationResults) -> Iterator[tuple[str, str, WinRate]]:
-    """Yield every win rate over base with its model and its metric or judge."""
+def _of_each_model(results: EvaluationResults) -> Iterator[str]:
     for name, model in results.models.items():
-        for metric in (*results.config.metrics, *results.config.judges):
-            if rate := model.win_rate.get(metric):
-                yield name, metric, rate
+        lc = model.win_rate.lc
+        longer = lc.longer if lc else 0.0
+        side = "longer" if longer > 0.5 else "not longer"
+        rates = {
+            m: model.win_rate.get(m) for m in (*results.config.metrics, *results.config.judges)
+        }
+        conditions = [
+            (
+                not model.kl.k1_agrees,
+                "the exact KL and its sampled estimate differ by more than three joint standard "
+                "errors. The samples may not come from the policy whose logits were used.",
+            ),
+            (
+                model.failures["empty"].rate == 1,
+                "every completion is empty. Its rewards are those of nothing.",
+            ),
+            (
+                lc and not lc.overlaps,
+                f"its completions are {side} than base's on {percent(max(longer, 1 - longer))} of "
+                "the prompts. The win rate at equal length is an extrapolation.",
+            ),
+        ] + [
+            (
+                rate.ties == rate.n and rate.value == 0.5,
+                f"all {rate.n} prompts tie with base by {metric} (differences up to {TIE:g} are "
+                "ties). Either nothing changed, or the judge does not see it.",
+            )
+            for metric, rate in rates.items()
+            if rate
+        ]
+        yield from (f"{name}: {sentence}" for holds, sentence in conditions if holds)
 
 
-def _all_tied(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
-    for name, metric, rate in _compared(results):
-        if rate.ties == rate.n and rate.value == 0.5:
-            yield {"name": name, "metric": metric, "n": rate.n, "tie": f"{TIE:g}"}
-
-
-def _constant(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
+def _of_the_scores(collection: Collection) -> Iterator[str]:
     for metric in collection.metrics:
-        for model in [collection.base, *collection.finals]:
+        for name, model in collection.models.items():
             scores = model.scores(metric)
             if np.ptp(scores) == 0:
+                units = " Gains by it are in its own units." if name == "base" else ""
                 value = number(float(scores.flat[0]))
-                units = " Gains by it are in its own units." * (model is collection.base)
-                yield {"name": model.name, "metric": metric, "value": value, "units": units}
+                yield f"{name}: every completion scores {value} by {metric}.{units}"
+            far = np.flatnonzero(outliers(scores))
+            if len(far):
+                facts = [f"`{model.flat[i]['id']}` scores {number(scores.flat[i])}" for i in far]
+                more = [f"{len(far) - MOST_NAMED} more do so"] * (len(far) > MOST_NAMED)
+                yield (
+                    f"{name}: {', '.join([*facts[:MOST_NAMED], *more])} by {metric}, over "
+                    f"{FAR:.0f} robust standard deviations from the median "
+                    f"{number(float(np.median(scores)))}. Means, gains and their intervals rest on "
+                    "that; win rates do not."
+                )
 
 
-def _outliers(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
-    for metric in collection.metrics:
-        for model in collection.models.values():
-            scores = model.scores(metric)
-            indices = np.flatnonzero(outliers(scores))
-            if not len(indices):
-                continue
-            named = [
-                f"`{model.flat[i]['id']}` scores {number(float(scores.flat[i]))}"
-                for i in indices[:MOST_NAMED]
-            ]
-            more = [f"{len(indices) - MOST_NAMED} more do so"] * (len(indices) > MOST_NAMED)
-            yield {
-                "name": model.name,
-                "metric": metric,
-                "named": ", ".join([*named, *more]),
-                "median": number(float(np.median(scores))),
-                "far": f"{FAR:.0f}",
-            }
-
-
-def _equal_completions(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
+def _of_the_completions(results: EvaluationResults, collection: Collection) -> Iterator[str]:
     models = [collection.base, *collection.finals, *filter(None, [collection.control])]
     for first, second in combinations(models, 2):
-        rows = zip(first.records, second.records, strict=True)
-        equal = np.mean([_same(a[0], b[0]) for a, b in rows])
+        texts = [
+            (a[0]["response"], b[0]["response"])
+            for a, b in zip(first.records, second.records, strict=True)
+        ]
+        equal = float(np.mean([a == b and bool(a.strip()) for a, b in texts]))
         if equal > MANY_EQUAL:
-            yield {"first": first.name, "second": second.name, "equal": percent(float(equal))}
+            yield (
+                f"{first.name} and {second.name} give the same completion to {percent(equal)} of "
+                "the prompts: one may be a copy of the other, or an adapter may have changed "
+                "nothing."
+            )
+    for name in results.finals:
+        rates = results.models[name].win_rate
+        if rates.lc and (shift := length_sentence(name, rates[collection.primary], rates.lc)):
+            yield shift
+    cut_off = {name: model.failures["truncated"].rate for name, model in results.models.items()}
+    if max(cut_off.values()) > MANY_CUT_OFF:
+        rates_of_all = ", ".join(f"{name} {percent(rate)}" for name, rate in cut_off.items())
+        yield (
+            f"Many completions were cut off at the length limit ({rates_of_all}): rewards and KL "
+            "are those of the cut-off text."
+        )
 
 
-def _same(first: Record, second: Record) -> bool:
-    return bool(first["response"].strip()) and first["response"] == second["response"]
-
-
-def _length(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
-    for model in collection.finals:
-        rates = results.models[model.name].win_rate
-        if rates.lc and (
-            sentence := length_sentence(model.name, rates[collection.primary], rates.lc)
-        ):
-            yield {"sentence": sentence}
-
-
-def _no_overlap(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
-    for name, model in results.models.items():
-        if (lc := model.win_rate.lc) and not lc.overlaps:
-            longer = lc.longer > 0.5
-            part = percent(lc.longer if longer else 1 - lc.longer)
-            yield {"name": name, "side": "longer" if longer else "not longer", "part": part}
-
-
-def _cut_off(results: EvaluationResults, collection: Collection) -> list[Facts]:
-    cut_off = {n: m.failures["truncated"].rate for n, m in results.models.items()}
-    rates = ", ".join(f"{name} {percent(rate)}" for name, rate in cut_off.items())
-    return _once(max(cut_off.values()) > MANY_CUT_OFF, rates=rates)
-
-
-def _unreadable(results: EvaluationResults, collection: Collection) -> Iterator[Facts]:
+def _of_the_judges(results: EvaluationResults, collection: Collection) -> Iterator[str]:
     for judge, verdicts in collection.verdicts.items():
-        n, missing = len(verdicts), sum(not verdict["readable"] for verdict in verdicts)
-        refused = [
-            name
-            for name, metric, rate in _compared(results)
-            if metric == judge and win_claim(rate) == Claim.UNREADABLE
-        ]
-        refused += [
-            model.name
-            for model in collection.finals
-            if results.models[model.name].win_rate.get(judge) is None
-        ]
+        missing = sum(not verdict["readable"] for verdict in verdicts)
+        rates = {name: results.models[name].win_rate.get(judge) for name in results.models}
+        refused = [n for n, rate in rates.items() if rate and win_claim(rate) == Claim.UNREADABLE]
+        refused += [name for name in results.finals if rates[name] is None]
+        needed = f"fewer than {percent(FEWEST_READABLE)} can be read"
+        of_them = f" Nothing is said of {', '.join(refused)}, where {needed}." if refused else ""
         if missing:
-            needed = f"fewer than {percent(FEWEST_READABLE)} can be read"
-            some = f" Nothing is said of {', '.join(refused)}, where {needed}." if refused else ""
-            yield {"judge": judge, "missing": missing, "n": n, "refused": some}
+            yield (
+                f"{judge}: {missing} of {len(verdicts)} verdicts cannot be read. They are missing "
+                f"data and are left out, which may favor one side.{of_them}"
+            )
 
 
-CAVEATS = {
-    "start": Caveat(
-        "`base` is the adapter in {start}, from which the policies started: win rates, gains and "
-        "KL are measured from it. `bare_base` is the model below it.",
-        lambda _, collection: _once(
-            collection.facts.get("reference"), start=collection.facts.get("reference")
+def _of_the_controls(results: EvaluationResults) -> list[str]:
+    control, best = results.controls.control, results.controls.best_of_n
+    conditions = (
+        (
+            not control,
+            "No control: base was not sampled twice, so the pipeline is not checked by A/A.",
         ),
-    ),
-    "few prompts": Caveat(
-        "{n} prompts are few: only large differences can be seen (`detectable` says how large).",
-        lambda results, _: _once(
-            FEWEST_PROMPTS <= results.config.n_prompts < FEW_PROMPTS, n=results.config.n_prompts
+        (
+            control and control.passed is False,
+            "control: the A/A control failed. Base against itself must win half and have no KL; by "
+            "chance alone one control in twenty fails.",
         ),
-    ),
-    "too few prompts": Caveat(
-        "{n} prompts are too few: below {fewest} no direction is named, because an interval "
-        "from so few holds the truth less often than it says.",
-        lambda results, _: _once(
-            results.config.n_prompts < FEWEST_PROMPTS,
-            n=results.config.n_prompts,
-            fewest=FEWEST_PROMPTS,
+        (
+            best and best.passed is False,
+            "best_of_n: the positive control failed. The best of base's own samples by the proxy "
+            "does not win detectably by the proxy: there are too few prompts or the proxy hardly "
+            "varies.",
         ),
-    ),
-    "repeated prompts": Caveat(
-        "{repeated} prompts are another one but for case and spaces, and are left out: counted "
-        "twice, they would make the intervals too narrow.",
-        lambda results, collection: _once(collection.repeated, repeated=collection.repeated),
-    ),
-    "training prompts": Caveat(
-        "{overlap} of the prompts are training prompts: results on them are flattered.",
-        lambda _, collection: _once(
-            collection.facts.get("prompts_in_training"),
-            overlap=collection.facts.get("prompts_in_training"),
-        ),
-    ),
-    "no gold": Caveat(
-        "No gold judge: gold is null, and claims rest on the reward that was trained on.",
-        lambda results, collection: _once(collection.primary == "proxy"),
-    ),
-    "one seed": Caveat(
-        "One training seed of {families}: the intervals do not cover what another seed would "
-        "change.",
-        lambda results, _: _once(families := _of_one_seed(results), families=families),
-    ),
-    "k1": Caveat(
-        "{name}: the exact KL and its sampled estimate differ by more than three joint standard "
-        "errors. The samples may not come from the policy whose logits were used.",
-        lambda results, _: _models(results, lambda model: not model.kl.k1_agrees),
-    ),
-    "empty": Caveat(
-        "{name}: every completion is empty. Its rewards are those of nothing.",
-        lambda results, _: _models(results, lambda model: model.failures["empty"].rate == 1),
-    ),
-    "constant": Caveat(
-        "{name}: every completion scores {value} by {metric}.{units}",
-        _constant,
-    ),
-    "all tied": Caveat(
-        "{name}: all {n} prompts tie with base by {metric} (differences up to {tie} are ties). "
-        "Either nothing changed, or the judge does not see it.",
-        _all_tied,
-    ),
-    "outliers": Caveat(
-        "{name}: {named} by {metric}, over {far} robust standard deviations from the median "
-        "{median}. Means, gains and their intervals rest on that; win rates do not.",
-        _outliers,
-    ),
-    "equal completions": Caveat(
-        "{first} and {second} give the same completion to {equal} of the prompts: one may be a "
-        "copy of the other, or an adapter may have changed nothing.",
-        _equal_completions,
-    ),
-    "length": Caveat("{sentence}", _length),
-    "no overlap": Caveat(
-        "{name}: its completions are {side} than base's on {part} of the prompts. The win rate at "
-        "equal length is an extrapolation.",
-        _no_overlap,
-    ),
-    "cut off": Caveat(
-        "Many completions were cut off at the length limit ({rates}): rewards and KL are those of "
-        "the cut-off text.",
-        _cut_off,
-    ),
-    "unreadable verdicts": Caveat(
-        "{judge}: {missing} of {n} verdicts cannot be read. They are missing data and are left "
-        "out, which may favor one side.{refused}",
-        _unreadable,
-    ),
-    "no control": Caveat(
-        "No control: base was not sampled twice, so the pipeline is not checked by A/A.",
-        lambda results, collection: _once(not results.controls.control),
-    ),
-    "failed control": Caveat(
-        "control: the A/A control failed. Base against itself must win half and have no KL; by "
-        "chance alone one control in twenty fails.",
-        lambda results, _: _once((control := results.controls.control) and control.passed is False),
-    ),
-    "failed positive control": Caveat(
-        "best_of_n: the positive control failed. The best of base's own samples by the proxy does "
-        "not win detectably by the proxy: there are too few prompts or the proxy hardly varies.",
-        lambda results, _: _once((best := results.controls.best_of_n) and best.passed is False),
-    ),
-}
+    )
+    return [sentence for holds, sentence in conditions if holds]

@@ -60,12 +60,12 @@ def reward_model_figure(model: RewardModelQuality, path: Path) -> None:
     """Draw reliability, accuracy by margin, and accuracy by length of the chosen completion."""
     text = (
         "Left: fraction right against claimed probability σ(|margin|), folded; on the line, claims "
-        "hold; numbers: pairs. Middle: by fifth of |margin|. Right: by length of the chosen text. "
+        "hold; numbers: pairs. Right: by length of the chosen text. "
         f"Bars: 95% intervals. n = {model.n} held-out pairs."
     )
     tint = COLORS["reward"]
-    with figure(path, 11.4, 4.2, text) as canvas:
-        left, middle, right = canvas.subplots(1, 3)
+    with figure(path, 7.6, 4.2, text) as canvas:
+        left, right = canvas.subplots(1, 2)
         left.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         for row in model.calibration.reliability:
             _bar(left, row.claimed, row.right, row.ci, tint)
@@ -74,10 +74,6 @@ def reward_model_figure(model: RewardModelQuality, path: Path) -> None:
         left.set_xlabel("claimed probability")
         left.set_ylabel("fraction right")
         left.set_xlim(0.48, 1.02)
-        for fifth in model.margin_curve:
-            _bar(middle, float(np.mean(fifth.margin)), fifth.accuracy, fifth.ci, tint)
-        middle.set_title("accuracy by margin")
-        middle.set_xlabel("|margin|, middle of the fifth")
         sides = model.length_bias.accuracy
         for position, accuracy in enumerate(sides.values()):
             if accuracy:
@@ -85,7 +81,7 @@ def reward_model_figure(model: RewardModelQuality, path: Path) -> None:
         right.set_title("accuracy by length")
         right.set_xticks(range(len(sides)), [name.replace("_", " ") for name in sides])
         right.set_xlim(-0.6, 1.6)
-        for axes in (left, middle, right):
+        for axes in (left, right):
             axes.axhline(0.5, color="#ced4da", linewidth=1, zorder=1)
             axes.set_ylim(-0.02, 1.02)
 

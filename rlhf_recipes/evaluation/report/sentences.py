@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rlhf_recipes.evaluation.metrics import statistics
 from rlhf_recipes.evaluation.metrics.claims import FEWEST_READABLE, Claim, claim, win_claim
-from rlhf_recipes.evaluation.metrics.comparisons import Control, PositiveControl
+from rlhf_recipes.evaluation.metrics.comparisons import Control, PositiveControl, Reward
 from rlhf_recipes.evaluation.metrics.diversity import Variety
 from rlhf_recipes.evaluation.metrics.failures import Failure
 from rlhf_recipes.evaluation.metrics.frontier import FrontierPoint, MatchedRuns
 from rlhf_recipes.evaluation.metrics.kl import KL
 from rlhf_recipes.evaluation.metrics.length_control import LengthControlled
-from rlhf_recipes.evaluation.metrics.over_optimization import ProxyAndGold, gain_claims
+from rlhf_recipes.evaluation.metrics.over_optimization import ProxyAndGold, gain_claim
 from rlhf_recipes.evaluation.metrics.statistics import Correlation, Estimate
 from rlhf_recipes.evaluation.metrics.verdicts import JudgeQuality
 from rlhf_recipes.evaluation.metrics.win_rate import WinRate
@@ -240,11 +240,14 @@ def frontier_sentence(name: str, kl: KL, front: FrontierPoint, metric: str, prom
     return f"**{name}** spends {number(kl.seq)} nats per completion {span(kl.ci)} and {sentence}"
 
 
-def over_optimization_sentence(name: str, policy: ProxyAndGold, prompts: int) -> str:
+def over_optimization_sentence(
+    name: str, rewards: Mapping[str, Reward], policy: ProxyAndGold, prompts: int
+) -> str:
     """Say how proxy, gold and their gap moved, each as its interval and p allow."""
-    proxy, gold, gap = gain_claims(policy, prompts)
-    facts = f"proxy {gain(policy.proxy_gain)} {gain_span(policy.proxy_ci)}, "
-    facts += f"gold {gain(policy.gold_gain)} {gain_span(policy.gold_ci)}"
+    proxy, gold = (gain_claim(rewards[metric], prompts) for metric in ("proxy", "gold"))
+    gap = claim(policy.gap_ci, prompts, p_holm=policy.gap_p_holm)
+    gains = {metric: rewards[metric].gain for metric in ("proxy", "gold")}
+    facts = ", ".join(f"{m} {gain(g.value)} {gain_span(g.ci)}" for m, g in gains.items())
     gap_facts = f"proxy minus gold {gain(policy.gap)} {gain_span(policy.gap_ci)}"
     sentence = PROXY_AND_GOLD[proxy, gold].format(n=prompts)
     return f"**{name}** {sentence} ({facts} sd of base). {GAP[gap]} ({gap_facts})."

@@ -3,7 +3,6 @@ import pytest
 
 from rlhf_recipes.evaluation.metrics.calibration import (
     calibration,
-    margin_curve,
     reliability,
     temperature,
 )
@@ -64,10 +63,3 @@ def test_the_temperature_of_margins_twice_too_large_is_two():
 
 def test_margins_that_are_always_right_have_no_best_temperature():
     assert temperature(np.ones(10)) is None
-
-
-def test_the_margin_curve_is_by_fifths_of_the_absolute_margin():
-    margins = np.array([-0.1, 0.2, -0.3, 0.4, 1, 2, 3, 4, 5, 6])
-    curve = margin_curve(margins)
-    assert [row.accuracy for row in curve] == [0.5, 0.5, 1, 1, 1]
-    assert curve[0].margin == pytest.approx([0.1, 0.2])

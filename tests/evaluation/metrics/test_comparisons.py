@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlhf_recipes.evaluation.metrics.claims import verdict
+from rlhf_recipes.evaluation.metrics.claims import win_claim
 from rlhf_recipes.evaluation.metrics.comparisons import (
     Gain,
     best_of_n_curve,
@@ -57,7 +57,7 @@ def test_policies_are_compared_sample_by_sample_on_the_same_prompts(collection, 
     pair = results["pairwise"]["ppo-150 vs grpo-150"]
     assert pair["gold"]["value"] == pytest.approx(win_rate(first, second).value)
     assert pair["difference"]["gold"]["mean"] == pytest.approx(first.mean() - second.mean())
-    assert verdict(pairwise(collection)["ppo-150 vs grpo-150"]["gold"]) == "worse"
+    assert win_claim(pairwise(collection)["ppo-150 vs grpo-150"]["gold"]) == "worse"
 
 
 def test_seeds_say_how_much_a_run_is_worth(results):
@@ -145,8 +145,9 @@ def test_two_runs_are_compared_at_the_kl_that_both_reach(results):
 
 
 def test_the_gap_is_that_of_the_two_gains(results):
-    for policy in results["over_optimization"]["policies"].values():
-        gap = policy["proxy_gain"] - policy["gold_gain"]
+    for name, policy in results["over_optimization"]["policies"].items():
+        by_proxy, by_gold = (results["models"][name][k]["gain"] for k in ("reward", "gold"))
+        gap = by_proxy["value"] - by_gold["value"]
         assert policy["gap"] == pytest.approx(gap)
         assert policy["gap_ci"][0] < gap < policy["gap_ci"][1]
 

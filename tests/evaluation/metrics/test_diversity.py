@@ -1,7 +1,6 @@
+import math
 import random
-import time
 
-import numpy as np
 import pytest
 
 from rlhf_recipes.evaluation.metrics.diversity import (
@@ -24,7 +23,6 @@ def test_distinct_known_answers():
 def test_equal_texts_have_self_bleu_100_and_disjoint_ones_0():
     assert self_bleu([MAT, MAT, MAT]) == pytest.approx([100] * 3)
     assert self_bleu([MAT, "a quick brown fox".split()]) == [0, 0]
-    assert self_bleu([MAT]) == []
 
 
 def test_self_bleu_known_answer():
@@ -32,30 +30,6 @@ def test_self_bleu_known_answer():
     # (5/6 * 3/5 * 1/4 * 1/6)^(1/4) = 0.3799; the lengths are equal.
     found = self_bleu(["the cat is on the mat".split(), MAT])
     assert found == pytest.approx([37.99, 37.99], abs=0.005)
-
-
-def test_texts_are_compared_within_their_group():
-    rng = random.Random(1)
-    texts = [[rng.choice("abcdefg") for _ in range(rng.randrange(0, 12))] for _ in range(12)]
-    found = self_bleu(texts, np.array([0, 1, 2] * 4))
-    for group in range(3):
-        assert found[group::3] == pytest.approx(self_bleu(texts[group::3]))
-
-
-def seconds(texts):
-    """The fastest of three."""
-    taken = []
-    for _ in range(3):
-        started = time.perf_counter()
-        self_bleu(texts)
-        taken.append(time.perf_counter() - started)
-    return min(taken)
-
-
-def test_four_times_the_texts_take_about_four_times_as_long():
-    rng = random.Random(2)
-    texts = [[str(rng.randrange(500)) for _ in range(10)] for _ in range(6000)]
-    assert seconds(texts) < 9 * seconds(texts[:1500])  # comparing each with each takes 16
 
 
 def test_a_short_text_pays_the_brevity_penalty_to_the_nearest_length():
@@ -67,8 +41,6 @@ def test_a_short_text_pays_the_brevity_penalty_to_the_nearest_length():
 
 def brute_self_bleu(texts, i):
     """By the definition: clipped counts against each other text, one by one."""
-    import math
-
     own = texts[i]
     others = [t for j, t in enumerate(texts) if j != i]
     logs, smooth = [], 1
@@ -103,7 +75,7 @@ def model(name, texts):
     return ModelSamples(name, rows)
 
 
-def test_collapse_shows_within_a_prompt_and_templates_across():
+def test_collapse_shows_within_a_prompt_and_in_fewer_bigrams():
     subjects = ["tea", "rivers", "clocks", "bread", "trains", "gardens"]
     varied = [[f"{s} one {i}", f"two {i} of {s} here"] for i, s in enumerate(subjects)]
     collapsed = [[f"all that {s} can be to you"] * 2 for s in subjects]
@@ -114,7 +86,6 @@ def test_collapse_shows_within_a_prompt_and_templates_across():
     # Six differences of one sign: 2 / 2^6, the one policy of its family.
     assert found["ppo"].self_bleu_within.p_holm == pytest.approx(2 / 64)
     assert found["base"].self_bleu_within.p_holm is None
-    assert found["ppo"].self_bleu_across > found["base"].self_bleu_across
     assert found["ppo"].distinct["2"] < found["base"].distinct["2"]
     assert found["ppo"].entropy.difference == 0
     # Both are cut to the shorter: six first samples of three words.
@@ -124,11 +95,10 @@ def test_collapse_shows_within_a_prompt_and_templates_across():
 def test_one_sample_a_prompt_has_no_variety_within_it():
     models = {"base": model("base", [["a b"], ["c d"]])}
     found = diversity(Collection({}, models, None, ("proxy",)))["base"]
-    assert found.self_bleu_within is None and found.self_bleu_across == 0
+    assert found.self_bleu_within is None
 
 
 def test_empty_responses_have_no_diversity_to_measure():
     models = {"base": model("base", [[""], [""]])}
     found = diversity(Collection({}, models, None, ("proxy",)))["base"]
     assert found.distinct == {"1": None, "2": None, "3": None}
-    assert found.self_bleu_across == 0

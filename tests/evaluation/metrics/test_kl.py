@@ -103,15 +103,3 @@ def test_the_positions_add_up_to_all_of_the_kl():
 
 def test_without_saved_curves_there_are_no_positions():
     assert kl_summary(model([[1.0], [2.0]])).by_position is None
-
-
-def test_longer_responses_that_carry_more_kl_are_seen():
-    tokens = np.arange(1, 31)[:, None]
-    found = kl_summary(model(0.5 * tokens, tokens=tokens))
-    assert found.by_length.value == pytest.approx(1)
-
-
-def test_the_share_cut_off_is_reported():
-    cut = curved([1.0], [1.0], [1.0], [1.0])
-    cut.records[0][0]["finish"] = "length"
-    assert kl_summary(cut).capped == 0.25

@@ -33,7 +33,8 @@ def test_a_planted_length_shortcut_is_over_optimized_and_an_honest_policy_is_not
     found = json.loads((shortcut / "results" / "evaluation_results.json").read_text())
     policies = found["over_optimization"]["policies"]
     assert policies["pad"]["over_optimized"] is True
-    assert policies["pad"]["proxy_gain"] > 0 > policies["pad"]["gold_gain"]
+    pad = found["models"]["pad"]
+    assert pad["reward"]["gain"]["value"] > 0 > pad["gold"]["gain"]["value"]
     assert policies["honest"]["over_optimized"] is False
     assert found["models"]["pad"]["verdict"] == "worse"
     assert found["models"]["honest"]["verdict"] == "better"

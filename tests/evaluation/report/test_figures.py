@@ -6,7 +6,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from rlhf_recipes.evaluation.metrics.claims import verdict
+from rlhf_recipes.evaluation.metrics.claims import win_claim
 from rlhf_recipes.evaluation.metrics.length_control import length_controlled
 from rlhf_recipes.evaluation.metrics.samples import read_samples
 from rlhf_recipes.evaluation.metrics.win_rate import Readable
@@ -32,7 +32,7 @@ def filled(rate):
 def test_a_marker_is_filled_exactly_where_the_sentence_names_a_direction(p_holm, ci, n, read):
     readable = None if read is None else Readable(n=1, of=2, fraction=read)
     rate = rate_like(value=sum(ci) / 2, ci=ci, n=n, p_holm=p_holm, readable=readable)
-    assert filled(rate) == (verdict(rate) in ("better", "worse"))
+    assert filled(rate) == (win_claim(rate) in ("better", "worse"))
 
 
 def test_the_rate_at_equal_length_has_no_test_and_is_never_filled():

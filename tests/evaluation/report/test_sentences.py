@@ -88,10 +88,13 @@ def test_a_judge_names_a_direction_only_if_enough_of_it_can_be_read(interval, p,
 
 
 def policy_with(proxy, gold, gap):
-    sides = {"proxy": proxy, "gold": gold, "gap": gap}
-    ends = {f"{name}_ci": INTERVALS[interval] for name, (interval, _) in sides.items()}
-    p_values = {f"{name}_p_holm": p for name, (_, p) in sides.items()}
-    return replace(small_results().over_optimization.policies["ppo"], **ends, **p_values)
+    results = small_results()
+    rewards = {}
+    for metric, (interval, p) in {"proxy": proxy, "gold": gold}.items():
+        reward = changed(results.models["ppo"].rewards[metric], "difference", p_holm=p)
+        rewards[metric] = changed(reward, "gain", ci=INTERVALS[interval])
+    policy = results.over_optimization.policies["ppo"]
+    return rewards, replace(policy, gap_ci=INTERVALS[gap[0]], gap_p_holm=gap[1])
 
 
 SIDES = list(product(INTERVALS, (0.01, 0.3)))
@@ -100,7 +103,8 @@ SIDES = list(product(INTERVALS, (0.01, 0.3)))
 @pytest.mark.parametrize(("proxy", "gold", "gap"), list(product(SIDES, SIDES, SIDES)))
 @pytest.mark.parametrize("prompts", [9, 64])
 def test_proxy_gold_and_gap_are_each_said_as_their_numbers_say(proxy, gold, gap, prompts):
-    sentence = say.over_optimization_sentence("ppo", policy_with(proxy, gold, gap), prompts)
+    rewards, policy = policy_with(proxy, gold, gap)
+    sentence = say.over_optimization_sentence("ppo", rewards, policy, prompts)
     rose = truth(proxy[0], proxy[1], prompts), truth(gold[0], gold[1], prompts)
     assert (
         says(

@@ -16,10 +16,8 @@ from rlhf_recipes.evaluation.output_files import (
     collected_folder,
     put_evaluation_in_place,
 )
+from rlhf_recipes.evaluation.report import figures
 from rlhf_recipes.evaluation.report.caveats import caveats
-from rlhf_recipes.evaluation.report.detail_figures import kl_figure, reward_model_figure
-from rlhf_recipes.evaluation.report.figures import reward_distributions_figure, win_rates_figure
-from rlhf_recipes.evaluation.report.frontier_figure import pareto_frontier_figure
 from rlhf_recipes.evaluation.report.rendering import render_html, render_markdown
 from rlhf_recipes.evaluation.results import EvaluationResults, evaluation_results
 from rlhf_recipes.folders import REPLACEMENT
@@ -57,12 +55,12 @@ def analyze(output_dir: Path) -> EvaluationResults:
     training_curves_figure(
         {stage: log.entries for stage, log in logs.items()}, folder / "training_curves.png"
     )
-    win_rates_figure(results, collection, folder / "win_rates.png")
-    reward_distributions_figure(results, collection, folder / "reward_distributions.png")
-    pareto_frontier_figure(results, collection, folder / "pareto_frontier.png")
-    kl_figure(results, collection, folder / "kl.png")
+    figures.win_rates_figure(results, collection, folder / "win_rates.png")
+    figures.reward_distributions_figure(results, collection, folder / "reward_distributions.png")
+    figures.pareto_frontier_figure(results, collection, folder / "pareto_frontier.png")
+    figures.kl_figure(results, collection, folder / "kl.png")
     if errors:
-        reward_model_figure(errors.quality, folder / "reward_model.png")
+        figures.reward_model_figure(errors.quality, folder / "reward_model.png")
         write_json(folder / "reward_model_errors.json", as_json(errors))
     write_json(folder / "failure_analysis.json", as_json(failures))
     contents = (results, failures, collection, errors.wrong_pairs if errors else [])

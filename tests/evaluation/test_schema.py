@@ -12,8 +12,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from rlhf_recipes.evaluation import analyze
-from rlhf_recipes.evaluation.metrics.typed_json import json_schema
 from rlhf_recipes.evaluation.results import EvaluationResults
+from tests.evaluation.json_schema import json_schema
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SCHEMA = DOCS / "evaluation_results.schema.json"

@@ -4,28 +4,7 @@ from rlhf_recipes.evaluation.metrics.claims import FEWEST_PROMPTS, Claim, win_cl
 from rlhf_recipes.evaluation.report.sentences import listed, rate
 from rlhf_recipes.evaluation.results import EvaluationResults
 
-# By what holds of the policies; see `headline_state`.
-HEADLINE = {
-    "too few prompts": "{n} prompts are too few to say which model is best: at least {fewest} are "
-    "needed.",
-    "none better": "No model is better than base by {metric}: no difference from base is "
-    "detectable for {undetected}.",
-    "none better, some worse": "No model is better than base by {metric}: {worse} {is_worse} "
-    "worse, and for {undetected} no difference is detectable.",
-    "all worse": "No model is better than base by {metric}: {worse} {is_worse} worse.",
-    "only one": "**{best}** is better than base by {metric}: it wins {rate} of the comparisons.",
-    "one best": "**{best}** is the best model by {metric}: it wins {rate} of the comparisons with "
-    "base, and it is better than {behind}.",
-    "shared": "No single model is best by {metric}: **{best}** wins most often against base, "
-    "{rate}, but does not detectably differ from {level}.",
-    "shared, some behind": "No single model is best by {metric}: **{best}** wins most often "
-    "against base, {rate}, and is better than {behind}, but does not detectably differ from "
-    "{level}.",
-    "outdone": "No single model is best by {metric}: **{best}** wins most often against base, "
-    "{rate}, and {ahead} {wins} against it directly.",
-}
 REVERSED = {Claim.ABOVE: Claim.BELOW, Claim.BELOW: Claim.ABOVE}
-SEEDS = " Other seeds of its method ({seeds}) are not compared with it."
 # By what `run.gold` names, and by whether there is gold at all.
 JUDGED_BY = {
     "rule": "Gold is a rule that scores every completion: the function `{name}` in `{path}`.",
@@ -58,53 +37,50 @@ def claims_on(
     return against_base, best, direct
 
 
-def headline_state(against_base: dict[str, Claim], best: str, direct: dict[str, Claim]) -> str:
-    """Return which of the headlines holds."""
-    claims = set(against_base.values())
-    if Claim.TOO_FEW in claims:
-        return "too few prompts"
-    if Claim.ABOVE not in claims:
-        if Claim.BELOW not in claims:
-            return "none better"
-        return "none better, some worse" if Claim.UNDETECTED in claims else "all worse"
-    if not direct:
-        return "only one"
-    if Claim.BELOW in direct.values():
-        return "outdone"
-    if Claim.UNDETECTED not in direct.values():
-        return "one best"
-    return "shared, some behind" if Claim.ABOVE in direct.values() else "shared"
-
-
 def headline(results: EvaluationResults) -> str:
     """Say which model is best and whether the others differ from it, as the tests allow."""
-    metric = results.config.primary
+    metric, n = results.config.primary, results.config.n_prompts
     against_base, best, direct = claims_on(results, metric)
+    if Claim.TOO_FEW in against_base.values():
+        return (
+            f"{n} prompts are too few to say which model is best: at least {FEWEST_PROMPTS} are "
+            "needed."
+        )
+    if against_base[best] != Claim.ABOVE:
+        worse, level = _named(against_base, Claim.BELOW), _named(against_base, Claim.UNDETECTED)
+        facts = [f"{listed(worse)} {'is' if len(worse) == 1 else 'are'} worse"] * bool(worse)
+        facts += [f"no difference from base is detectable for {listed(level)}"] * bool(level)
+        return f"No model is better than base by {metric}: {', and '.join(facts)}."
     win = results.models[best].win_rate[metric]
-
-    def named(claims: dict[str, Claim], claim: Claim) -> list[str]:
-        return [f"**{name}**" for name, value in claims.items() if value == claim]
-
-    worse, ahead = named(against_base, Claim.BELOW), named(direct, Claim.BELOW)
-    state = headline_state(against_base, best, direct)
-    sentence = HEADLINE[state].format(
-        best=best,
-        metric=metric,
-        rate=rate(win.value, win.ci),
-        n=results.config.n_prompts,
-        fewest=FEWEST_PROMPTS,
-        worse=listed(worse),
-        is_worse="is" if len(worse) == 1 else "are",
-        undetected=listed(named(against_base, Claim.UNDETECTED)),
-        behind=listed(named(direct, Claim.ABOVE)),
-        level=listed(named(direct, Claim.UNDETECTED)),
-        ahead=listed(ahead),
-        wins="wins" if len(ahead) == 1 else "win",
-    )
     seeds = [name for name in against_base if name != best and name not in direct]
-    if not seeds or against_base[best] != Claim.ABOVE:
-        return sentence
-    return sentence + SEEDS.format(seeds=", ".join(seeds))
+    others = f" Other seeds of its method ({', '.join(seeds)}) are not compared with it."
+    sentence = _best_sentence(f"**{best}**", metric, rate(win.value, win.ci), direct)
+    return sentence + others * bool(seeds)
+
+
+def _best_sentence(best: str, metric: str, wins: str, direct: dict[str, Claim]) -> str:
+    """Say how far the policy that wins most against base is ahead of the others."""
+    behind, ahead, level = (
+        _named(direct, claim) for claim in (Claim.ABOVE, Claim.BELOW, Claim.UNDETECTED)
+    )
+    better = f"is better than {listed(behind)}"
+    most = f"No single model is best by {metric}: {best} wins most often against base, {wins}, "
+    if not direct:
+        return f"{best} is better than base by {metric}: it wins {wins} of the comparisons."
+    if ahead:
+        verb = "wins" if len(ahead) == 1 else "win"
+        return f"{most}and {listed(ahead)} {verb} against it directly."
+    if level:
+        most += f"and {better}, " * bool(behind)
+        return f"{most}but does not detectably differ from {listed(level)}."
+    return (
+        f"{best} is the best model by {metric}: it wins {wins} of the comparisons with base, and "
+        f"it {better}."
+    )
+
+
+def _named(claims: dict[str, Claim], claim: Claim) -> list[str]:
+    return [f"**{name}**" for name, value in claims.items() if value == claim]
 
 
 def judged_by_sentence(results: EvaluationResults) -> str:

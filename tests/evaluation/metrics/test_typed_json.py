@@ -6,7 +6,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from rlhf_recipes.evaluation.metrics.statistics import Interval, ShareInterval
-from rlhf_recipes.evaluation.metrics.typed_json import FLAT, Count, Share, as_json, json_schema
+from rlhf_recipes.evaluation.metrics.typed_json import FLAT, Count, Share, as_json
+from tests.evaluation.json_schema import json_schema
 
 
 @dataclass(frozen=True)

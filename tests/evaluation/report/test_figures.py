@@ -10,8 +10,7 @@ from rlhf_recipes.evaluation.metrics.claims import win_claim
 from rlhf_recipes.evaluation.metrics.length_control import length_controlled
 from rlhf_recipes.evaluation.metrics.samples import read_samples
 from rlhf_recipes.evaluation.metrics.win_rate import Readable
-from rlhf_recipes.evaluation.report.detail_figures import kl_figure
-from rlhf_recipes.evaluation.report.figures import draw_rate
+from rlhf_recipes.evaluation.report.figures import draw_rate, kl_figure
 from rlhf_recipes.evaluation.results import evaluation_results
 from tests.evaluation.changing import rate_like
 

@@ -102,6 +102,15 @@ def files(folder):
     return {name: (folder / "samples" / name).read_bytes() for name in names}
 
 
+def journals(folder):
+    """The entries of all journals, without the time that they took."""
+    found = {}
+    for path in (folder / "samples" / "journal").glob("*.jsonl"):
+        _, *lines = path.read_text().splitlines()
+        found[path.name] = [json.loads(line) | {"seconds": 0} for line in lines]
+    return found
+
+
 def results(folder):
     """The results, without the record of the run and the folder that they are in."""
     found = json.loads((folder / "results" / "evaluation_results.json").read_text())
@@ -134,6 +143,10 @@ def test_two_processes_leave_the_files_of_one_and_ask_each_judge_once(
         server.close()
     assert files(tmp_path / "two") == files(expected)
     assert results(tmp_path / "two") == results(expected)
+    entries, own = journals(tmp_path / "two"), journals(expected)
+    assert {name: entries[name] for name in entries if "verdicts" not in name} == {
+        name: own[name] for name in own if "verdicts" not in name
+    }
     assert len(calls.split()) == 5 * 2 * 3
     assert sorted((tmp_path / "calls").read_text().split()) == sorted(calls.split())
     assert len(server.requests) - asked == asked == 5 * 2 * 2 * 2

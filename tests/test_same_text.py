@@ -1,21 +1,17 @@
 """`chat_template_kwargs` reach the text of every stage: what its models read is the same prompt."""
 
 import json
-import runpy
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoTokenizer
 
 from rlhf_recipes.models.chat_templates import template_kwargs
 from rlhf_recipes.models.loading import base_path, open_base, open_tokenizer
 from rlhf_recipes.preferences import load_prepared
 from rlhf_recipes.prompts import prompt_ids
+from tests.stage_in_process import run
 
 # As Qwen3's, with a system turn that says whether the model may think: so an argument that a stage
 # leaves out changes the beginning of everything that it reads.
@@ -51,29 +47,6 @@ def base(tmp_path_factory):
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def run(root: Path, script: str, recipe: dict[str, Any]) -> list[list[int]]:
-    """Run a stage in this process; return every row of token ids that a model embedded."""
-    rows: list[list[int]] = []
-
-    def record(module, inputs):
-        if isinstance(module, torch.nn.Embedding):
-            rows.extend(inputs[0].tolist())
-
-    file = Path(recipe["output_dir"]).with_suffix(".yaml")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(recipe))
-    threads, hook = torch.get_num_threads(), register_module_forward_pre_hook(record)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(root)
-            patch.setattr(sys, "argv", [script, "--config", str(file)])
-            runpy.run_path(str(root / "recipes" / f"{script}.py"))["main"]()
-    finally:
-        hook.remove()
-        torch.set_num_threads(threads)
-    return rows
 
 
 @pytest.fixture(scope="module")

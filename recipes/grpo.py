@@ -50,7 +50,7 @@ def main() -> None:
         train_dataset=inputs.prompts[0],
         processing_class=inputs.tokenizer,
         peft_config=lora,
-        rollout_func=rollout_func_for(training),
+        rollout_func=rollout_func_for(training, merge=reward.merge_for_sampling),
         callbacks=[WholeGenerations()],
     )
     assert trainer.model is not None

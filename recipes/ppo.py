@@ -47,6 +47,7 @@ def main() -> None:
         sft_model=inputs.start,
         reward_funcs=inputs.reward_funcs,
         prefix_sharing=recipe.prefix_sharing,
+        merge_for_sampling=reward.merge_for_sampling,
     )
     train_and_save(trainer, run)
     push_if_asked(run, training)

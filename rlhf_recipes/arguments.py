@@ -100,7 +100,7 @@ class StartArguments:
 
 @dataclass
 class RewardArguments:
-    """The reward model and reward functions that score completions."""
+    """How PPO and GRPO sample and score completions."""
 
     reward_model_path: str | None = field(
         default=None, metadata={"help": "Folder of the reward adapter, as reward.py writes it."}
@@ -118,6 +118,14 @@ class RewardArguments:
             "help": "GRPO only: dtype and quantization of the reward model's base, as in its "
             "training or as the policy's. Where they are the policy's, as always in PPO, both "
             "share one base."
+        },
+    )
+    merge_for_sampling: bool = field(
+        default=True,
+        metadata={
+            "help": "Merge the adapter into the weights while sampling, so that a token costs what "
+            "it costs the base. The original weights are kept meanwhile, which takes the memory "
+            "of the adapted layers twice. Quantized weights are never merged."
         },
     )
 

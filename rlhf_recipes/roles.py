@@ -6,7 +6,7 @@ parameter's flag is decided once, when its adapter is attached, and restored aft
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,14 +28,14 @@ from rlhf_recipes.models.adapters import Adapter, read_adapter
 from rlhf_recipes.models.dropout import turn_off_dropout
 from rlhf_recipes.models.logits import logits_of
 from rlhf_recipes.models.lora import HEAD_NAMES, check_lora
-from rlhf_recipes.models.merging import merged
+from rlhf_recipes.models.merging import EXACT, merged
 from rlhf_recipes.models.starting import does_not_fit, load_weights
 from rlhf_recipes.prefix_sharing.forward import (
     can_share_prefixes,
     packed_pass,
     use_packed_attention,
 )
-from rlhf_recipes.prefix_sharing.packing import packing_for
+from rlhf_recipes.prefix_sharing.packing import Packer
 from rlhf_recipes.prefix_sharing.shared_layers import (
     num_shared_layers,
     only_layers,
@@ -98,6 +98,7 @@ class Roles(nn.Module):
         }
         self._checksums = {weight: _checksum(weight) for weight in self._base_weights.values()}
         self.shares_prefixes = prefix_sharing and can_share_prefixes(base)
+        self._packer = Packer()
         if self.shares_prefixes:
             use_packed_attention(base)
 
@@ -201,13 +202,15 @@ class Roles(nn.Module):
             parameter.requires_grad_(trainable)
 
     @contextmanager
-    def merged(self, role: str | None) -> Iterator[PreTrainedModel]:
-        """Yield the base as a role, its adapter added to the weights where that is possible."""
+    def merged(
+        self, role: str | None, dtypes: Sequence[torch.dtype] = EXACT
+    ) -> Iterator[PreTrainedModel]:
+        """Yield the base as a role, its adapter merged into weights of these dtypes: `merging`."""
         with self.use(role):
             if role is None:
                 yield self.base
             else:
-                with merged(self.base, role):
+                with merged(self.base, role, dtypes):
                     yield self.base
 
     def forward(
@@ -314,7 +317,7 @@ class Roles(nn.Module):
         inputs = {"input_ids": input_ids}
         if shared_hidden_states is not None:
             inputs = {"inputs_embeds": upper_layer_input(self.base, shared_hidden_states)}
-        packing = packing_for(input_ids, attention_mask) if self.shares_prefixes else None
+        packing = self._packer(input_ids, attention_mask) if self.shares_prefixes else None
         if packing is not None:
             packed = {name: packing.pack(tensor) for name, tensor in inputs.items()}
             return packing.unpack(packed_pass(decoder, packing, **packed).last_hidden_state)

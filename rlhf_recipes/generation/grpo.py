@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from peft import PeftModel
 from trl import GRPOConfig, GRPOTrainer
 
 from rlhf_recipes.generation.sampling import sample
-from rlhf_recipes.models.merging import merged
+from rlhf_recipes.models.merging import ROUNDED, merged
 from rlhf_recipes.prompts import Prompt, prompt_ids
 from rlhf_recipes.sharding import shards_weights
 
@@ -30,11 +31,16 @@ OWN_DISTRIBUTION = {
 log = logging.getLogger(__name__)
 
 
-def rollout_func_for(args: GRPOConfig) -> Callable[..., dict[str, Any]] | None:
+def rollout_func_for(
+    args: GRPOConfig, *, merge: bool = True
+) -> Callable[..., dict[str, Any]] | None:
     """Return the `rollout_func` for a GRPOTrainer with these arguments.
 
     Returns None and logs a warning where they ask for another distribution than the model's own, or
     for another engine. TRL then samples.
+
+    Args:
+        merge: Whether the adapter is merged into the weights for sampling.
     """
     for name, value in OWN_DISTRIBUTION.items():
         if (getattr(args, name, value) or None) != (value or None):
@@ -46,13 +52,15 @@ def rollout_func_for(args: GRPOConfig) -> Callable[..., dict[str, Any]] | None:
     if shards_weights(args):
         log.warning("TRL's own sampler is used: the weights are sharded over processes.")
         return None
-    return sampled_completions
+    return partial(sampled_completions, merge=merge)
 
 
-def sampled_completions(prompts: list[Prompt], trainer: GRPOTrainer) -> dict[str, Any]:
+def sampled_completions(
+    prompts: list[Prompt], trainer: GRPOTrainer, *, merge: bool = True
+) -> dict[str, Any]:
     """Sample one completion per prompt, in the form that GRPOTrainer takes.
 
-    Identical prompts are prefilled once, the adapter is merged into the weights meanwhile, and the
+    Identical prompts are prefilled once, the adapter is merged into the weights if `merge`, and the
     seed is drawn from torch's generator, whose state a checkpoint holds. `logprobs` is None, so the
     trainer computes those it needs.
     """
@@ -62,7 +70,7 @@ def sampled_completions(prompts: list[Prompt], trainer: GRPOTrainer) -> dict[str
     lora, was_training = isinstance(model, PeftModel), model.training
     model.eval()  # in training mode a base with gradient checkpointing drops its cache
     try:
-        with merged(model, model.active_adapter) if lora else nullcontext():
+        with merged(model, model.active_adapter, ROUNDED) if lora and merge else nullcontext():
             rows = sample(
                 model.get_base_model() if lora else model,
                 tokenizer,

@@ -6,10 +6,11 @@ repetition penalty. Log-probabilities taken from the same logits therefore descr
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -101,7 +102,7 @@ def sample(
     with tqdm(total=len(rows), desc=progress, disable=progress is None) as bar:
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            sampled = _sample_batch(
+            steps = _sample_batch(
                 model,
                 [encoded[i] for i in batch],
                 tokenizer.pad_token_id,
@@ -111,21 +112,29 @@ def sample(
                 generator=generator,
                 keep_hidden_states=keep_hidden_states,
             )
-            for row, (ids, logps, entropy, steps) in zip(batch, sampled, strict=True):
-                text, finished = tokenizer.decode(ids, skip_special_tokens=True), ids[-1] in ends
-                hidden = torch.stack(steps) if steps else None
-                completions[row] += [Completion(ids, str(text), finished, logps, entropy, hidden)]
+            for row, fields in zip(batch, _by_row(steps, len(batch)), strict=True):
+                text = str(tokenizer.decode(fields["ids"], skip_special_tokens=True))
+                finished = fields["ids"][-1] in ends
+                completions[row].append(Completion(text=text, finished=finished, **fields))
             bar.update(len(batch))
     return completions
 
 
-class Sampled(NamedTuple):
-    """Tokens sampled in one row, each with its log-probability, entropy and last hidden state."""
+class Step(NamedTuple):
+    """One sampled token of each row that is still active.
 
-    ids: list[int]
-    logps: list[float]
-    entropy: list[float]
-    hidden_states: list[Tensor]
+    Attributes:
+        rows: Index of each active row.
+        tokens: Token ids, on the host.
+        drawn: Log-probability and entropy of each token, on the model's device.
+        hidden_states: Hidden states that the head took, shape (active rows, width), if they are
+            kept.
+    """
+
+    rows: list[int]
+    tokens: list[int]
+    drawn: TokenLogps
+    hidden_states: Tensor | None
 
 
 @torch.no_grad()
@@ -139,57 +148,88 @@ def _sample_batch(
     ends: list[int],
     generator: torch.Generator,
     keep_hidden_states: bool,
-) -> list[Sampled]:
-    """Sample one completion per row.
+) -> list[Step]:
+    """Sample one completion per row; return the steps.
 
-    Identical prompts must be adjacent; finished rows are dropped from the batch.
+    Identical prompts must be adjacent; finished rows are dropped from the batch. The host waits for
+    the device once per step, for the tokens. All else that it decides follows from these and from
+    the lengths of the prompts.
     """
-    unique = [ids for i, ids in enumerate(prompts) if i == 0 or ids != prompts[i - 1]]
-    input_ids, mask = (tensor.to(model.device) for tensor in pad(unique, pad_token_id, left=True))
-    logits, hidden, cache = _prefill(model, input_ids, mask)
+    device, width = model.device, max(map(len, prompts))
+    is_new = [i == 0 or ids != prompts[i - 1] for i, ids in enumerate(prompts)]
+    unique = [ids for ids, new in zip(prompts, is_new, strict=True) if new]
+    logits, hidden, cache = _prefill(model, unique, pad_token_id)
     if len(unique) < len(prompts):
-        is_new = [int(i > 0 and ids != prompts[i - 1]) for i, ids in enumerate(prompts)]
-        origin = torch.tensor(is_new, device=model.device).cumsum(0)
+        origin = _on_device([i - 1 for i in accumulate(is_new)], device)
         select_rows(cache, origin)
-        logits, hidden, mask = logits[origin], hidden[origin], mask[origin]
-    sampled = [Sampled([], [], [], []) for _ in prompts]
+        logits, hidden = logits[origin], hidden[origin]
+    # The mask of all steps; each takes a view of it, and none where no row is padded.
+    _, mask = pad(prompts, pad_token_id, left=True)
+    mask = nn.functional.pad(mask, (0, max_completion_length), value=True).long()
+    mask = mask.to(device, non_blocking=True)
+    positions = _on_device([[len(ids)] for ids in prompts], device)
+    steps: list[Step] = []
     active = list(range(len(prompts)))
-    end_tokens = torch.tensor(ends, device=model.device)
-    for step in range(max_completion_length):
+    while True:
         tokens = _draw(logits, temperature, generator)
         drawn = _drawn_logps(logits, tokens, temperature)
-        columns = tokens.tolist(), drawn.logps.tolist(), drawn.entropy.tolist(), hidden
-        for row, token, logp, entropy, hidden_state in zip(active, *columns, strict=True):
-            sampled[row].ids.append(token)
-            sampled[row].logps.append(logp)
-            sampled[row].entropy.append(entropy)
-            if keep_hidden_states:
-                sampled[row].hidden_states.append(hidden_state)
-        unfinished = ~torch.isin(tokens, end_tokens)
-        if step == max_completion_length - 1 or not unfinished.any():
-            break
-        if not unfinished.all():
-            rows = unfinished.nonzero().squeeze(-1)
+        kept = hidden if keep_hidden_states else None
+        steps.append(Step(active, tokens.tolist(), drawn, kept))
+        unfinished = [i for i, token in enumerate(steps[-1].tokens) if token not in ends]
+        if len(steps) == max_completion_length or not unfinished:
+            return steps
+        if len(unfinished) < len(active):
+            rows = _on_device(unfinished, device)
             select_rows(cache, rows)
-            active = [active[i] for i in rows.tolist()]
-            tokens, mask = tokens[rows], mask[rows]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = mask.long().sum(-1, keepdim=True) - 1
-        logits, hidden = _next(model, tokens[:, None], mask, positions, cache)
-    return sampled
+            active = [active[i] for i in unfinished]
+            tokens, mask, positions = tokens[rows], mask[rows], positions[rows]
+        is_padded = any(len(prompts[row]) < width for row in active)
+        visible = mask[:, : width + len(steps)] if is_padded else None
+        logits, hidden = _next(model, tokens[:, None], visible, positions, cache)
+        positions = positions + 1
+
+
+def _on_device(values: Sequence[Any], device: torch.device) -> Tensor:
+    """Copy numbers to a device without waiting for it."""
+    return torch.tensor(values).to(device, non_blocking=True)
+
+
+def _by_row(steps: Sequence[Step], rows: int) -> list[dict[str, Any]]:
+    """Collect the fields of each row's completion from the steps, in one copy to the host."""
+    columns = (torch.cat(column) for column in zip(*(step.drawn for step in steps), strict=True))
+    logps, entropy = torch.stack([*columns]).tolist()
+    row_of = [row for step in steps for row in step.rows]
+    fields: list[dict[str, Any]] = [{"ids": [], "logps": [], "entropy": []} for _ in range(rows)]
+    tokens = [token for step in steps for token in step.tokens]
+    for row, *values in zip(row_of, tokens, logps, entropy, strict=True):
+        for name, value in zip(("ids", "logps", "entropy"), values, strict=True):
+            fields[row][name].append(value)
+    for step in steps:
+        if step.hidden_states is not None:
+            for row, state in zip(step.rows, step.hidden_states, strict=True):
+                fields[row].setdefault("hidden_states", []).append(state)
+    for completion in fields:
+        if "hidden_states" in completion:
+            completion["hidden_states"] = torch.stack(completion["hidden_states"])
+    return fields
 
 
 def _next(
-    model: PreTrainedModel, input_ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache
+    model: PreTrainedModel, input_ids: Tensor, mask: Tensor | None, positions: Tensor, cache: Cache
 ) -> tuple[Tensor, Tensor]:
-    """Compute the logits of each row's next token and the hidden state that the head took."""
+    """Compute the logits of each row's next token and the hidden state that the head took.
+
+    Args:
+        mask: None where no row is padded: attention then takes no mask, and transformers does not
+            wait for the device to find that it needs none.
+    """
     head: Any = model.get_output_embeddings()
     head_inputs: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0][:, -1]))
     try:
         output = model(
             input_ids=input_ids,
-            attention_mask=mask.long(),
+            attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
@@ -201,7 +241,7 @@ def _next(
 
 
 def _prefill(
-    model: PreTrainedModel, input_ids: Tensor, mask: Tensor
+    model: PreTrainedModel, prompts: Sequence[list[int]], pad_token_id: int
 ) -> tuple[Tensor, Tensor, Cache]:
     """Compute the logits and hidden state of each row's first token, and the cache of the prompts.
 
@@ -209,15 +249,16 @@ def _prefill(
     the longest one in its batch. Prompts whose caches cannot be concatenated are computed at once.
     """
     outputs, caches = [], []
-    size = PREFILL_ROWS if can_concatenate(block_cache(model.config)) else len(mask)
-    for rows in torch.arange(len(mask), device=mask.device).split(size):
-        left = int((~mask[rows]).all(0).long().cumprod(0).sum())
-        row_mask = mask[rows, left:]
+    size = PREFILL_ROWS if can_concatenate(block_cache(model.config)) else len(prompts)
+    for start in range(0, len(prompts), size):
+        input_ids, mask = pad(prompts[start : start + size], pad_token_id, left=True)
+        is_padded = not bool(mask.all())
+        input_ids, mask = (x.to(model.device, non_blocking=True) for x in (input_ids, mask))
         caches.append(block_cache(model.config))
-        inputs = input_ids[rows, left:], row_mask, position_ids(row_mask)
-        outputs.append(_next(model, *inputs, caches[-1]))
+        visible = mask.long() if is_padded else None
+        outputs.append(_next(model, input_ids, visible, position_ids(mask), caches[-1]))
     logits, hidden = (torch.cat(tensors) for tensors in zip(*outputs, strict=True))
-    return logits, hidden, concatenate(caches, mask.shape[1], model.config)
+    return logits, hidden, concatenate(caches, max(map(len, prompts)), model.config)
 
 
 def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.models.architectures import meta_model
 from rlhf_recipes.models.loading import Precision
 from rlhf_recipes.models.lora import lora_config
-from rlhf_recipes.models.merging import mergeable_layers
+from rlhf_recipes.models.merging import EXACT, ROUNDED, mergeable_layers
 from rlhf_recipes.planning.parameters import Parameters, with_lora
 from rlhf_recipes.rules.kinds import ONLINE
 
@@ -85,7 +85,9 @@ def training_memory(inputs: Inputs, base: PreTrainedModel, parameters: Parameter
     weights = weight_bytes(base, size, precision.bits)
     policy = inputs.start.config if inputs.start else lora_config(model)
     merging = [] if stage in ("sft", "dpo") else [policy]
-    merged = [merged_bytes(base, merging, precision)]
+    samples_merged = inputs.reward is None or inputs.reward.merge_for_sampling
+    dtypes = EXACT if stage not in ONLINE else ROUNDED if samples_merged else ()
+    merged = [merged_bytes(base, merging, precision, dtypes)]
     scorer = inputs.reward_model
     if scorer is not None and inputs.reward_shares_base:
         merged.append(merged_bytes(base, [scorer.config], precision))
@@ -154,7 +156,10 @@ def evaluation_memory(
 
 
 def merged_bytes(
-    base: PreTrainedModel, adapters: Sequence[PeftConfig], precision: Precision
+    base: PreTrainedModel,
+    adapters: Sequence[PeftConfig],
+    precision: Precision,
+    dtypes: Sequence[torch.dtype] = EXACT,
 ) -> int:
     """Return the bytes of the weights that the largest adapter is merged into, one at a time.
 
@@ -162,6 +167,7 @@ def merged_bytes(
 
     Args:
         base: The base model, without weights.
+        dtypes: Dtypes of the weights that are merged.
     """
     if precision.bits is not None:
         return 0
@@ -169,7 +175,7 @@ def merged_bytes(
     sizes = [0]
     for adapter in adapters:
         with_adapter = with_lora(base, adapter, str(base.name_or_path)).to(dtype)
-        layers = mergeable_layers(with_adapter, with_adapter.active_adapter)
+        layers = mergeable_layers(with_adapter, with_adapter.active_adapter, dtypes)
         weights = [layer.get_base_layer().weight for layer in layers]
         sizes.append(sum(weight.numel() * weight.element_size() for weight in weights))
     return max(sizes)

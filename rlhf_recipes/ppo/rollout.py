@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_recipes.generation.sampling import Completion, sample
 from rlhf_recipes.logprobs import TokenLogps, kl_estimate
+from rlhf_recipes.models.merging import ROUNDED
 from rlhf_recipes.ppo.attaching import POLICY, VALUE
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.episodes import Episodes, crop_bounds
@@ -65,6 +66,7 @@ class RolloutWorker:
         reference: Role of the reference model; None is the base with all adapters off.
         all_reduce: Sums a tensor over all processes.
         value_from_reward_model: Whether the value model started as the first reward function.
+        merge_for_sampling: Whether the policy's adapter is merged into the weights for sampling.
 
     Attributes:
         kl_coef: Current weight of the KL penalty; it changes where the config has a `kl_target`.
@@ -80,6 +82,7 @@ class RolloutWorker:
         all_reduce: AllReduce,
         *,
         value_from_reward_model: bool,
+        merge_for_sampling: bool = True,
     ) -> None:
         self.roles = roles
         self.tokenizer = tokenizer
@@ -88,6 +91,7 @@ class RolloutWorker:
         self.reference = reference
         self.all_reduce = all_reduce
         self.value_from_reward_model = value_from_reward_model
+        self.merge_for_sampling = merge_for_sampling
         self.kl_coef = config.kl_coef
 
     @torch.no_grad()
@@ -171,10 +175,11 @@ class RolloutWorker:
     def sample(self, prompts: Sequence[Prompt], seed: int) -> list[Completion]:
         """Sample completions from the policy, those of one prompt adjacent.
 
-        The adapter is merged into the base's weights meanwhile: a token then costs what it costs
-        the base.
+        The adapter is merged into the base's weights meanwhile, if it may be: a token then costs
+        what it costs the base. Below float32 the sampler's log-probabilities are not used, see
+        `sampler_is_exact`, so rounding the merged weights does not move the ratio from 1.
         """
-        with self.roles.merged(POLICY) as sampler:
+        with self.roles.merged(POLICY, ROUNDED if self.merge_for_sampling else ()) as sampler:
             rows = sample(
                 sampler,
                 self.tokenizer,

@@ -54,6 +54,7 @@ class PPOTrainer(Trainer):
         eval_dataset: Prompts for `evaluate`, in the form of `train_dataset`.
         sft_model: The adapter of `args.sft_model_path`, if it has been read already.
         prefix_sharing: Whether completions of one prompt share its computation.
+        merge_for_sampling: As the key of a recipe: `arguments.RewardArguments`.
         kwargs: Further arguments of transformers' Trainer.
 
     >>> from rlhf_recipes import PPOConfig, PPOTrainer
@@ -87,6 +88,7 @@ class PPOTrainer(Trainer):
         *,
         sft_model: Adapter | None = None,
         prefix_sharing: bool = True,
+        merge_for_sampling: bool = True,
         **kwargs: Any,
     ) -> None:
         args.check_inputs(model, processing_class, train_dataset, eval_dataset)
@@ -117,6 +119,7 @@ class PPOTrainer(Trainer):
             REFERENCE if args.sft_model_path else None,
             self.all_reduce,
             value_from_reward_model=reward_model_path is not None,
+            merge_for_sampling=merge_for_sampling,
         )
         self.means = RunningMeans(self.all_reduce, args.device)
         self.episodes: Episodes | None = None  # of the rollout in use

@@ -8,8 +8,7 @@ rejected completions share, or the completions of one group, is recognized from 
 import functools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from rlhf_recipes.models.dropout import has_dropout
-from rlhf_recipes.prefix_sharing.packing import Packing, packing_for
+from rlhf_recipes.prefix_sharing.packing import Packer, Packing
 from rlhf_recipes.prefix_sharing.shared_layers import (
     num_frozen_shared_layers,
     only_layers,
@@ -47,23 +46,57 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Compute attention of packed tokens, one call per `packing.Block`.
 
-    Takes `query`, `key` and `value` of shape (1, heads, N, d) and returns (1, N, heads, d), like
-    every attention function in transformers.
+    Takes `query` of shape (1, heads, N, d), `key` and `value` of shape (1, key heads, N, d), and
+    returns (1, N, heads, d), like every attention function in transformers.
+
+    Heads that share a key head are not given copies of it. The packed sequence is a batch of one,
+    so the key heads become the batch, each with its query heads, for which a key is a view.
     """
-    attend = functools.partial(AttentionInterface()["sdpa"], module, **kwargs)
     if packing is None:
-        return attend(query, key, value, attention_mask)  # type: ignore[no-any-return]
-    keys, values = (x.split(packing.segment_lengths, 2) for x in (key, value))
-    queries = query.split([block.num_tokens for block in packing.blocks], 2)
+        sdpa = AttentionInterface()["sdpa"]
+        return sdpa(module, query, key, value, attention_mask, **kwargs)  # type: ignore[no-any-return]
+    key_heads = key.shape[1]
+    queries = query[0].unflatten(0, (key_heads, -1)).split(packing.block_lengths, 2)
+    keys, values = (x.transpose(0, 1).split(packing.segment_lengths, 2) for x in (key, value))
     outputs = []
     for block_query, block in zip(queries, packing.blocks, strict=True):
-        visible = (torch.cat([x[i] for i in block.segments], 2) for x in (keys, values))
-        outputs.append(attend(block_query, *visible, block.attention_mask)[0])
-    return torch.cat(outputs, 1), None
+        block_key, block_value = (
+            _concatenated([x[i] for i in block.segments]).expand(-1, block_query.shape[1], -1, -1)
+            for x in (keys, values)
+        )
+        output = nn.functional.scaled_dot_product_attention(
+            block_query,
+            block_key,
+            block_value,
+            attn_mask=block.attention_mask,
+            is_causal=block.attention_mask is None,
+            dropout_p=kwargs.get("dropout", 0.0),
+            scale=kwargs.get("scaling"),
+        )
+        outputs.append(output)
+    return torch.cat(outputs, 2).flatten(0, 1)[None].transpose(1, 2), None
+
+
+def _concatenated(segments: list[Tensor]) -> Tensor:
+    """Concatenate keys or values of segments along their tokens; a single one is not copied."""
+    return segments[0] if len(segments) == 1 else torch.cat(segments, 2)
+
+
+def packed_attention_mask(
+    batch_size: int, q_length: int, *args: Any, attention_mask: Tensor | None = None, **kwargs: Any
+) -> Tensor | None:
+    """Make the mask of `sdpa`, without asking the device if a decoding step needs none.
+
+    The sampler passes no mask where no row is padded, and asking would make the host wait.
+    """
+    if q_length == 1 and attention_mask is not None:
+        kwargs["allow_is_causal_skip"] = False
+    mask = AttentionMaskInterface()["sdpa"]
+    return mask(batch_size, q_length, *args, attention_mask=attention_mask, **kwargs)  # type: ignore[no-any-return]
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-AttentionMaskInterface.register(PACKED_ATTENTION, AttentionMaskInterface()["sdpa"])
+AttentionMaskInterface.register(PACKED_ATTENTION, packed_attention_mask)
 
 
 def can_share_prefixes(base: PreTrainedModel) -> bool:
@@ -146,7 +179,8 @@ class _SharingForward:
     def __init__(self, base: PreTrainedModel) -> None:
         self.base = base
         self.forward: Callable[..., Any] = base.base_model.forward
-        self.last: _Batch | None = None
+        self.packer = Packer()
+        self.last: _SharedLayers | None = None
 
     def __call__(
         self,
@@ -163,15 +197,16 @@ class _SharingForward:
         """
         packing = None
         if input_ids is not None and attention_mask is not None and _is_plain(kwargs):
-            packing = self.packing(input_ids, attention_mask)
-        else:
+            packing = self.packer(input_ids, attention_mask)
+        if packing is None or self.last is None or self.last.packing is not packing:
             self.last = None
         if packing is None:
             output = self.forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
             if labeled is not None:
                 output.last_hidden_state = output.last_hidden_state[labeled][None]
             return output
-        output = self.decode(packing)
+        assert input_ids is not None
+        output = self.decode(packing, packing.pack(input_ids))
         hidden = output.last_hidden_state
         output.last_hidden_state = (
             packing.unpack(hidden)
@@ -180,44 +215,26 @@ class _SharingForward:
         )
         return output
 
-    def packing(self, input_ids: Tensor, attention_mask: Tensor) -> Packing | None:
-        """Return the packing of a batch, that of the last batch if it is the same."""
-        last = self.last
-        if (
-            last is None
-            or not torch.equal(last.input_ids, input_ids)
-            or not torch.equal(last.attention_mask, attention_mask)
-        ):
-            packing = packing_for(input_ids, attention_mask)
-            self.last = _Batch(input_ids.clone(), attention_mask.clone(), packing)
-        assert self.last is not None
-        return self.last.packing
-
-    def decode(self, packing: Packing) -> Any:
-        """Run the backbone on the packed tokens of the last batch."""
-        last = self.last
-        assert last is not None
-        ids, number = packing.pack(last.input_ids), num_frozen_shared_layers(self.base)
+    def decode(self, packing: Packing, ids: Tensor) -> Any:
+        """Run the backbone on packed tokens, above the shared layers if it ran those already."""
+        number = num_frozen_shared_layers(self.base)
         if number == 0:
             return packed_pass(self.forward, packing, input_ids=ids)
-        if last.hidden_states is None or last.num_shared_layers != number:
+        if self.last is None or self.last.number != number:
             with torch.no_grad(), only_layers(self.base, slice(0, number)):
                 output = packed_pass(self.forward, packing, input_ids=ids)
-            last.hidden_states, last.num_shared_layers = output.last_hidden_state, number
+            self.last = _SharedLayers(packing, number, output.last_hidden_state)
         with only_layers(self.base, slice(number, None)):
-            hidden_states = upper_layer_input(self.base, last.hidden_states)
+            hidden_states = upper_layer_input(self.base, self.last.hidden_states)
             return packed_pass(self.forward, packing, inputs_embeds=hidden_states)
 
 
-@dataclass
-class _Batch:
-    """A batch, its packing, and the output of its shared layers once that is computed."""
+class _SharedLayers(NamedTuple):
+    """Output of the first `number` layers on the batch of a packing."""
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    packing: Packing | None
-    hidden_states: Tensor | None = None
-    num_shared_layers: int = 0
+    packing: Packing
+    number: int
+    hidden_states: Tensor
 
 
 def _is_plain(kwargs: dict[str, Any]) -> bool:

@@ -9,7 +9,6 @@ their prefix and to themselves.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -136,6 +135,11 @@ class Packing:
     segment_lengths: list[int]
     blocks: list[Block]
 
+    @property
+    def block_lengths(self) -> list[int]:
+        """Number of query tokens of each block; the sum is N."""
+        return [block.num_tokens for block in self.blocks]
+
     def pack(self, batch: Tensor) -> Tensor:
         """Gather a (rows, length, ...) tensor into packed order, shape (1, N, ...)."""
         return batch.flatten(0, 1).index_select(0, self.batch_positions)[None]
@@ -146,14 +150,36 @@ class Packing:
         return tokens.view(*self.packed_positions.shape, *tokens.shape[1:])
 
 
-def packing_for(input_ids: Tensor, attention_mask: Tensor) -> Packing | None:
-    """Return how to pack a batch; None if a row has no tokens, or padding between its tokens.
+class Packer:
+    """Pack batches; a batch of the same tokens as the last one gets the same `Packing`.
 
-    Args:
-        input_ids: Shape (rows, length).
-        attention_mask: True or 1 where a token is real; padding may be on either side.
+    All roles, and all layers of each, then share one layout per batch. Comparing takes one copy to
+    the host, which is the only time that it waits for the device.
     """
-    ids, real = input_ids.cpu().numpy(), attention_mask.cpu().numpy().astype(bool)
+
+    def __init__(self) -> None:
+        self._batch: Integers | None = None
+        self._device: torch.device | None = None
+        self._packing: Packing | None = None
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor) -> Packing | None:
+        """Return how to pack a batch; None if a row has no tokens, or padding between its tokens.
+
+        Args:
+            input_ids: Shape (rows, length).
+            attention_mask: True or 1 where a token is real; padding may be on either side.
+        """
+        batch = torch.stack([input_ids, attention_mask.to(input_ids.dtype)]).cpu().numpy()
+        device = input_ids.device
+        same_batch = self._batch is not None and np.array_equal(batch, self._batch)
+        if not same_batch or device != self._device:
+            self._batch, self._device = batch, device
+            self._packing = _packing(batch[0], batch[1], device)
+        return self._packing
+
+
+def _packing(ids: Integers, attention_mask: Integers, device: torch.device) -> Packing | None:
+    real = attention_mask.astype(bool)
     lengths, first = real.sum(1), real.argmax(1)
     position = np.arange(ids.shape[1]) - first[:, None]
     if not lengths.all() or ((position >= 0) & (position < lengths[:, None]) != real).any():
@@ -169,7 +195,10 @@ def packing_for(input_ids: Tensor, attention_mask: Tensor) -> Packing | None:
             packed_positions[row, begin : begin + size] = np.arange(end - size, end)
         batch_positions.append(row * ids.shape[1] + begin + np.arange(size))
     flat = np.concatenate(batch_positions)
-    to_tensor = partial(torch.as_tensor, device=input_ids.device)
+
+    def to_tensor(array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
     return Packing(
         batch_positions=to_tensor(flat),
         position_ids=to_tensor(position.ravel()[flat][None]),
@@ -180,7 +209,7 @@ def packing_for(input_ids: Tensor, attention_mask: Tensor) -> Packing | None:
 
 
 def _block(
-    queries: list[Segment], segments: list[Segment], to_tensor: Callable[[Any], Tensor]
+    queries: list[Segment], segments: list[Segment], to_tensor: Callable[[NDArray[Any]], Tensor]
 ) -> Block:
     """Make the block of query segments, which all follow the same prefix."""
     row, prefix = queries[0].rows[0], queries[0].start

@@ -3,7 +3,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from rlhf_recipes.models.loading import open_base
-from rlhf_recipes.models.merging import merged
+from rlhf_recipes.models.merging import ROUNDED, merged
 
 IDS = torch.arange(3, 43).view(2, 20)
 
@@ -73,3 +73,37 @@ def test_weights_are_restored_after_an_error_and_after_a_pass_without_adapters()
     with pytest.raises(RuntimeError, match="stop"), merged(model, "default"):
         fail()
     assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_below_float32_are_merged_if_asked_and_restored_bit_for_bit(dtype):
+    model = peft_model()
+    for parameter in model.parameters():
+        if not parameter.requires_grad:  # PEFT keeps adapters in float32
+            parameter.data = parameter.data.to(dtype)
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    unmerged = logits(model).float()
+    with merged(model, "default"):
+        assert not layer.merged
+    with merged(model, "default", ROUNDED):
+        assert layer.merged
+        # The sum is computed in float32 and rounded once.
+        exact = before["base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"].float()
+        exact += layer.get_delta_weight("default")
+        assert torch.equal(layer.base_layer.weight, exact.to(dtype))
+        difference = (logits(model).float() - unmerged).norm() / unmerged.norm()
+    assert 0 < difference < 0.02
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_a_quantized_weight_is_never_merged():
+    """Four bits are packed into integers, to which nothing can be added."""
+    model = peft_model()
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    layer.base_layer.weight = torch.nn.Parameter(
+        layer.base_layer.weight.to(torch.uint8), requires_grad=False
+    )
+    with merged(model, "default", ROUNDED):
+        assert not layer.merged

@@ -407,9 +407,9 @@ def test_planning_writes_nothing(data, reward_model, tmp_path):
 
 
 def test_memory_grows_with_what_it_is_made_of(data, tmp_path):
-    def memory(stage, model=None, **keywords):
+    def memory(stage, model=None, reward=None, **keywords):
         training = arguments(stage, tmp_path, **keywords)
-        plan = planned(stage, RecipeArguments(), training, model or lora(stage), data)
+        plan = planned(stage, RecipeArguments(), training, model or lora(stage), data, reward)
         return plan.memory
 
     small, large = (memory("dpo", per_device_train_batch_size=n) for n in (2, 4))
@@ -421,11 +421,17 @@ def test_memory_grows_with_what_it_is_made_of(data, tmp_path):
     assert memory("reward").logits == 0
     assert memory("grpo").weights == small.weights  # the reward model shares the policy's base
     assert 0 < memory("grpo").merged == memory("reward").merged
-    assert memory("dpo").merged == memory("ppo", lora("ppo", dtype="bfloat16")).merged == 0
+    assert memory("dpo").merged == memory("reward", lora("reward", dtype="bfloat16")).merged == 0
     # 4 rows for 3 steps of accumulation are sampled together.
     sampled = memory("grpo", per_device_train_batch_size=4, gradient_accumulation_steps=4)
     assert sampled.kv_cache == 2 * memory("grpo", per_device_train_batch_size=8).kv_cache
-    assert memory("ppo").merged > 0
+    for stage in ("ppo", "grpo"):
+        low = lora(stage, dtype="bfloat16")
+        assert 0 < 2 * memory(stage, low).merged == memory(stage).merged
+        functions = ["recipes/demo/plain_english.py:reading_ease"]
+        unmerged = RewardArguments(reward_funcs=functions, merge_for_sampling=False)
+        assert memory(stage, low, unmerged).merged == 0
+        assert memory(stage, lora(stage, load_in_4bit=True)).merged == 0
 
 
 def test_the_text_fits_80_columns_and_calls_memory_an_estimate(data, tmp_path, monkeypatch):

@@ -293,16 +293,17 @@ def step_by_hand(stage, shape, recipe, longest):
 def sampling_by_hand(stage, shape, recipe, longest):
     """Keys and values of all sampled tokens, and the weights that a LoRA is merged into.
 
-    Only float32 is merged into: to sample and to score, in the reward stage for its review.
+    PPO and GRPO merge into all weights but quantized ones to sample, and into float32 to score, as
+    the reward stage does for its review.
     """
     size = size_of(recipe)
     rows = recipe["per_device_train_batch_size"] * recipe.get("gradient_accumulation_steps", 1)
     rollout = rows * recipe.get("num_mini_batches", 1)
     sampled = {"ppo": min(64, rollout), "grpo": rows}.get(stage, 0)
-    merges = stage != "dpo" and size == FLOAT
+    merges = {"dpo": False, "reward": size == FLOAT}.get(stage, "load_in_4bit" not in recipe)
     return (
         sampled * longest * shape.layers * 2 * shape.keys * size,
-        FLOAT * sum(map(prod, adapted(shape, recipe))) if merges else 0,
+        size * sum(map(prod, adapted(shape, recipe))) if merges else 0,
     )
 
 

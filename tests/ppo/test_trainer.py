@@ -57,6 +57,32 @@ def test_the_sampler_knows_log_probabilities_and_entropies_of_a_training_pass(
     assert not worker.sampler_is_exact
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.1], ids=["a new adapter", "a trained adapter"])
+def test_below_float32_the_ratio_starts_at_1_though_the_sampler_is_merged(
+    scale, tmp_path, reward_folder
+):
+    """Log-probabilities are recomputed without merging, so its rounding does not reach the loss."""
+    settings = {"num_mini_batches": 1, "num_ppo_epochs": 1, "max_steps": 1, "dtype": "bfloat16"}
+    ppo = make_trainer(tmp_path, reward_folder, **settings)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in ppo.roles.named_parameters():
+        if f"lora_B.{POLICY}." in name:
+            parameter.data += scale * torch.randn(parameter.shape, generator=generator)
+    before = weights(ppo.roles)
+    layer = ppo.roles.base.get_submodule("model.layers.0.self_attn.q_proj")
+    merged = []
+    layer.register_forward_pre_hook(lambda layer, _: merged.append(layer.merged))
+    ppo.worker.sample(PROMPTS["prompt"][:4], seed=1)
+    assert all(merged)
+    ppo.train()
+    first = ppo.state.log_history[0]
+    assert first["val/ratio"] == pytest.approx(1, abs=1e-6)
+    assert first["policy/approxkl_avg"] == pytest.approx(0, abs=1e-10)
+    assert (abs(first["objective/kl"]) < 1e-6) == (scale == 0)
+    frozen = {n: p for n, p in ppo.roles.named_parameters() if not p.requires_grad}
+    assert all(torch.equal(parameter, before[name]) for name, parameter in frozen.items())
+
+
 def test_a_step_changes_policy_and_value_and_nothing_else(tmp_path, reward_folder):
     ppo = make_trainer(tmp_path, reward_folder, normalize_rewards=False)
     before = weights(ppo.roles)

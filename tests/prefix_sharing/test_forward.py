@@ -411,7 +411,7 @@ def test_grpo_samples_with_the_projects_sampler_and_is_reproducible(tokenizer, t
         assert all(torch.equal(after[name], base[name]) for name in frozen)
         histories.append([e["loss"] for e in trainer.state.log_history if "loss" in e])
     assert histories[0] == histories[1]
-    assert trainer.rollout_func is sampled_completions
+    assert trainer.rollout_func.func is sampled_completions
 
 
 @pytest.mark.parametrize(

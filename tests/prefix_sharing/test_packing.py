@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_recipes.prefix_sharing.packing import Segment, attention_blocks, packing_for
+from rlhf_recipes.prefix_sharing.packing import Packer, Segment, attention_blocks
 
 IDS = torch.tensor(
     [
@@ -22,18 +22,18 @@ def rows_of(*sequences):
 
 
 def test_a_common_prefix_is_packed_once():
-    packing = packing_for(IDS, MASK)
+    packing = Packer()(IDS, MASK)
     assert packing.pack(IDS).tolist() == [[1, 2, 3, 4, 5, 6, 7, 9, 8]]
     assert packing.position_ids.tolist() == [[0, 1, 2, 3, 4, 3, 0, 0, 1]]
 
 
 def test_unpacking_restores_every_token():
-    packing = packing_for(IDS, MASK)
+    packing = Packer()(IDS, MASK)
     assert torch.equal(packing.unpack(packing.pack(IDS))[MASK.bool()], IDS[MASK.bool()])
 
 
 def test_a_suffix_attends_to_its_prefix_and_causally_to_itself():
-    packing = packing_for(IDS, MASK)
+    packing = Packer()(IDS, MASK)
     assert packing.segment_lengths == [3, 2, 1, 1, 2]
     prefix, suffixes, *others = packing.blocks
     assert [tuple(block) for block in (prefix, *others)] == [
@@ -65,7 +65,7 @@ def test_a_block_has_at_most_as_many_suffix_tokens_as_the_prefix():
 def test_a_prefix_that_all_prompts_share_is_packed_once():
     """Two completions for each of two prompts that begin with the same two tokens."""
     ids = torch.tensor([[1, 2, 5, 8], [1, 2, 5, 9], [1, 2, 6, 8], [1, 2, 6, 9]])
-    packing = packing_for(ids, torch.ones_like(ids))
+    packing = Packer()(ids, torch.ones_like(ids))
     assert packing.pack(ids).tolist() == [[1, 2, 5, 8, 9, 6, 8, 9]]
     assert packing.unpack(packing.pack(ids)).tolist() == ids.tolist()
     assert attention_blocks(list(ids.numpy())) == [
@@ -113,7 +113,7 @@ def test_a_prefix_is_shared_if_that_saves_an_eighth_of_the_tokens(sequences, blo
 
 def test_equal_rows_are_packed_once():
     ids = torch.tensor([[1, 2], [1, 2]])
-    packing = packing_for(ids, torch.ones_like(ids))
+    packing = Packer()(ids, torch.ones_like(ids))
     assert packing.segment_lengths == [2]
     assert packing.pack(ids).tolist() == [[1, 2]]
     assert packing.unpack(packing.pack(ids)).tolist() == ids.tolist()
@@ -121,4 +121,17 @@ def test_equal_rows_are_packed_once():
 
 @pytest.mark.parametrize("mask", [[1, 0, 1], [0, 0, 0]], ids=["a gap", "nothing"])
 def test_rows_with_gaps_or_without_tokens_are_not_packed(mask):
-    assert packing_for(torch.tensor([[1, 2, 3]]), torch.tensor([mask])) is None
+    assert Packer()(torch.tensor([[1, 2, 3]]), torch.tensor([mask])) is None
+
+
+def test_a_batch_of_the_same_tokens_has_the_same_packing():
+    packer = Packer()
+    packing = packer(IDS, MASK)
+    assert packer(IDS.clone(), MASK.bool()) is packing
+    shorter = MASK.clone()
+    shorter[0, 4] = 0
+    assert packer(IDS, shorter).position_ids.shape == (1, 8)
+    changed = IDS.clone()
+    packer(changed, MASK)
+    changed[0, 4] = 9  # in place: the last batch is compared by its values
+    assert packer(changed, MASK).pack(changed).tolist() == [[1, 2, 3, 4, 9, 6, 7, 9, 8]]

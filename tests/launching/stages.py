@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 
 from rlhf_recipes.ending import end_process
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.sharding import sharding_launched
 from tests.launching.shard_on_cpu import shard_on_cpu
 
 BATCH = 4
@@ -47,6 +48,17 @@ def resume(stage: str, out: Path, data: str, *flags: str) -> None:
     train(stage, begun, data, *flags)
 
 
+def train_on_lower_bases(out: Path, data: str, scored: tuple[str, str]) -> None:
+    """Take one step of each stage on a base in bfloat16, and on one in 4 bits."""
+    bf16 = ("--bf16", "true", "--max_steps", "1", "--dtype", "bfloat16")
+    for name, flags in (("bf16_base", bf16), ("qlora", (*bf16, "--load_in_4bit", "true"))):
+        train("reward", out / f"reward_{name}", data, *flags)
+        train("dpo", out / f"dpo_{name}", data, *flags)
+        if not sharding_launched():
+            train("grpo", out / f"grpo_{name}", data, *flags, *scored)
+            train("ppo", out / f"ppo_{name}", data, *flags, *scored)
+
+
 def main(out: Path, data: str, reward: str) -> None:
     """Train every stage, DPO again from a checkpoint, and in lower precision where it matters."""
     shard_on_cpu()
@@ -65,12 +77,10 @@ def main(out: Path, data: str, reward: str) -> None:
     except RecipeError as error:
         (out / "refused").write_text(str(error))
     if PartialState().num_processes == 1:
-        quantized = (*lower, "--load_in_4bit", "true", "--dtype", "bfloat16")
-        train("reward", out / "reward_qlora", data, *quantized)
-        train("dpo", out / "dpo_qlora", data, *quantized)
-        for stage in ("grpo", "ppo"):
-            train(stage, out / f"{stage}_bf16", data, *lower, *scored)
-            train(stage, out / f"{stage}_qlora", data, *quantized, *scored)
+        train("grpo", out / "grpo_bf16", data, *lower, *scored)
+        train("ppo", out / "ppo_bf16", data, *lower, *scored)
+    if os.getenv("ACCELERATE_USE_DEEPSPEED") != "true":
+        train_on_lower_bases(out, data, scored)
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ def ran(root, request, tmp_path_factory):
     """The shape, the folder of its outputs, and the token ids that each stage's models read."""
     shape = request.param
     out = tmp_path_factory.mktemp(shape) / "outputs"
-    data = {"dataset_name": str(dataset(tmp_path_factory.mktemp("data"), shape))}
-    data |= {"model_name_or_path": "tiny", "max_length": CONTEXT, "output_dir": str(out)}
-    run(root, "prepare_data", data)
+    source = dataset(tmp_path_factory.mktemp("data"), shape)
+    data = {"dataset_name": str(source), "model_name_or_path": "tiny", "max_length": CONTEXT}
+    run(root, "prepare_data", data | {"output_dir": str(out)})
     folders = {stage: str(out / f"models/{stage}_model") for stage in ("sft", "reward", *POLICIES)}
     common = {
         "model_name_or_path": "tiny",

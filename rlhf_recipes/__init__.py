@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rlhf_recipes.ppo.trainer import PPOTrainer
     from rlhf_recipes.preferences import load_prepared
     from rlhf_recipes.prefix_sharing.forward import share_prefixes
-    from rlhf_recipes.rewards import RewardModel
+    from rlhf_recipes.rewards import RewardModel, open_reward_model
 
 __version__ = "0.2.0"
 
@@ -25,6 +25,7 @@ __all__ = [
     "RewardModel",
     "analyze",
     "load_prepared",
+    "open_reward_model",
     "sample",
     "share_prefixes",
 ]
@@ -36,6 +37,7 @@ _MODULES = {
     "RewardModel": "rewards",
     "analyze": "evaluation.analysis",
     "load_prepared": "preferences",
+    "open_reward_model": "rewards",
     "sample": "generation.sampling",
     "share_prefixes": "prefix_sharing.forward",
 }

@@ -103,7 +103,12 @@ class RewardArguments:
     """How PPO and GRPO sample and score completions."""
 
     reward_model_path: str | None = field(
-        default=None, metadata={"help": "Folder of the reward adapter, as reward.py writes it."}
+        default=None,
+        metadata={
+            "help": "Folder of the reward adapter, as reward.py writes it, or any whole "
+            "sequence-classification model with one score: its folder, or its Hub id `owner/name` "
+            "or `owner/name@revision`. It is loaded apart, with its own tokenizer and template."
+        },
     )
     reward_funcs: list[str] | None = field(
         default=None,
@@ -116,8 +121,8 @@ class RewardArguments:
         default="trained",
         metadata={
             "help": "GRPO only: dtype and quantization of the reward model's base, as in its "
-            "training or as the policy's. Where they are the policy's, as always in PPO, both "
-            "share one base."
+            "training or as the policy's; of a whole model, its own or the policy's. Where an "
+            "adapter's are the policy's, as always in PPO, both share one base."
         },
     )
     merge_for_sampling: bool = field(

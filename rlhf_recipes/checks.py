@@ -164,15 +164,18 @@ def check_pushing(inputs: Inputs) -> None:
 
 
 def check_reward_model(inputs: Inputs) -> None:
-    """Refuse an adapter without a scalar head, or trained on other text than it would score.
+    """Refuse a reward model without a score, or trained on other text than it would score.
 
-    PPO's has the policy's base, tokenizer and template. GRPO's may have others of its own, but an
-    argument that both templates have must have one value.
+    PPO's adapter has the policy's base, tokenizer and template. GRPO's may have others of its own,
+    but an argument that both templates have must have one value. A whole classifier has all of its
+    own.
     """
-    adapter = inputs.reward_model
+    if (classifier := inputs.reward_classifier) is not None:
+        check_weight_files(classifier.meta_model(), classifier.checkpoint)
+        return
+    adapter = inputs.reward_adapter
     if adapter is None:
         return
-    adapter.check_head()
     _warn_of_precision(inputs.reward_precision, adapter, "reward_model_path")
     if inputs.stage == "ppo":
         _check_role(inputs, adapter, "reward_model_path")
@@ -252,6 +255,14 @@ def check_rows(inputs: Inputs) -> None:
     _ = inputs.rows
 
 
+def check_scored_prompts(inputs: Inputs) -> None:
+    """Refuse prompts that a whole reward model cannot read, or that fill its context."""
+    if (classifier := inputs.reward_classifier) is not None:
+        for split in inputs.prompts:
+            for prompt in [] if split is None else split["prompt"]:
+                classifier.check_prompt(prompt)
+
+
 def check_evaluated(inputs: Inputs) -> None:
     """Refuse evaluations during training with fewer prompts than processes."""
     if (held_out := inputs.prompts[1]) is not None:
@@ -296,6 +307,7 @@ GROUPS: tuple[tuple[tuple[Check, tuple[str, ...]], ...], ...] = (
     (  # the data
         (check_rows, ALL),
         (check_evaluated, PPO),
+        (check_scored_prompts, ONLINE),
     ),
     (  # what follows from the data
         (check_longest, ALL),

@@ -15,8 +15,14 @@ from rlhf_recipes.arguments import (
     StartArguments,
     resolved_recipe,
 )
-from rlhf_recipes.models.adapters import Adapter, read_adapter
+from rlhf_recipes.models.adapters import CONFIG, Adapter, read_adapter
 from rlhf_recipes.models.architectures import meta_model
+from rlhf_recipes.models.classifiers import (
+    Classifier,
+    RewardSource,
+    is_hub_id,
+    read_reward_model,
+)
 from rlhf_recipes.models.loading import Base, Precision, open_tokenizer
 from rlhf_recipes.preferences import split_off, unique_prompts
 from rlhf_recipes.preferences.truncation import Rows, completion_rows, pair_rows, prompt_rows
@@ -83,21 +89,36 @@ class Inputs:
         )
 
     @cached_property
-    def reward_model(self) -> Adapter | None:
-        """The reward adapter; None if there is none, or if a plan comes before it was trained."""
-        return self._adapter(self.reward.reward_model_path if self.reward else None)
+    def reward_model(self) -> RewardSource | None:
+        """The reward model; None if there is none, or if a plan comes before it was trained."""
+        source = self.reward.reward_model_path if self.reward else None
+        if source is None or (self.recipe.plan and not _exists(source)):
+            return None
+        return read_reward_model(source)
+
+    @property
+    def reward_adapter(self) -> Adapter | None:
+        """The reward model if it is an adapter."""
+        return self.reward_model if isinstance(self.reward_model, Adapter) else None
+
+    @property
+    def reward_classifier(self) -> Classifier | None:
+        """The reward model if it is a whole classifier."""
+        return self.reward_model if isinstance(self.reward_model, Classifier) else None
 
     @property
     def reward_precision(self) -> Precision:
-        """Dtype and quantization of the reward model's base.
+        """Dtype and quantization of the reward model or its base.
 
-        They are the policy's in PPO, which shares the base, and in GRPO those that
-        `reward_precision` asks for.
+        An adapter's are the policy's in PPO, which shares the base. In GRPO they are those that
+        `reward_precision` asks for. A whole classifier has its own in PPO.
         """
         policy = Precision.read(vars(self.model))
         if self.reward is None or self.reward_model is None:
             return policy
-        if self.stage == "ppo" or self.reward.reward_precision == "policy":
+        if self.stage == "ppo":
+            return self.reward_classifier.precision if self.reward_classifier else policy
+        if self.reward.reward_precision == "policy":
             return policy
         return self.reward_model.precision or policy
 
@@ -105,13 +126,15 @@ class Inputs:
     def reward_shares_base(self) -> bool:
         """Whether the reward model is a role on the policy's base.
 
-        It always is in PPO. In GRPO it is where base and precision are the policy's and every
-        process holds the whole base; else it has a base of its own. Before it is trained, it is
-        taken to be like the policy.
+        An adapter always is in PPO. In GRPO it is where base and precision are the policy's and
+        every process holds the whole base; else it has a base of its own. Before it is trained, it
+        is taken to be like the policy. A whole classifier never is.
         """
-        if self.stage == "ppo" or self.reward_model is None:
+        if self.reward_classifier is not None:
+            return False
+        if self.stage == "ppo" or self.reward_adapter is None:
             return not shards_weights(self.training)
-        same = self.reward_model.base.is_same(Base.of(self.model))
+        same = self.reward_adapter.base.is_same(Base.of(self.model))
         as_policy = self.reward_precision == Precision.read(vars(self.model))
         return same and as_policy and not shards_weights(self.training)
 
@@ -124,7 +147,10 @@ class Inputs:
     @cached_property
     def start(self) -> Adapter | None:
         """The adapter that the policy starts from; None if a plan comes before it was trained."""
-        return self._adapter(self.start_path)
+        folder = self.start_path
+        if folder is None or (self.recipe.plan and not Path(folder, CONFIG).is_file()):
+            return None
+        return read_adapter(folder)
 
     @property
     def has_reference_adapter(self) -> bool:
@@ -177,13 +203,14 @@ class Inputs:
         """Optimizer steps of the run."""
         return optimizer_steps(self.stage, self.epoch, self.training)
 
-    def _adapter(self, folder: str | None) -> Adapter | None:
-        missing = folder is not None and not Path(folder, "adapter_config.json").is_file()
-        if folder is None or (missing and self.recipe.plan):
-            return None
-        return read_adapter(folder)
-
     @cached_property
     def language_model(self) -> PreTrainedModel:
         """The base on the meta device, without weights."""
         return meta_model(Base.of(self.model))
+
+
+def _exists(source: str) -> bool:
+    """Return whether a reward model is in its folder already, or on the Hub."""
+    return any(Path(source, name).is_file() for name in (CONFIG, "config.json")) or (
+        is_hub_id(source)
+    )

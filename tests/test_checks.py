@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import AutoModelForSequenceClassification
 from trl import DPOConfig, GRPOConfig, ModelConfig, RewardConfig, SFTConfig
 
 from rlhf_recipes.arguments import RecipeArguments, RewardArguments, StartArguments
@@ -22,6 +23,7 @@ from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.trainer import PPOTrainer
 from rlhf_recipes.preferences import load_prepared, unique_prompts
 from rlhf_recipes.roles import Roles
+from tests.whole_reward_models import whole_reward_model
 
 CONFIGS = {
     "sft": SFTConfig,
@@ -254,3 +256,18 @@ def test_grpo_s_reward_model_shares_the_policy_s_base_where_it_can(data, adapter
     (adapters / "reward" / "adapter_config.json").write_text(json.dumps(config))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # no process has the whole base
     assert not with_adapters(data, adapters, stage="grpo").reward_shares_base
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_a_plan_counts_a_whole_reward_model_s_weights_in_their_own_type(stage, data, tmp_path):
+    """A reward function costs nothing, and PPO's value model is the same with either."""
+    alone = inputs(stage, data, tmp_path, max_completion_length=8)
+    for dtype in (torch.float32, torch.bfloat16):
+        folder = whole_reward_model(tmp_path / str(dtype), dtype=dtype)
+        scored = replace(alone, reward=RewardArguments(reward_model_path=folder))
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        plan, without = training_plan(scored), training_plan(alone)
+        assert plan.memory.weights - without.memory.weights == size
+        assert plan.parameters == without.parameters
+        assert f"(llama, {str(dtype)[6:]}) is loaded apart" in plan.notes[-1]

@@ -25,6 +25,7 @@ from trl import (
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.folders import REPLACEMENT
+from rlhf_recipes.models.fingerprints import model_fingerprint
 from rlhf_recipes.models.loading import (
     base_path,
     open_base,
@@ -38,6 +39,7 @@ from rlhf_recipes.preferences import chosen_completions, load_prepared
 from rlhf_recipes.roles import Roles
 from rlhf_recipes.rules.values import EVALUATION_METRICS
 from rlhf_recipes.runs.checkpoints import write_manifest
+from tests.whole_reward_models import whole_reward_model
 
 # TRL announces which of its keys will be removed.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -100,6 +102,12 @@ REFUSED = [
     ("--per_device_train_batch_size 64", ONLINE, "there is nothing to train on"),
     ("--max_length 3", ("sft", "reward", "dpo"), "`max_length`"),
     ("--reward_model_path {tmp}/policy", ONLINE, "without a scalar head"),
+    ("--reward_model_path {tmp}/three_labels", ONLINE, "gives 3 numbers per text"),
+    ("--reward_model_path {tmp}/no_score", ONLINE, "is LlamaForCausalLM in its config.json"),
+    ("--reward_model_path {tmp}/no_head", ONLINE, "1 tensors are missing .* `score.weight`"),
+    ("--reward_model_path {tmp}/no_tokenizer", ONLINE, "no_tokenizer` has no tokenizer"),
+    ("--reward_model_path {tmp}/no_template", ONLINE, "neither a chat template nor a separator"),
+    ("--reward_model_path {tmp}/short", ONLINE, "alone has more than the 8 tokens that the reward"),
     ("--reward_funcs {tmp}/rule.py:none", ONLINE, "has no function `none`"),
     ("--reward_funcs {tmp}/raises.py:rule", ONLINE, "raises.py cannot be imported"),
     ("--reward_funcs {tmp}/rule.py:rule --reward_weights 1", ONLINE, "has 1 weights, and there"),
@@ -175,7 +183,23 @@ def folder(tmp_path_factory):
         whole = (tmp / name / file).read_bytes()
         (tmp / name / file).write_bytes(whole[: len(whole) // 2])
     break_weights(tmp)
+    save_whole_reward_models(tmp)
     return tmp
+
+
+def save_whole_reward_models(tmp):
+    """Write a whole reward model, and some that cannot score the data."""
+    whole_reward_model(tmp / "whole")
+    whole_reward_model(tmp / "three_labels", num_labels=3)
+    whole_reward_model(tmp / "no_template", template=None)
+    whole_reward_model(tmp / "short", max_position_embeddings=8)
+    shutil.copytree(base_path("tiny"), tmp / "no_score")
+    whole_reward_model(tmp / "no_tokenizer", "deberta-v2")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp / "no_tokenizer" / name).unlink()
+    weights = load_file(whole_reward_model(tmp / "no_head") + "/model.safetensors")
+    del weights["score.weight"]
+    save_file(weights, tmp / "no_head" / "model.safetensors", {"format": "pt"})
 
 
 def break_weights(tmp):
@@ -431,6 +455,25 @@ def test_the_record_of_a_run_counts_the_rows_that_were_used_truncated_and_droppe
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     counts = {**counts, "special_tokens": 0}
     assert record["rows"] == {"train": counts, "validation": counts}
+
+
+@pytest.mark.parametrize("stage", ONLINE)
+def test_a_run_against_a_whole_reward_model_records_which(
+    root, folder, tmp_path, monkeypatch, capsys, stage
+):
+    monkeypatch.chdir(root)
+    whole = folder / "whole"
+    start(
+        root, folder, tmp_path, stage, ["--use_cpu", "--reward_model_path", str(whole)], monkeypatch
+    )
+    note = f"The reward model `{whole}` (llama, float32) is loaded apart."
+    assert note in " ".join(capsys.readouterr().out.split())
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["recipe"]["reward_model_path"] == str(whole)
+    assert record["inputs"]["reward_model_path"] == model_fingerprint(whole)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| reward model | whole |" in card
+    assert f"| reward model's commit or fingerprint | {model_fingerprint(whole)} |" in card
 
 
 @pytest.mark.parametrize("stage", ONLINE)

@@ -206,12 +206,16 @@ def _dataset_source(run_folder: Path, record: Mapping[str, Any]) -> str | None:
 
 def _facts(record: Mapping[str, Any], source: str | None) -> dict[str, str]:
     versions = record.get("versions", {})
-    template_kwargs = record.get("recipe", {}).get("chat_template_kwargs")
+    recipe, inputs = record.get("recipe", {}), record.get("inputs", {})
+    template_kwargs = recipe.get("chat_template_kwargs")
+    reward_model = recipe.get("reward_model_path")
     facts = {
         "data": (hub_id(source) or Path(source).name) if source else None,
         "data fingerprint (sha256)": record.get("dataset_fingerprint"),
         "chat template arguments": template_kwargs and f"`{json.dumps(template_kwargs)}`",
-        "start's fingerprint (sha256)": record.get("inputs", {}).get("sft_model_path"),
+        "start's fingerprint (sha256)": inputs.get("sft_model_path"),
+        "reward model": reward_model and public_base(reward_model.partition("@")[0]),
+        "reward model's commit or fingerprint": inputs.get("reward_model_path"),
         "seed": record.get("seed"),
         "duration, seconds": record.get("duration_seconds"),
         "peak memory, GB": record.get("peak_memory_gb"),

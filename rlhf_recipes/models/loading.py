@@ -215,7 +215,7 @@ def open_classifier(model: ModelConfig, seed: int, *, dropout: bool = True) -> P
             config=classifier_config(name, kwargs["revision"]),
             quantization_config=get_quantization_config(model),
             **kwargs,
-            **({} if sharding_launched() else _on_device()),
+            **({} if sharding_launched() else on_device()),
         )
     except (OSError, ValueError) as error:
         raise RecipeError(_cannot_open("model", name, error)) from error
@@ -234,7 +234,7 @@ def open_language_model(model: ModelConfig, *, dropout: bool = True) -> PreTrain
         str(model.model_name_or_path),
         quantization_config=get_quantization_config(model),
         **init_kwargs(model),
-        **({} if sharding_launched() else _on_device()),
+        **({} if sharding_launched() else on_device()),
     )
     if not dropout:
         turn_off_dropout(base)
@@ -244,7 +244,7 @@ def open_language_model(model: ModelConfig, *, dropout: bool = True) -> PreTrain
 def open_base(name: str, **kwargs: Any) -> PreTrainedModel:
     """Open a causal language model, in float32 by default, unsharded on each process's device."""
     with unsharded():
-        return _open_language_model(name, **{"dtype": "float32", **_on_device(), **kwargs})
+        return _open_language_model(name, **{"dtype": "float32", **on_device(), **kwargs})
 
 
 def _open_language_model(name: str, **kwargs: Any) -> PreTrainedModel:
@@ -257,7 +257,7 @@ def _open_language_model(name: str, **kwargs: Any) -> PreTrainedModel:
     return model
 
 
-def _on_device() -> dict[str, Any]:
+def on_device() -> dict[str, Any]:
     """Return the argument that makes `from_pretrained` read weights onto this process's GPU.
 
     Without it each process of a machine first reads a copy into the machine's memory. Empty where

@@ -14,6 +14,7 @@ from rlhf_recipes.evaluation.collect.measuring import TOKENS_AT_ONCE
 from rlhf_recipes.evaluation.collect.provenance import Adapters
 from rlhf_recipes.inputs import Inputs
 from rlhf_recipes.models.architectures import meta_model
+from rlhf_recipes.models.classifiers import Classifier
 from rlhf_recipes.models.loading import Precision
 from rlhf_recipes.models.lora import lora_config
 from rlhf_recipes.models.merging import EXACT, ROUNDED, mergeable_layers
@@ -74,7 +75,7 @@ def training_memory(inputs: Inputs, base: PreTrainedModel, parameters: Parameter
     PEFT keeps adapters in float32. TRL's trainers compute logits in tiles, PPO those of a whole
     micro-batch. A reward model merges its adapter too: that of GRPO and PPO for the scores, that of
     the reward stage for its review. GRPO opens a second base only where the reward model is of
-    another base or precision than the policy.
+    another base or precision than the policy. A whole classifier is a second model.
 
     Args:
         base: The base model, without weights.
@@ -88,8 +89,10 @@ def training_memory(inputs: Inputs, base: PreTrainedModel, parameters: Parameter
     samples_merged = inputs.reward is None or inputs.reward.merge_for_sampling
     dtypes = EXACT if stage not in ONLINE else ROUNDED if samples_merged else ()
     merged = [merged_bytes(base, merging, precision, dtypes)]
-    scorer = inputs.reward_model
-    if scorer is not None and inputs.reward_shares_base:
+    scorer = inputs.reward_adapter
+    if inputs.reward_classifier is not None:
+        weights += classifier_bytes(inputs.reward_classifier, inputs.reward_precision)
+    elif scorer is not None and inputs.reward_shares_base:
         merged.append(merged_bytes(base, [scorer.config], precision))
     elif scorer is not None:
         other, other_precision = meta_model(scorer.base), inputs.reward_precision
@@ -116,6 +119,12 @@ def training_memory(inputs: Inputs, base: PreTrainedModel, parameters: Parameter
         kv_cache=kv_cache_bytes(sizes, sampled * longest, size),
         merged=max(merged),
     )
+
+
+def classifier_bytes(classifier: Classifier, precision: Precision) -> int:
+    """Return the bytes of a whole classifier's weights in a precision."""
+    model = classifier.meta_model()
+    return weight_bytes(model, item_bytes(precision.dtype, model.config.dtype), precision.bits)
 
 
 def evaluation_memory(

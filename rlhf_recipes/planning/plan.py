@@ -86,13 +86,14 @@ def training_plan(inputs: Inputs) -> Plan:
     check_training(inputs)
     stage, training, model, rows = inputs.stage, inputs.training, inputs.model, inputs.rows
     completions = completion_count(stage, inputs.epoch, inputs.steps, training)
-    scored = inputs.reward is not None and inputs.reward.reward_model_path is not None
+    named = inputs.reward is not None and inputs.reward.reward_model_path is not None
+    classifier = inputs.reward_classifier
     meta, parameters = stage_parameters(
         stage,
         model,
-        inputs.reward_model,
+        inputs.reward_adapter,
         has_reference=inputs.has_reference_adapter,
-        scored=scored,
+        scored=named and classifier is None,
     )
     pushed_to = training.hub_model_id or repo_name(Path(training.output_dir))
     return Plan(
@@ -115,6 +116,7 @@ def training_plan(inputs: Inputs) -> Plan:
         notes=(
             *plain_text_notes(inputs.dataset["train"], inputs.tokenizer),
             *special_token_notes(rows),
+            *([] if classifier is None else [classifier.note]),
         ),
     )
 

@@ -16,7 +16,7 @@ POLICY, VALUE, REWARD, REFERENCE = "policy", "value", "reward", "reference"
 def attach_roles(
     roles: Roles,
     tokenizer: PreTrainedTokenizerBase,
-    reward_model: str | Adapter | None,
+    reward_model: Adapter | None,
     peft_config: PeftConfig | None,
     sft_model: str | Adapter | None,
 ) -> None:
@@ -29,7 +29,7 @@ def attach_roles(
     Args:
         roles: A base without adapters.
         tokenizer: The tokenizer that all roles read the text of.
-        reward_model: A reward adapter, or its folder.
+        reward_model: A reward adapter.
         peft_config: LoRA of the policy where there is no `sft_model`.
         sft_model: The adapter that the policy starts from, or its folder.
 
@@ -55,13 +55,12 @@ def attach_roles(
             "`sft_model_path`."
         )
     if reward_model is not None:
-        reward = read_adapter(reward_model)
-        reward.check_base(base)
-        reward.check_head()
-        reward.check_tokenizer(tokenizer, "reward_model_path")
-        roles.attach_saved(REWARD, reward, trainable=False)
-        roles.attach_saved(VALUE, reward, trainable=True)
-        weight = reward.head["weight"]
+        reward_model.check_base(base)
+        reward_model.check_head()
+        reward_model.check_tokenizer(tokenizer, "reward_model_path")
+        roles.attach_saved(REWARD, reward_model, trainable=False)
+        roles.attach_saved(VALUE, reward_model, trainable=True)
+        weight = reward_model.head["weight"]
     else:
         roles.attach(VALUE, roles.adapter_config(POLICY), trainable=True)
         weight = torch.zeros(1, head_width(roles.base))

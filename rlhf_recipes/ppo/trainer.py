@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, set_
 
 from rlhf_recipes.errors import RecipeError
 from rlhf_recipes.models.adapters import Adapter
+from rlhf_recipes.models.classifiers import RewardSource, read_reward_model
 from rlhf_recipes.ppo.attaching import POLICY, REFERENCE, REWARD, VALUE, attach_roles
 from rlhf_recipes.ppo.config import PPOConfig
 from rlhf_recipes.ppo.episodes import Episodes
@@ -31,7 +32,7 @@ from rlhf_recipes.ppo.schedule import Schedule
 from rlhf_recipes.ppo.scoring import EpisodeScorer
 from rlhf_recipes.ppo.tables import Table, format_samples, rollout_metrics, write_table
 from rlhf_recipes.reward_functions import RewardFunc
-from rlhf_recipes.rewards import RewardModel
+from rlhf_recipes.rewards import RewardModel, Scorer, open_reward_model
 from rlhf_recipes.roles import Roles
 
 STATE_FILE = "ppo_state_{process}.pt"
@@ -48,8 +49,9 @@ class PPOTrainer(Trainer):
         processing_class: The tokenizer, with the chat template for conversations.
         peft_config: LoRA of the policy, unless `args.sft_model_path` gives it an adapter.
         reward_model_path: A reward adapter trained on that base, or its folder. It is the first
-            reward function, and the value model starts as its copy. Without one the value model
-            starts at 0.
+            reward function, and the value model starts as its copy. A whole classifier, a folder or
+            a Hub id (`owner/name@revision`), is loaded beside the base; the value model then
+            starts at 0, as without a reward model.
         reward_funcs: Further reward functions, as GRPOTrainer takes them.
         eval_dataset: Prompts for `evaluate`, in the form of `train_dataset`.
         sft_model: The adapter of `args.sft_model_path`, if it has been read already.
@@ -82,7 +84,7 @@ class PPOTrainer(Trainer):
         train_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         peft_config: PeftConfig | None = None,
-        reward_model_path: str | Adapter | None = None,
+        reward_model_path: str | RewardSource | None = None,
         reward_funcs: Sequence[RewardFunc] = (),
         eval_dataset: Dataset | None = None,
         *,
@@ -95,7 +97,9 @@ class PPOTrainer(Trainer):
         set_seed(args.seed)  # before LoRA's weights are drawn, as TRL's trainers do
         self.roles = Roles(model, prefix_sharing=prefix_sharing)
         start = sft_model or args.sft_model_path
-        attach_roles(self.roles, processing_class, reward_model_path, peft_config, start)
+        reward = None if reward_model_path is None else read_reward_model(reward_model_path)
+        adapter = reward if isinstance(reward, Adapter) else None
+        attach_roles(self.roles, processing_class, adapter, peft_config, start)
         self.schedule = Schedule(args, len(train_dataset))
         if args.total_episodes is not None:
             args.max_steps = self.schedule.num_steps(args.total_episodes)
@@ -107,9 +111,13 @@ class PPOTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        if reward_model_path is not None:
-            batch_size = args.per_device_train_batch_size
-            reward_model = RewardModel(self.roles, processing_class, REWARD, batch_size)
+        if reward is not None:
+            reward_model: Scorer
+            if adapter is None:
+                reward_model = open_reward_model(reward)
+            else:
+                reward_model = RewardModel(self.roles, processing_class, REWARD)
+            reward_model.batch_size = args.per_device_train_batch_size
             reward_funcs = [reward_model, *reward_funcs]
         self.worker = RolloutWorker(
             self.roles,
@@ -118,7 +126,7 @@ class PPOTrainer(Trainer):
             args,
             REFERENCE if args.sft_model_path else None,
             self.all_reduce,
-            value_from_reward_model=reward_model_path is not None,
+            value_from_reward_model=adapter is not None,
             merge_for_sampling=merge_for_sampling,
         )
         self.means = RunningMeans(self.all_reduce, args.device)

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from rlhf_recipes.errors import RecipeError
+from rlhf_recipes.models.classifiers import HUB_ID
 from rlhf_recipes.models.fingerprints import model_fingerprint
 from rlhf_recipes.models.loading import base_path
 from rlhf_recipes.preferences import dataset_fingerprint
@@ -22,7 +23,7 @@ def run_inputs(settings: Mapping[str, Any]) -> dict[str, str]:
     readers: dict[str, Callable[[Any], str | None]] = {
         "dataset_name": _data_fingerprint,
         "model_name_or_path": lambda name: base_fingerprint(name, settings.get("model_revision")),
-        "reward_model_path": model_fingerprint,
+        "reward_model_path": _reward_model_fingerprint,
         "sft_model_path": model_fingerprint,
         "chat_template": _file_fingerprint,
         "reward_funcs": _functions_fingerprint,
@@ -38,6 +39,14 @@ def base_fingerprint(name: str, revision: str | None) -> str | None:
         return model_fingerprint(opened)
     config = try_to_load_from_cache(opened, "config.json", revision=revision)
     return Path(config).parent.name if isinstance(config, str) else None
+
+
+def _reward_model_fingerprint(source: str) -> str | None:
+    """Return the fingerprint of a folder, or the commit of a whole model of the Hub."""
+    matched = HUB_ID.fullmatch(str(source))
+    if matched is None or Path(source).is_dir():
+        return model_fingerprint(source)
+    return base_fingerprint(matched["name"], matched["revision"])
 
 
 def _data_fingerprint(name: str) -> str | None:

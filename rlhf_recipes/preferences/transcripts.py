@@ -123,14 +123,16 @@ def style_of_prompt(prompt: str, *answers: str) -> Style | None:
 
 def split_turns(text: str, style: Style) -> Messages:
     """Return the messages of a transcript; UnusableRow if it does not begin with a turn."""
-    first = style.first.match(text)
-    if not first:
-        raise UnusableRow("broken_roles")
-    turns = [first[1], *style.turn.split(text[first.end() :])]
-    return [
-        {"role": role_of(speaker), "content": _content(content, style.ends)}
-        for speaker, content in zip(turns[::2], turns[1::2], strict=True)
-    ]
+    return _messages(_split(text, style), style)
+
+
+def split_pair(chosen: str, rejected: str, style: Style) -> tuple[Messages, Messages]:
+    """Return the messages of two transcripts; they share those before the completion if equal."""
+    first, second = _split(chosen, style), _split(rejected, style)
+    turns = _messages(first, style)
+    if first[:-1] == second[:-1]:
+        return turns, [*turns[:-1], *_messages(second[-2:], style)]
+    return turns, _messages(second, style)
 
 
 def complete(prompt: str, answer: str, style: Style) -> Messages:
@@ -148,6 +150,21 @@ def complete(prompt: str, answer: str, style: Style) -> Messages:
 def role_of(speaker: str) -> str:
     """Return the role of a speaker in a chat template; an unknown name is returned unchanged."""
     return ROLES.get(speaker.lower(), speaker)
+
+
+def _split(text: str, style: Style) -> list[str]:
+    """Return the speaker and the content of each turn, alternating."""
+    first = style.first.match(text)
+    if not first:
+        raise UnusableRow("broken_roles")
+    return [first[1], *style.turn.split(text[first.end() :])]
+
+
+def _messages(turns: list[str], style: Style) -> Messages:
+    return [
+        {"role": role_of(speaker), "content": _content(content, style.ends)}
+        for speaker, content in zip(turns[::2], turns[1::2], strict=True)
+    ]
 
 
 def _is_whole(style: Style, text: str) -> bool:

@@ -13,6 +13,7 @@ from rlhf_recipes.preferences.transcripts import (
     complete,
     holds_a_turn,
     role_of,
+    split_pair,
     split_turns,
     style_of_pair,
     style_of_prompt,
@@ -83,7 +84,7 @@ def _from_texts(prompt: str, chosen: str, rejected: str, values: RowValues) -> _
     if pair_style and (not prompt.strip() or (begins_a_turn(chosen) and begins_a_turn(rejected))):
         prompt_turns = _prompt_turns(prompt, set())
         first, second = (
-            _all_turns(prompt_turns, split_turns(text, pair_style)) for text in (chosen, rejected)
+            _all_turns(prompt_turns, turns) for turns in split_pair(chosen, rejected, pair_style)
         )
         return _conversation(first, second, values.system)
     style = style_of_prompt(prompt, chosen, rejected) if begins_a_turn(prompt) else None

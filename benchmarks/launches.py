@@ -62,8 +62,8 @@ def roles_of(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    base: Any = Qwen3ForCausalLM(config).to(dtype)
-    roles = Roles(base, prefix_sharing=prefix_sharing)
+    base: Any = Qwen3ForCausalLM(config)
+    roles = Roles(base.to(dtype), prefix_sharing=prefix_sharing)
     for role in ("policy", "value"):
         roles.attach(role, LoraConfig(r=4, target_modules="all-linear"), trainable=True)
     roles.attach_head("value", torch.randn(1, 64), torch.zeros(1), trainable=True)
@@ -97,8 +97,8 @@ def decoding(
     first, last = STEPS
     small, large = ((launches[d, last] - launches[d, first]) / (last - first) for d in DEPTHS)
     per_layer = (large - small) / (DEPTHS[1] - DEPTHS[0])
-    calls = attention[last] - attention[first]
-    calls = {name: n // (last - first) // DEPTHS[1] for name, n in calls.items()}
+    difference = attention[last] - attention[first]
+    calls = {name: n // (last - first) // DEPTHS[1] for name, n in difference.items()}
     others = small - DEPTHS[0] * per_layer
     return Count(per_layer, others, (syncs[last] - syncs[first]) / (last - first), calls)
 
@@ -168,10 +168,10 @@ def main() -> None:
                 count = decoding(device, tokenizer, prompts, role, dtype, dtypes)
                 print(f"| {name}, {title} | {count} |", flush=True)
         print(f"\n| one batch | {columns}\n|---|---|---|---|---|")
-        for rows, prompts in ((8, 4), (8, 1), (16, 2)):
+        for rows, different in ((8, 4), (8, 1), (16, 2)):
             for sharing in (True, False):
-                counts = training(device, tokenizer, rows, prompts, prefix_sharing=sharing)
-                title = f"{rows} rows of {prompts} prompts, {'' if sharing else 'not '}shared"
+                counts = training(device, tokenizer, rows, different, prefix_sharing=sharing)
+                title = f"{rows} rows of {different} prompts, {'' if sharing else 'not '}shared"
                 for name, count in counts.items():
                     print(f"| {title}, {name} | {count} |", flush=True)
 

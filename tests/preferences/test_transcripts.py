@@ -61,10 +61,10 @@ def test_a_pair_is_split_as_each_transcript_alone(headers: tuple[str, str]) -> N
 
 
 def test_the_messages_of_a_common_prompt_are_made_once() -> None:
-    texts = [f"\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant: {a}" for a in "ab"]
-    style = style_of_pair(*texts)
+    prompt = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
+    style = style_of_pair(f"{prompt} a", f"{prompt} b")
     assert style is not None
-    chosen, rejected = split_pair(*texts, style)
+    chosen, rejected = split_pair(f"{prompt} a", f"{prompt} b", style)
     same = [one is other for one, other in zip(chosen, rejected, strict=True)]
     assert same == [True, True, True, False]
 

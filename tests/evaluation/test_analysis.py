@@ -26,15 +26,25 @@ def leaves(data):
         yield data
 
 
+def shown_samples(output):
+    """Scores, KL and length of the samples that the report shows, from samples/."""
+    results = json.loads((output / "results" / "evaluation_results.json").read_text())
+    ids = {choice["prompt_id"] for choice in results["samples_shown"]["prompts"]}
+    for path in (output / "samples").glob("*_samples.json"):
+        for r in json.loads(path.read_text()):
+            if r["prompt_id"] in ids and r["sample_index"] == 0:
+                yield [r[key] for key in ("reward", "gold", "scores", "kl", "n_tokens") if key in r]
+
+
 def stated(output):
     """Every number of the JSON files as it may be rounded, and those inside their texts."""
     numbers, texts = [], set()
-    for path in (output / "results").glob("*.json"):
-        for leaf in leaves(json.loads(path.read_text())):
-            if isinstance(leaf, str):
-                texts |= {found.lstrip("+") for found in NUMBER.findall(leaf)}
-            elif not isinstance(leaf, bool):
-                numbers += [leaf, 100 * leaf]
+    results = [json.loads(path.read_text()) for path in (output / "results").glob("*.json")]
+    for leaf in leaves([*results, *shown_samples(output)]):
+        if isinstance(leaf, str):
+            texts |= {found.lstrip("+") for found in NUMBER.findall(leaf)}
+        elif not isinstance(leaf, bool):
+            numbers += [leaf, 100 * leaf]
     return numbers, texts
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from rlhf_recipes.arguments import parse_recipe, resolved_recipe
 from rlhf_recipes.ending import run_script
-from rlhf_recipes.evaluation import analyze, closing_table
+from rlhf_recipes.evaluation.analysis import analyze
 from rlhf_recipes.evaluation.arguments import EvaluationArguments
 from rlhf_recipes.evaluation.collect.collection import collect
 from rlhf_recipes.evaluation.collect.processes import connect_processes, from_main, is_main
 from rlhf_recipes.evaluation.collect.provenance import read_adapters
 from rlhf_recipes.evaluation.output_files import open_evaluation
+from rlhf_recipes.evaluation.report.rendering import closing_table
 from rlhf_recipes.machine import use_whole_cpu
 from rlhf_recipes.planning.plan import evaluation_plan
 

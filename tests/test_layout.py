@@ -18,7 +18,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 FOLDERS = (".", "docs", "benchmarks", "recipes/**")
 DOCUMENTS = sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.md"))
 
-LAZY = {"rlhf_recipes", "rlhf_recipes.evaluation"}
+LAZY = {"rlhf_recipes"}
 BANNED_NAMES = {"utils", "common", "helpers"}
 SHAPE = ["Expr", "Assign", "FunctionDef", "If"]
 # `_prepare_inputs` is the seam that TRL's own online trainers fill, `_attn_implementation` is what

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf_recipes.evaluation import analyze
+from rlhf_recipes.evaluation.analysis import analyze
 
 Record = dict[str, Any]
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 from matplotlib.image import imread
 
-from rlhf_recipes.evaluation import analyze, closing_table
+from rlhf_recipes.evaluation.analysis import analyze
+from rlhf_recipes.evaluation.report.rendering import closing_table
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
 
@@ -116,7 +117,7 @@ def test_the_same_samples_give_the_same_bytes_under_any_hash_seed(
     written = []
     for seed in ("1", "2", "3"):
         output = collection_in(tmp_path / seed / "out", models)
-        code = "from rlhf_recipes.evaluation import analyze; analyze('out')"
+        code = "from rlhf_recipes import analyze; analyze('out')"
         environment = os.environ | {"PYTHONHASHSEED": seed}
         subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path / seed, env=environment, check=True
@@ -149,10 +150,3 @@ def test_analysis_without_curves_gold_control_or_reward_model(tmp_path, records_
     assert not (output / "results" / "training_curves.png").exists()
     assert "Training curves" not in (output / "ANALYSIS.md").read_text()
     assert "mine" in closing_table(results)
-
-
-def test_an_unknown_name_of_the_package_is_an_attribute_error():
-    import rlhf_recipes.evaluation
-
-    with pytest.raises(AttributeError, match="no attribute 'analyse'"):
-        rlhf_recipes.evaluation.analyse  # noqa: B018

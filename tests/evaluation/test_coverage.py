@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def tie_adjusted(n, win, tie, replicates=4000):
-    """Share of Wilson intervals at n_eff, and of p ± 1.96 SE, that hold the true rate."""
+    """Fraction of Wilson intervals at n_eff, and of p ± 1.96 SE, that contain the true rate."""
     rng = np.random.default_rng(0)
     truth = win + tie / 2
     wilsons, normals = [], []
@@ -46,7 +46,7 @@ def tie_adjusted(n, win, tie, replicates=4000):
 def test_wilson_at_the_tie_adjusted_size_covers_where_the_normal_does_not(
     n, win, tie, wilsons, normals
 ):
-    # The expected shares are of 20,000 replicates; 4,000 have a standard error under 0.8 points.
+    # The expected fractions are of 20,000 replicates; 4,000 have a standard error under 0.8 points.
     found = tie_adjusted(n, win, tie)
     assert found == pytest.approx((wilsons, normals), abs=0.02)
     assert found[0] >= 0.94

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rlhf_recipes.evaluation import analyze
+from rlhf_recipes.evaluation.analysis import analyze
 from tests.evaluation.conftest import (
     log_histories,
     make_pairs,

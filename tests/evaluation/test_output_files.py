@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.evaluation import analyze
+from rlhf_recipes.evaluation.analysis import analyze
 from rlhf_recipes.evaluation.collect.journal import Journal
 from rlhf_recipes.evaluation.output_files import FINISHED, collecting_folder, open_evaluation
 from rlhf_recipes.folders import REPLACEMENT
@@ -67,7 +67,7 @@ def test_an_analysis_that_fails_leaves_the_finished_one_whole(finished):
     assert before.items() <= contents(finished).items()
 
 
-def test_new_samples_and_results_take_the_place_of_the_finished_ones_together(finished):
+def test_samples_and_results_are_replaced_together(finished):
     new = finished / "samples" / REPLACEMENT
     shutil.copytree(finished / "samples", new)
     text = (new / "ppo_samples.json").read_text().replace('"response": "', '"response": "so ')
@@ -80,7 +80,7 @@ def test_new_samples_and_results_take_the_place_of_the_finished_ones_together(fi
     assert not list(finished.rglob(REPLACEMENT))
 
 
-def test_what_was_complete_and_not_in_place_is_put_there_by_the_same_command(finished):
+def test_the_same_command_finishes_an_interrupted_replacement(finished):
     wanted = contents(finished)
     results = finished / "results"
     shutil.copytree(results, results / REPLACEMENT)
@@ -95,7 +95,7 @@ def test_what_was_complete_and_not_in_place_is_put_there_by_the_same_command(fin
     assert not open_evaluation(finished, recipe, overwrite=True)
 
 
-def test_a_command_with_another_recipe_is_not_answered_by_what_was_not_in_place(finished):
+def test_another_recipe_does_not_reuse_an_interrupted_replacement(finished):
     results = finished / "results"
     for overwrite in (False, True):
         shutil.copytree(results, results / REPLACEMENT)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from rlhf_recipes.evaluation import analyze
+from rlhf_recipes.evaluation.analysis import analyze
 from rlhf_recipes.evaluation.results import EvaluationResults
 from tests.evaluation.json_schema import json_schema
 

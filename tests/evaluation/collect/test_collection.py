@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.evaluation import analyze
+from rlhf_recipes.evaluation.analysis import analyze
 from rlhf_recipes.evaluation.collect import collection as collecting
 from rlhf_recipes.evaluation.collect.journal import Journal
 from rlhf_recipes.evaluation.collect.measuring import KLSampler

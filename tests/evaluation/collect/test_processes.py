@@ -13,7 +13,7 @@ from accelerate.utils import is_deepspeed_available
 from huggingface_hub import constants
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.evaluation import analyze
+from rlhf_recipes.evaluation.analysis import analyze
 from rlhf_recipes.evaluation.collect import collection as collecting
 from rlhf_recipes.evaluation.collect import processes
 from rlhf_recipes.evaluation.collect.provenance import read_adapters

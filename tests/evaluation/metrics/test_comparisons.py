@@ -45,7 +45,7 @@ def test_only_the_end_of_a_run_is_tested(results):
     assert results["models"]["ppo-25"]["reward"]["difference"]["p_holm"] is None
 
 
-def test_seeds_of_one_family_are_not_set_against_each_other(results):
+def test_seeds_of_one_family_are_not_compared(results):
     assert list(results["pairwise"]) == [
         "ppo-150 vs grpo-150",
         *(f"{name} vs dpo-seed{seed}" for name in ("ppo-150", "grpo-150") for seed in (1, 2, 3)),

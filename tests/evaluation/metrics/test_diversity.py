@@ -40,7 +40,7 @@ def test_a_short_text_pays_the_brevity_penalty_to_the_nearest_length():
 
 
 def brute_self_bleu(texts, i):
-    """By the definition: clipped counts against each other text, one by one."""
+    """Self-BLEU by its definition: clipped counts against each other text in turn."""
     own = texts[i]
     others = [t for j, t in enumerate(texts) if j != i]
     logs, smooth = [], 1

@@ -7,7 +7,7 @@ from scipy.special import expit
 from rlhf_recipes.evaluation.metrics.length_control import length_controlled
 
 
-def test_three_quarters_at_longer_and_one_quarter_at_shorter_are_one_half():
+def test_wins_explained_by_length_give_one_half():
     # θ = (logit .75 + logit .25) / 2 = 0; raw: 35 of 60.
     scores = np.array([1.0] * 30 + [0.0] * 10 + [1.0] * 5 + [0.0] * 15)
     found = length_controlled(scores, np.array([7.0] * 40 + [-7.0] * 20), "gold")

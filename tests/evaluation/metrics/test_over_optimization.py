@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_recipes.evaluation import analyze
+from rlhf_recipes.evaluation.analysis import analyze
 
 
 def planted(records_of, name, words, prompts=60):
@@ -29,7 +29,7 @@ def shortcut(tmp_path_factory, records_of, collection_in):
     return output
 
 
-def test_a_planted_length_shortcut_is_over_optimized_and_an_honest_policy_is_not(shortcut):
+def test_only_the_length_shortcut_is_over_optimized(shortcut):
     found = json.loads((shortcut / "results" / "evaluation_results.json").read_text())
     policies = found["over_optimization"]["policies"]
     assert policies["pad"]["over_optimized"] is True
@@ -40,7 +40,7 @@ def test_a_planted_length_shortcut_is_over_optimized_and_an_honest_policy_is_not
     assert found["models"]["honest"]["verdict"] == "better"
 
 
-def test_the_correlation_of_proxy_and_gold_turns_over_on_the_padded_answers(shortcut):
+def test_proxy_gold_correlation_is_negative_on_padded_answers(shortcut):
     results = json.loads((shortcut / "results" / "evaluation_results.json").read_text())
     found = results["over_optimization"]
     assert (
@@ -48,7 +48,7 @@ def test_the_correlation_of_proxy_and_gold_turns_over_on_the_padded_answers(shor
     )
 
 
-def test_the_padded_answers_are_suspects_and_too_long_and_the_report_says_so(shortcut):
+def test_padded_answers_are_flagged_and_reported(shortcut):
     results = json.loads((shortcut / "results" / "evaluation_results.json").read_text())
     pad = results["models"]["pad"]["failures"]
     assert pad["reward_hack_suspect"]["rate"] > 0.9 and pad["length_blow_up"]["rate"] > 0.9

@@ -3,8 +3,7 @@ import math
 import pytest
 
 from rlhf_recipes.errors import RecipeError
-from rlhf_recipes.evaluation import reward_model_errors
-from rlhf_recipes.evaluation.metrics.reward_model import near_duplicates
+from rlhf_recipes.evaluation.metrics.reward_model import near_duplicates, reward_model_errors
 
 
 def pair(margin, gap=0, chosen="a good answer", rejected="another reply", turns=1):
@@ -60,7 +59,7 @@ def test_slices_have_denominators_and_rates():
         assert sum(s.n for (slice_, _), s in slices.items() if slice_ == name) == 10
 
 
-def test_a_model_that_goes_by_length_alone_is_found_out():
+def test_a_pure_length_rule_has_balanced_accuracy_one_half():
     # It prefers the longer text always; the labels do in six of ten: right on 6 of 6 and 0 of 4.
     pairs = [pair(0.1 * gap, gap) for gap in (3, 4, 5, 6, 7, 8, -2, -3, -4, -5)]
     found = reward_model_errors(pairs).quality.length_bias

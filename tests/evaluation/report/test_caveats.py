@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from rlhf_recipes.evaluation import analyze
+from rlhf_recipes.evaluation.analysis import analyze
 from rlhf_recipes.evaluation.metrics.comparisons import PositiveControl
 from rlhf_recipes.evaluation.metrics.samples import read_samples
 from rlhf_recipes.evaluation.metrics.statistics import Estimate, Interval, outliers
@@ -29,12 +29,12 @@ def said(results, collection):
     return " ".join(caveats(results, collection))
 
 
-def test_nothing_is_said_that_does_not_hold(results, collection):
+def test_a_caveat_needs_its_condition(results, collection):
     seed, cut_off = caveats(results, collection)
     assert "One training seed" in seed and "cut off at the length limit (base 34%," in cut_off
 
 
-def test_each_caveat_is_said_where_it_holds(results, collection):
+def test_each_caveat_follows_from_its_condition(results, collection):
     lc = {"value": 0.52, "ci": (0.4, 0.6), "shift": Estimate(-0.19, Interval(-0.3, -0.1))}
     lost = PositiveControl(4, 0.8, WinRates({}), 0.6, passed=False)
     for path, changes, sentence in (
@@ -59,7 +59,7 @@ def test_prompts_that_were_trained_on_are_counted(results, collection):
     collection.facts.update(facts)
 
 
-def test_the_start_that_takes_the_place_of_base_is_named(results, collection):
+def test_an_sft_reference_is_named(results, collection):
     assert "bare_base" not in said(results, collection)
     collection.facts["reference"] = "models/sft_model"
     assert "`base` is the adapter in models/sft_model" in said(results, collection)
@@ -91,7 +91,7 @@ def one_judged(readable):
 
 @pytest.fixture(scope="module")
 def warned(tmp_path_factory, records_of, collection_in):
-    """Analyzes a collection of base, control and ppo, changed as told; returns all it left."""
+    """Analyze a changed collection of base, control and ppo; returns results and report."""
     numbers = iter(range(100))
 
     def analyzed(prompts=24, change=None, verdicts=None, **facts):
@@ -141,7 +141,7 @@ SILENT = {
 
 
 @pytest.mark.parametrize("name", SILENT)
-def test_what_would_bend_the_numbers_silently_is_said(warned, name):
+def test_silent_distortions_give_a_caveat(warned, name):
     change, sentence = SILENT[name]
     assert not any(sentence in warning for warning in warned()[0].warnings)
     results, text = warned(change=change)
@@ -171,7 +171,7 @@ def test_a_repeated_prompt_counts_once(warned):
 
 
 @pytest.mark.parametrize("prompts", [2, 5, 9])
-def test_of_few_prompts_no_direction_is_named_anywhere(warned, prompts):
+def test_fewer_than_ten_prompts_name_no_direction(warned, prompts):
     def far_apart(models):
         models["ppo"] = altered(
             models["ppo"], reward=lambda r: r["reward"] + 50, gold=lambda r: r["gold"] + 500

@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rlhf_recipes.evaluation import analyze, closing_table
+from rlhf_recipes.evaluation.analysis import analyze
 from rlhf_recipes.evaluation.metrics.training_logs import TrainingCost
+from rlhf_recipes.evaluation.report.rendering import closing_table
 
 HOSTILE = (
     "\u2028"
@@ -177,7 +178,7 @@ def test_names_from_the_data_are_no_markup(tmp_path, records_of, collection_in, 
     assert "*three*" in html
 
 
-def test_what_tells_a_reader_nothing_is_left_out(evaluated, pairs):
+def test_uninformative_columns_are_left_out(evaluated, pairs):
     """One source in all pairs, detectors that never fire, self-BLEU of one completion a prompt."""
     text = (evaluated / "ANALYSIS.md").read_text()
     assert {pair["source"] for pair in pairs} == {"demo"}

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from rlhf_recipes.evaluation import analyze
+from rlhf_recipes.evaluation.analysis import analyze
 from rlhf_recipes.evaluation.metrics.comparisons import TIE
 from rlhf_recipes.evaluation.metrics.failures import DEFINITIONS
 from rlhf_recipes.evaluation.metrics.samples import read_samples
@@ -159,7 +159,7 @@ def card(page, name):
     return page.locator("#view").get_by_role("article").filter(has=heading)
 
 
-def test_what_models_write_is_shown_to_the_letter_and_does_nothing(opened, crafted):
+def test_model_text_is_shown_verbatim_and_never_runs(opened, crafted):
     page = opened(crafted, "#prompt=11&marks=off")
     texts = page.locator("#view .text").all()
     assert [text.text_content() for text in texts].count(HOSTILE) == 2
@@ -174,7 +174,7 @@ def test_a_marked_answer_is_the_same_text(opened, crafted):
     assert page.title() == "RLHF evaluation"
 
 
-def test_the_policy_stops_what_would_get_past_the_escaping(opened, said, crafted):
+def test_the_content_security_policy_blocks_an_injected_script(opened, said, crafted):
     page = opened(crafted)
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(1)
@@ -203,7 +203,7 @@ def test_new_words_are_marked_and_d_takes_the_marks_away(opened, crafted):
     assert page.locator("#view ins").count() == 0 and "marks=off" in page.url
 
 
-def test_texts_too_long_to_be_compared_are_shown_and_said_to_be(opened, crafted):
+def test_texts_too_long_to_compare_are_shown_with_a_note(opened, crafted):
     page = opened(crafted, "#prompt=10")
     assert "too long" in card(page, "dpo").inner_text()
     assert card(page, "dpo").locator("ins").count() == 0

@@ -66,7 +66,7 @@ def rate_with(interval, p, prompts, readable=None):
 
 
 @pytest.mark.parametrize(("interval", "p", "prompts"), CASES)
-def test_better_and_worse_are_said_exactly_where_the_numbers_say_so(interval, p, prompts):
+def test_better_and_worse_need_interval_test_and_prompts(interval, p, prompts):
     sentence = say.comparison_sentence("ppo", "base", rate_with(interval, p, prompts), "gold")
     expected = truth(interval, p, prompts)
     assert says(sentence, up=r"\*\*better\*\*", down=r"\*\*worse\*\*") == expected
@@ -102,7 +102,7 @@ SIDES = list(product(INTERVALS, (0.01, 0.3)))
 
 @pytest.mark.parametrize(("proxy", "gold", "gap"), list(product(SIDES, SIDES, SIDES)))
 @pytest.mark.parametrize("prompts", [9, 64])
-def test_proxy_gold_and_gap_are_each_said_as_their_numbers_say(proxy, gold, gap, prompts):
+def test_proxy_gold_and_gap_sentences_match_their_claims(proxy, gold, gap, prompts):
     rewards, policy = policy_with(proxy, gold, gap)
     sentence = say.over_optimization_sentence("ppo", rewards, policy, prompts)
     rose = truth(proxy[0], proxy[1], prompts), truth(gold[0], gold[1], prompts)
@@ -156,7 +156,7 @@ FRONTS = list(product((0.0, 0.05, 0.5, 0.95, 1.0), (0, 1, 2, 3, 4, 6), (2, 9, 10
 
 
 @pytest.mark.parametrize(("probability", "certain", "prompts"), FRONTS)
-def test_models_are_named_as_dominating_only_if_each_is_certain(probability, certain, prompts):
+def test_only_certain_dominating_models_are_named(probability, certain, prompts):
     dominated = prompts >= 10 and 1 - probability >= 0.95
     names = [f"m{i}" for i in range(certain)] if dominated else []
     front = FrontierPoint(False, names, probability, dominated)
@@ -176,7 +176,7 @@ def test_models_are_named_as_dominating_only_if_each_is_certain(probability, cer
 
 
 @pytest.mark.parametrize(("interval", "p", "prompts"), CASES)
-def test_paths_at_one_kl_differ_only_beyond_doubt(interval, p, prompts):
+def test_sentences_of_matched_runs_need_interval_and_test(interval, p, prompts):
     ci = INTERVALS[interval]
     pair = MatchedRuns(("ppo", "dpo"), 4.0, sum(ci) / 2, ci, p, p_holm=p)
     sentence = say.matched_sentence(pair, "gold", prompts)
@@ -185,7 +185,7 @@ def test_paths_at_one_kl_differ_only_beyond_doubt(interval, p, prompts):
 
 
 @pytest.mark.parametrize(("interval", "p", "prompts"), CASES)
-def test_a_failure_is_called_more_or_less_frequent_only_beyond_doubt(interval, p, prompts):
+def test_failure_sentences_need_interval_and_test(interval, p, prompts):
     ci = INTERVALS[interval]
     base = small_results().models["base"].failures["repetition"]
     to_base = ToBase(sum(ci) / 2, ci, p, p_holm=p)
@@ -198,7 +198,7 @@ def test_a_failure_is_called_more_or_less_frequent_only_beyond_doubt(interval, p
 
 @pytest.mark.parametrize("measure", ["self_bleu_within", "entropy"])
 @pytest.mark.parametrize(("interval", "p", "prompts"), CASES)
-def test_variety_is_called_more_or_less_only_beyond_doubt(measure, interval, p, prompts):
+def test_diversity_sentences_need_interval_and_test(measure, interval, p, prompts):
     ci = INTERVALS[interval]
     tested = {"self_bleu_within": None, "entropy": None}
     tested[measure] = Variety(1.0, ci, sum(ci) / 2, ci, p, p_holm=p)

@@ -92,13 +92,13 @@ def test_a_value_that_is_not_the_default_says_why(recipe):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=short)
-def test_a_misspelt_key_is_named_with_the_right_one(recipe, tmp_path):
+def test_a_misspelled_key_is_named_with_the_right_one(recipe, tmp_path):
     text = recipe.read_text()
     key = next(iter(yaml.safe_load(text)))
-    misspelt = tmp_path / recipe.name
-    misspelt.write_text(text.replace(f"\n{key}:", f"\n{key}x:"))
+    misspelled = tmp_path / recipe.name
+    misspelled.write_text(text.replace(f"\n{key}:", f"\n{key}x:"))
     with pytest.raises(RecipeError, match=rf"`{key}x: (?s:.)*Did you mean `{key}`"):
-        parse(recipe, misspelt)
+        parse(recipe, misspelled)
 
 
 def test_there_are_the_seven_launch_configurations():
@@ -130,7 +130,7 @@ def test_a_launch_configuration_is_short_and_says_what_it_is_for(config):
     assert len(lines) <= 15
 
 
-def test_a_misspelt_launch_key_is_refused(tmp_path):
+def test_a_misspelled_launch_key_is_refused(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text('distributed_type: "NO"\nnum_proceses: 1\n')
     with pytest.raises(ValueError, match="num_proceses"):
